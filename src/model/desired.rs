@@ -1,0 +1,94 @@
+//! What is wanted: all specs with each unit's intent, holds and epochs, under a generation number.
+//!
+//! This is what is saved, and all that commands change: `opm start`, `stop`, `restart` and `apply`
+//! edit a [`Desired`] and leave the rest to the reconciler.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::name::{InstanceId, UnitName};
+use super::spec::Spec;
+use super::time::Wall;
+
+/// The desired state.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
+pub struct Desired {
+    /// Raised by every change.
+    pub generation: u64,
+    /// Every unit.
+    pub units: BTreeMap<UnitName, Unit>,
+}
+
+/// A unit as it is wanted.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Unit {
+    /// What its file says.
+    pub spec: Arc<Spec>,
+    /// The source that owns it: the directory that was applied, or `-`.
+    pub source: String,
+    /// Set by `opm start`: up although it is not enabled.
+    #[serde(default)]
+    pub started: bool,
+    /// Set by `opm stop`: down until somebody starts or releases it.
+    #[serde(default)]
+    pub hold: Option<Hold>,
+    /// Raising it asks for one restart of every instance.
+    #[serde(default)]
+    pub epoch: u64,
+    /// What is wanted of single instances beyond that.
+    #[serde(default)]
+    pub instances: BTreeMap<InstanceId, InstanceWish>,
+    /// True from its removal until its last instance is gone.
+    #[serde(default)]
+    pub removed: bool,
+}
+
+/// What is wanted of one instance beyond its unit.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
+pub struct InstanceWish {
+    /// Down until somebody starts or releases it.
+    #[serde(default)]
+    pub hold: Option<Hold>,
+    /// Added to the unit's epoch.
+    #[serde(default)]
+    pub epoch: u64,
+}
+
+/// "Stopped by hand".
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hold {
+    /// Who said so.
+    pub by: String,
+    /// Why, in their words.
+    #[serde(default)]
+    pub reason: String,
+    /// When.
+    pub at: Wall,
+}
+
+impl Unit {
+    /// A unit nobody has touched by hand.
+    pub fn new(spec: Arc<Spec>, source: String) -> Self {
+        Self {
+            spec,
+            source,
+            started: false,
+            hold: None,
+            epoch: 0,
+            instances: BTreeMap::new(),
+            removed: false,
+        }
+    }
+
+    /// The hold that keeps an instance down, if any.
+    pub fn hold_of(&self, id: &InstanceId) -> Option<&Hold> {
+        self.hold.as_ref().or_else(|| self.instances.get(id)?.hold.as_ref())
+    }
+
+    /// The epoch that a run of this instance has to serve.
+    pub fn epoch_of(&self, id: &InstanceId) -> u64 {
+        self.epoch.saturating_add(self.instances.get(id).map_or(0, |wish| wish.epoch))
+    }
+}

@@ -1,0 +1,372 @@
+//! All that can happen. An [`Event`] is the only way a fact reaches [`super::Observed`]; the ones
+//! that must outlive a crash of the supervisor are lines of the ledger, so that replaying the
+//! ledger is applying the same events again.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::name::{InstanceId, UnitName};
+use super::outcome::Outcome;
+use super::spec::{Condition, SpecHash};
+use super::time::{Monotonic, Wall};
+
+/// One life of an instance's processes: a random number, never used twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct RunId(pub u64);
+
+impl fmt::Display for RunId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+/// Who a process is within this boot and pid namespace: never mistaken for another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// Its number, which another process may have later.
+    pub pid: i32,
+    /// When the kernel started it, in clock ticks since boot: field 22 of `/proc/PID/stat`.
+    pub start: u64,
+    /// The inode of its pidfd, where that is unique (Linux 6.9 and later).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inode: Option<u64>,
+}
+
+/// What a process is for within its run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Role {
+    /// The command of `conditions`.
+    Condition,
+    /// A hook before the main process, by its place in the list.
+    PreStart(u16),
+    /// The main process.
+    Main,
+    /// A hook once the run is ready.
+    PostStart(u16),
+    /// The command that reloads.
+    Reload,
+    /// A hook before a stop that was asked for.
+    PreStop(u16),
+    /// The command of a stop step.
+    Stop(u16),
+    /// A hook after all processes are gone.
+    PostStop(u16),
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (name, place) = match self {
+            Self::Condition => ("condition command", None),
+            Self::PreStart(n) => ("pre_start", Some(n)),
+            Self::Main => ("command", None),
+            Self::PostStart(n) => ("post_start", Some(n)),
+            Self::Reload => ("reload command", None),
+            Self::PreStop(n) => ("pre_stop", Some(n)),
+            Self::Stop(n) => ("stop step", Some(n)),
+            Self::PostStop(n) => ("post_stop", Some(n)),
+        };
+        match place {
+            None => f.write_str(name),
+            Some(n) => write!(f, "{name} {}", n.saturating_add(1)),
+        }
+    }
+}
+
+/// Why a run is being ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum StopCause {
+    /// The unit is to be down: held, disabled, removed, or no longer one of the instances.
+    GoalDown,
+    /// A restart was asked for.
+    Restart,
+    /// Its definition changed.
+    Changed,
+    /// A unit it requires is going or is gone.
+    Dependency(UnitName),
+    /// A unit it requires has restarted by itself, and this one follows.
+    DependencyRestarted(UnitName),
+    /// opm is shutting down.
+    Shutdown,
+    /// Its main process ended.
+    MainEnded,
+    /// A process before or beside the main one failed.
+    HookFailed(Role),
+    /// It was not ready in time.
+    StartTimeout,
+    /// A condition does not hold.
+    ConditionUnmet(String),
+}
+
+impl StopCause {
+    /// Whether the units that require this one have to go first.
+    pub fn spreads(&self) -> bool {
+        match self {
+            Self::GoalDown
+            | Self::Restart
+            | Self::Changed
+            | Self::Dependency(_)
+            | Self::DependencyRestarted(_)
+            | Self::Shutdown => true,
+            Self::MainEnded
+            | Self::HookFailed(_)
+            | Self::StartTimeout
+            | Self::ConditionUnmet(_) => false,
+        }
+    }
+}
+
+impl fmt::Display for StopCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::GoalDown => f.write_str("it is to be down"),
+            Self::Restart => f.write_str("a restart was asked for"),
+            Self::Changed => f.write_str("its definition changed"),
+            Self::Dependency(unit) => write!(f, "it requires `{unit}`, which is not up"),
+            Self::DependencyRestarted(unit) => write!(f, "`{unit}`, which it requires, restarted"),
+            Self::Shutdown => f.write_str("opm is shutting down"),
+            Self::MainEnded => f.write_str("its main process ended"),
+            Self::HookFailed(role) => write!(f, "its {role} failed"),
+            Self::StartTimeout => f.write_str("it was not ready in time"),
+            Self::ConditionUnmet(what) => write!(f, "a condition does not hold: {what}"),
+        }
+    }
+}
+
+/// How far a stop has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Rung {
+    /// The units that need this one are still going down.
+    Dependents,
+    /// A hook before the stop runs.
+    PreStop(u16),
+    /// This step of the unit's stop settings was taken.
+    Step(u16),
+    /// Everything that is left was killed.
+    Kill,
+    /// All processes are gone; a hook after that runs.
+    PostStop(u16),
+}
+
+impl fmt::Display for Rung {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Dependents => f.write_str("waiting for units that need it"),
+            Self::PreStop(n) => write!(f, "pre_stop {}", n.saturating_add(1)),
+            Self::Step(n) => write!(f, "stop step {}", n.saturating_add(1)),
+            Self::Kill => f.write_str("killed"),
+            Self::PostStop(n) => write!(f, "post_stop {}", n.saturating_add(1)),
+        }
+    }
+}
+
+/// What an instance that wants to start waits for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Blocker {
+    /// The unit in the way.
+    pub unit: UnitName,
+    /// What it has to do.
+    pub until: Until,
+    /// Whether nothing is under way that would make it do so.
+    pub stuck: bool,
+}
+
+/// What a blocking unit has to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Until {
+    /// Come this far.
+    Is(Condition),
+    /// Go down, because of a conflict.
+    Down,
+}
+
+impl fmt::Display for Blocker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.until {
+            Until::Is(condition) => write!(f, "`{}` to be {}", self.unit, condition.as_str()),
+            Until::Down => write!(f, "`{}` to be down (conflict)", self.unit),
+        }
+    }
+}
+
+/// What follows from the end of a run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Verdict {
+    /// It is down, as it should be, or as it must be for a moment.
+    Down,
+    /// It is to start again.
+    Backoff {
+        /// Not before this time.
+        until: Monotonic,
+        /// How many automatic starts in a row this makes.
+        attempt: u32,
+    },
+    /// It has failed for good.
+    Failed {
+        /// Whether that is because it used up its starts.
+        at_limit: bool,
+    },
+    /// It has ended well, for good.
+    Done,
+    /// It was not started, because a condition does not hold.
+    Skipped {
+        /// Which one.
+        condition: String,
+    },
+}
+
+/// Something that happened to an instance.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Event {
+    /// To which one.
+    #[serde(rename = "i")]
+    pub instance: InstanceId,
+    /// When.
+    #[serde(rename = "t")]
+    pub at: Monotonic,
+    /// What.
+    #[serde(rename = "e")]
+    pub what: Happening,
+}
+
+/// What happened. Those with a run are about that run and are passed over when it is not current.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Happening {
+    /// A run began; no process exists yet.
+    Began {
+        /// The new run.
+        run: RunId,
+        /// The epoch it serves.
+        epoch: u64,
+        /// Fingerprint of what was fixed at its start.
+        hash: SpecHash,
+        /// The wall clock, for people.
+        wall: Wall,
+        /// Whether restart counters begin anew.
+        fresh: bool,
+    },
+    /// A process was let through the gate.
+    Spawned {
+        /// Of this run.
+        run: RunId,
+        /// For this purpose.
+        role: Role,
+        /// Who it is.
+        identity: Identity,
+    },
+    /// A process runs its program.
+    Execed {
+        /// Of this run.
+        run: RunId,
+        /// For this purpose.
+        role: Role,
+    },
+    /// A process ended, or could not be started.
+    Ended {
+        /// Of this run.
+        run: RunId,
+        /// For this purpose.
+        role: Role,
+        /// How.
+        outcome: Outcome,
+    },
+    /// The run's own readiness rule is met.
+    Ready {
+        /// The run.
+        run: RunId,
+    },
+    /// The run is ready and its hooks have run.
+    Up {
+        /// The run.
+        run: RunId,
+    },
+    /// The run was told to read its configuration again.
+    Reloaded {
+        /// The run.
+        run: RunId,
+    },
+    /// The run is to end.
+    StopBegan {
+        /// The run.
+        run: RunId,
+        /// Why.
+        cause: StopCause,
+    },
+    /// A stop came so far.
+    Rung {
+        /// Of this run.
+        run: RunId,
+        /// Where it stands.
+        rung: Rung,
+    },
+    /// The run's processes were counted, apart from those whose end is still to be told.
+    Tree {
+        /// The run.
+        run: RunId,
+        /// How many live.
+        left: u32,
+    },
+    /// What follows from the end of the run, or from a change of mind without one.
+    Settled {
+        /// What follows.
+        verdict: Verdict,
+    },
+    /// It would start, but for these.
+    Waits {
+        /// What is in the way.
+        on: Vec<Blocker>,
+        /// Whether restart counters begin anew when it starts.
+        fresh: bool,
+    },
+    /// The run said how it is doing.
+    Said {
+        /// The run.
+        run: RunId,
+        /// In these words.
+        status: String,
+    },
+    /// The run was found alive by the ledger and taken over.
+    Adopted {
+        /// The run.
+        run: RunId,
+    },
+    /// The ledger names processes that can be neither proven nor excluded.
+    Unproven {
+        /// The run.
+        run: RunId,
+        /// Why not.
+        why: String,
+    },
+    /// Nothing is left to be known about it.
+    Forgotten,
+}
+
+impl Happening {
+    /// Whether the fact must outlive a crash of the supervisor.
+    pub fn is_lasting(&self) -> bool {
+        match self {
+            Self::Began { .. }
+            | Self::Spawned { .. }
+            | Self::Execed { .. }
+            | Self::Ended { .. }
+            | Self::Ready { .. }
+            | Self::Up { .. }
+            | Self::Reloaded { .. }
+            | Self::StopBegan { .. }
+            | Self::Rung { .. }
+            | Self::Settled { .. }
+            | Self::Adopted { .. }
+            | Self::Forgotten => true,
+            Self::Tree { .. } | Self::Waits { .. } | Self::Said { .. } | Self::Unproven { .. } => {
+                false
+            }
+        }
+    }
+}

@@ -1,0 +1,298 @@
+//! How units hang together: who waits for whom, who is wanted at all, and loops.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::desired::Desired;
+use super::name::UnitName;
+use super::spec::{Condition, Spec};
+
+/// The target that boot brings up, where there is one.
+pub const DEFAULT_TARGET: &str = "default";
+
+/// How strongly a unit depends on another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Strength {
+    /// Order only.
+    After,
+    /// Order, and goes on without.
+    Wants,
+    /// Not up unless the other one is.
+    Requires,
+}
+
+/// One dependency, seen from the unit that has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Need {
+    /// The other unit.
+    pub unit: UnitName,
+    /// How far it must have come.
+    pub condition: Condition,
+    /// How strongly.
+    pub strength: Strength,
+}
+
+/// A unit's place in the graph.
+#[derive(Debug, Clone, Default)]
+pub struct Node {
+    /// What it is ordered after. It stops before these.
+    pub needs: Vec<Need>,
+    /// Who is ordered after it. These stop first.
+    pub dependents: Vec<(UnitName, Strength)>,
+    /// Who may not be up at the same time.
+    pub conflicts: Vec<UnitName>,
+    /// Whether anything brings it up: the default target, or being enabled, or `opm start`.
+    pub wanted: bool,
+    /// How many stages of a shutdown begin with this unit's: 1 for one that needs nobody.
+    pub depth: u32,
+}
+
+/// How all units hang together; built anew when the desired state changes.
+#[derive(Debug, Clone, Default)]
+pub struct Graph {
+    nodes: BTreeMap<UnitName, Node>,
+}
+
+impl Graph {
+    /// Works out the graph of a desired state. Dependencies on units that do not exist are kept.
+    pub fn build(desired: &Desired) -> Self {
+        let mut nodes: BTreeMap<UnitName, Node> = BTreeMap::new();
+        for unit in desired.units.values() {
+            for (from, need) in needs_of(&unit.spec) {
+                let strength = need.strength;
+                nodes
+                    .entry(need.unit.clone())
+                    .or_default()
+                    .dependents
+                    .push((from.clone(), strength));
+                nodes.entry(from).or_default().needs.push(need);
+            }
+            let name = &unit.spec.name;
+            nodes.entry(name.clone()).or_default();
+            for other in &unit.spec.relations.conflicts {
+                nodes.entry(name.clone()).or_default().conflicts.push(other.clone());
+                nodes.entry(other.clone()).or_default().conflicts.push(name.clone());
+            }
+        }
+        let mut graph = Self { nodes };
+        graph.mark_wanted(desired);
+        graph.measure_depth();
+        graph
+    }
+
+    /// A unit's place; `None` for one that nobody names.
+    pub fn node(&self, unit: &UnitName) -> Option<&Node> {
+        self.nodes.get(unit)
+    }
+
+    /// Whether anything brings the unit up.
+    pub fn is_wanted(&self, unit: &UnitName) -> bool {
+        self.node(unit).is_some_and(|node| node.wanted)
+    }
+
+    /// The units whose decisions look at this one's facts: both neighbours, and conflicts.
+    pub fn neighbours<'a>(&'a self, unit: &UnitName) -> impl Iterator<Item = &'a UnitName> + 'a {
+        self.node(unit).into_iter().flat_map(|node| {
+            let needs = node.needs.iter().map(|need| &need.unit);
+            needs.chain(node.dependents.iter().map(|(name, _)| name)).chain(&node.conflicts)
+        })
+    }
+
+    /// From the roots along `requires` and `wants`. `enabled: false` is stronger than being needed.
+    fn mark_wanted(&mut self, desired: &Desired) {
+        let is_up = |name: &UnitName| {
+            desired
+                .units
+                .get(name)
+                .is_some_and(|unit| !unit.removed && (unit.spec.enabled || unit.started))
+        };
+        let default = UnitName::parse(DEFAULT_TARGET).ok().filter(|name| is_up(name));
+        let mut queue: Vec<UnitName> = desired
+            .units
+            .iter()
+            .filter(|(name, unit)| match &default {
+                Some(default) => *name == default || unit.started,
+                None => true,
+            })
+            .map(|(name, _)| name.clone())
+            .collect();
+        while let Some(name) = queue.pop() {
+            if !is_up(&name) {
+                continue;
+            }
+            let Some(node) = self.nodes.get_mut(&name).filter(|node| !node.wanted) else {
+                continue;
+            };
+            node.wanted = true;
+            let pulled = node.needs.iter().filter(|need| need.strength > Strength::After);
+            queue.extend(pulled.map(|need| need.unit.clone()));
+        }
+    }
+
+    /// Longest path through `needs`, without recursion: units in order of readiness.
+    fn measure_depth(&mut self) {
+        let mut open: BTreeMap<UnitName, usize> =
+            self.nodes.iter().map(|(name, node)| (name.clone(), node.needs.len())).collect();
+        let mut ready: Vec<UnitName> =
+            open.iter().filter(|(_, left)| **left == 0).map(|(name, _)| name.clone()).collect();
+        while let Some(name) = ready.pop() {
+            let Some(node) = self.nodes.get_mut(&name) else { continue };
+            node.depth = node.depth.max(1);
+            let (depth, dependents) = (node.depth, node.dependents.clone());
+            for (dependent, _) in dependents {
+                if let Some(node) = self.nodes.get_mut(&dependent) {
+                    node.depth = node.depth.max(depth.saturating_add(1));
+                }
+                if let Some(left) = open.get_mut(&dependent) {
+                    *left = left.saturating_sub(1);
+                    if *left == 0 {
+                        ready.push(dependent);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Every order edge that a spec declares, as (the unit that waits, what it waits for).
+pub fn needs_of(spec: &Spec) -> impl Iterator<Item = (UnitName, Need)> + '_ {
+    let own = |list: &'_ [super::spec::Dependency], strength| {
+        let needs: Vec<_> = list
+            .iter()
+            .map(|dependency| Need {
+                unit: dependency.unit.clone(),
+                condition: dependency.condition,
+                strength,
+            })
+            .collect();
+        needs.into_iter().map(|need| (spec.name.clone(), need))
+    };
+    let relations = &spec.relations;
+    let before = relations.before.iter().map(|dependency| {
+        let need = Need {
+            unit: spec.name.clone(),
+            condition: dependency.condition,
+            strength: Strength::After,
+        };
+        (dependency.unit.clone(), need)
+    });
+    own(&relations.requires, Strength::Requires)
+        .chain(own(&relations.wants, Strength::Wants))
+        .chain(own(&relations.after, Strength::After))
+        .chain(before)
+}
+
+/// One loop in the order of these units, if there is any: each waits for the next, the last for
+/// the first.
+pub fn find_loop<'a>(specs: impl IntoIterator<Item = &'a Spec>) -> Option<Vec<UnitName>> {
+    let mut after: BTreeMap<UnitName, BTreeSet<UnitName>> = BTreeMap::new();
+    for (from, need) in specs.into_iter().flat_map(needs_of) {
+        after.entry(from).or_default().insert(need.unit);
+    }
+    // Take away what waits for nobody until nothing changes; what is left waits for one another.
+    let mut waited_by: BTreeMap<&UnitName, Vec<&UnitName>> = BTreeMap::new();
+    let mut open: BTreeMap<&UnitName, usize> = BTreeMap::new();
+    for (from, needs) in &after {
+        open.insert(from, needs.len());
+        for need in needs {
+            waited_by.entry(need).or_default().push(from);
+            open.entry(need).or_insert(0);
+        }
+    }
+    let mut free: Vec<&UnitName> =
+        open.iter().filter(|(_, left)| **left == 0).map(|(name, _)| *name).collect();
+    while let Some(name) = free.pop() {
+        open.remove(name);
+        for from in waited_by.get(name).into_iter().flatten() {
+            if let Some(left) = open.get_mut(from) {
+                *left = left.saturating_sub(1);
+                if *left == 0 {
+                    free.push(from);
+                }
+            }
+        }
+    }
+    // Every unit that is left waits for another that is left: walk until one comes again.
+    let mut path: Vec<&UnitName> = Vec::new();
+    let mut at = *open.keys().next()?;
+    loop {
+        if let Some(start) = path.iter().position(|seen| *seen == at) {
+            let mut cycle: Vec<UnitName> = path.into_iter().skip(start).cloned().collect();
+            let first = cycle.iter().enumerate().min_by_key(|(_, name)| (*name).clone());
+            let turn = first.map_or(0, |(place, _)| place);
+            cycle.rotate_left(turn);
+            return Some(cycle);
+        }
+        path.push(at);
+        at = after.get(at)?.iter().find(|need| open.contains_key(need))?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::model::desired::Unit;
+    use crate::model::spec::{Dependency, Kind};
+
+    fn name(text: &str) -> UnitName {
+        UnitName::parse(text).unwrap()
+    }
+
+    fn spec(text: &str, requires: &[&str]) -> Spec {
+        let mut spec = Spec::new(Kind::Service, name(text));
+        spec.relations.requires = requires
+            .iter()
+            .map(|unit| Dependency { unit: name(unit), condition: Condition::Ready })
+            .collect();
+        spec
+    }
+
+    fn graph(specs: Vec<Spec>) -> Graph {
+        let units = specs
+            .into_iter()
+            .map(|spec| (spec.name.clone(), Unit::new(Arc::new(spec), "-".to_owned())))
+            .collect();
+        Graph::build(&Desired { generation: 1, units })
+    }
+
+    #[test]
+    fn a_loop_is_found_and_begins_with_its_first_name() {
+        let specs = [spec("c", &["a"]), spec("a", &["b"]), spec("b", &["c"]), spec("x", &["a"])];
+        assert_eq!(find_loop(&specs), Some(vec![name("a"), name("b"), name("c")]));
+        assert_eq!(find_loop(&[spec("x", &["x"])]), Some(vec![name("x")]));
+        assert_eq!(find_loop(&[spec("a", &["b"]), spec("b", &["missing"])]), None);
+    }
+
+    #[test]
+    fn before_is_after_seen_from_the_other_side() {
+        let mut first = spec("first", &[]);
+        first.relations.before =
+            vec![Dependency { unit: name("second"), condition: Condition::Started }];
+        let graph = graph(vec![first, spec("second", &[])]);
+        let need = &graph.node(&name("second")).unwrap().needs[0];
+        assert_eq!((need.unit.as_str(), need.condition), ("first", Condition::Started));
+    }
+
+    #[test]
+    fn the_default_target_decides_what_is_wanted() {
+        let mut off = spec("off", &[]);
+        off.enabled = false;
+        let mut default = spec("default", &["web", "off"]);
+        default.kind = Kind::Target;
+        let graph =
+            graph(vec![default, spec("web", &["db"]), spec("db", &[]), spec("x", &[]), off]);
+        for (unit, wanted) in [("default", true), ("web", true), ("db", true), ("x", false)] {
+            assert_eq!(graph.is_wanted(&name(unit)), wanted, "{unit}");
+        }
+        assert!(!graph.is_wanted(&name("off")), "enabled: false is stronger than being needed");
+    }
+
+    #[test]
+    fn depth_counts_the_stages_below() {
+        let graph = graph(vec![spec("c", &["b", "a"]), spec("b", &["a"]), spec("a", &[])]);
+        for (unit, depth) in [("a", 1), ("b", 2), ("c", 3)] {
+            assert_eq!(graph.node(&name(unit)).unwrap().depth, depth, "{unit}");
+        }
+    }
+}

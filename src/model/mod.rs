@@ -1,0 +1,60 @@
+//! The nouns of opm. Everything else is about these; read this first.
+//!
+//! A **unit** is what one YAML document declares; its parsed form is a [`Spec`]. An **instance**
+//! ([`InstanceId`]) is what runs: `web`, or `web@eu` where a unit asks for several. What is wanted
+//! of all of them is [`Desired`]; what is known of them is [`Observed`]. One life of an instance's
+//! processes is a **run**.
+//!
+//! An instance is always in one [`Phase`]:
+//!
+//! ```text
+//!             begin                 ready, hooks done
+//!   Down ───────────────► Starting ───────────────► Up
+//!    ▲  Waiting (for what)   │                       │
+//!    │                       │ asked to stop, main process ended, hook failed, too slow
+//!    │ settle                ▼                       ▼
+//!    ├──────────────────── Stopping: dependents → pre_stop → steps → kill → post_stop
+//!    │ settle                                                 (only when the tree is empty)
+//!    ├─► Backoff (until) ──► begin
+//!    ├─► Failed, Done, Skipped: stay until asked, changed, or recovered
+//!    └─  Unproven: the ledger names processes that can be neither proven nor excluded; held
+//! ```
+//!
+//! - A run exists exactly in `Starting`, `Up`, `Stopping` and `Unproven`. It is over only when all
+//!   its processes are gone, and only then can the next one begin.
+//! - Facts change by an [`Event`] through [`Observed::apply`] and by nothing else. What is due is a
+//!   [`Step`]; carrying it out changes no fact until its result comes back as an event.
+//! - Nothing on this floor reads a clock, a file, the environment or a random number.
+
+mod desired;
+mod event;
+mod graph;
+mod name;
+mod observed;
+mod outcome;
+mod path;
+mod signal;
+mod spec;
+mod step;
+mod template;
+mod time;
+
+pub use desired::{Desired, Hold, InstanceWish, Unit};
+pub use event::{
+    Blocker, Event, Happening, Identity, Role, RunId, Rung, StopCause, Until, Verdict,
+};
+pub use graph::{DEFAULT_TARGET, Graph, Need, Node, Strength, find_loop, needs_of};
+pub use name::{InstanceId, NAME_BYTES_MAX, NameError, UnitName};
+pub use observed::{End, Instance, Life, Observed, Phase, Process, Run, STATUS_BYTES_MAX};
+pub use outcome::{EXIT_NEVER_STARTED, ExitMatch, Outcome, Stage, StartError};
+pub use path::FilePath;
+pub use signal::Signal;
+pub use spec::{
+    AtLimit, Command, Condition, Conditions, Dependency, EndAction, EnvFile, Hook, Hooks,
+    INSTANCES_MAX, InheritEnv, Instances, Kind, Limit, LogTarget, Logs, OnDependencyRestart,
+    Output, Process as ProcessSpec, Ready, Relations, Reload, Resource, Restart, RestartPolicy,
+    Spec, SpecHash, StartLimit, Stdin, Stop, StopAction, StopStep, StopTo,
+};
+pub use step::{Action, Reason, Step};
+pub use template::{Template, TemplateError, Variable};
+pub use time::{Monotonic, Span, SpanError, Wall};

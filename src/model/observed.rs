@@ -1,0 +1,469 @@
+//! What is known: per instance its phase, its run, and how the last one ended.
+//!
+//! [`Observed::apply`] is the one door: nothing else changes a fact. It takes every event in every
+//! phase; what an event does where is the golden table `tests/golden/phases.txt`.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use serde::{Deserialize, Serialize};
+
+use super::event::{Blocker, Event, Happening, Identity, Role, RunId, Rung, StopCause, Verdict};
+use super::name::InstanceId;
+use super::outcome::Outcome;
+use super::spec::{SpecHash, StartLimit};
+use super::time::{Monotonic, Span, Wall};
+
+/// Longest status text that a run may say about itself, in bytes; the rest is cut.
+pub const STATUS_BYTES_MAX: usize = 256;
+
+/// Everything known about all instances.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Observed {
+    instances: BTreeMap<InstanceId, Instance>,
+}
+
+/// What is known about one instance.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
+pub struct Instance {
+    /// Where it is.
+    pub phase: Phase,
+    /// Since when.
+    pub since: Monotonic,
+    /// Its run, from its beginning until its last process is gone.
+    pub run: Option<Run>,
+    /// How the last run ended.
+    pub last: Option<End>,
+    /// Automatic starts in a row.
+    pub attempt: u32,
+    /// Automatic starts since the unit was last started on purpose; for people.
+    pub restarts: u64,
+    /// When the latest runs began, oldest first, at most [`StartLimit::STARTS_MAX`].
+    pub starts: VecDeque<Monotonic>,
+    /// The epoch that the latest run served.
+    pub epoch: u64,
+    /// What was fixed at the start of the latest run.
+    pub hash: SpecHash,
+}
+
+/// Where an instance is. The phases with a run are `Starting`, `Up`, `Stopping` and `Unproven`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "kebab-case")]
+pub enum Phase {
+    /// No run, and nothing that would lead to one by itself.
+    #[default]
+    Down,
+    /// It would start, but for these.
+    Waiting {
+        /// What is in the way.
+        on: Vec<Blocker>,
+        /// Whether restart counters begin anew when it starts.
+        fresh: bool,
+    },
+    /// A run has begun and is not ready.
+    Starting,
+    /// The run is ready; a task: it runs.
+    Up,
+    /// The run is being ended.
+    Stopping {
+        /// Why.
+        cause: StopCause,
+        /// How far that is.
+        rung: Rung,
+        /// Since when it is there.
+        rung_since: Monotonic,
+    },
+    /// It will start again.
+    Backoff {
+        /// Not before this time.
+        until: Monotonic,
+    },
+    /// It has failed for good.
+    Failed {
+        /// Whether that is because it used up its starts.
+        at_limit: bool,
+    },
+    /// It has ended well, for good.
+    Done,
+    /// It was not started, because a condition does not hold.
+    Skipped {
+        /// Which one.
+        condition: String,
+    },
+    /// The ledger names processes that can be neither proven nor excluded: held.
+    Unproven {
+        /// Why not.
+        why: String,
+    },
+}
+
+impl Phase {
+    /// The word for the phase in output.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Down => "down",
+            Self::Waiting { .. } => "waiting",
+            Self::Starting => "starting",
+            Self::Up => "up",
+            Self::Stopping { .. } => "stopping",
+            Self::Backoff { .. } => "backoff",
+            Self::Failed { .. } => "failed",
+            Self::Done => "done",
+            Self::Skipped { .. } => "skipped",
+            Self::Unproven { .. } => "unproven",
+        }
+    }
+}
+
+/// One life of an instance's processes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Run {
+    /// Which one.
+    pub id: RunId,
+    /// When it began.
+    pub began: Monotonic,
+    /// The same for people.
+    pub wall: Wall,
+    /// The main process, once there is one.
+    pub main: Option<Process>,
+    /// The latest hook, condition or stop command; there is one at a time.
+    pub helper: Option<(Role, Process)>,
+    /// When its readiness rule was met.
+    pub ready: Option<Monotonic>,
+    /// When it was last told to read its configuration again.
+    pub reloaded: Option<Monotonic>,
+    /// How many of its processes live beside those with a role, as far as they were counted.
+    pub left: Option<u32>,
+    /// What it last said about itself.
+    pub status: String,
+    /// Whether it was taken over from an earlier supervisor.
+    pub adopted: bool,
+}
+
+/// A process of a run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Process {
+    /// Who it is; one that could not be made is nobody.
+    pub identity: Option<Identity>,
+    /// Where it is.
+    pub state: Life,
+}
+
+/// Where a process is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Life {
+    /// Let through the gate; its program does not run yet.
+    Born,
+    /// Its program runs since then.
+    Running(Monotonic),
+    /// It ended.
+    Ended(Outcome),
+}
+
+impl Process {
+    /// Whether its end is still to be told.
+    pub fn is_alive(&self) -> bool {
+        match self.state {
+            Life::Born | Life::Running(_) => true,
+            Life::Ended(_) => false,
+        }
+    }
+
+    /// How it ended, if it did.
+    pub fn outcome(&self) -> Option<&Outcome> {
+        match &self.state {
+            Life::Ended(outcome) => Some(outcome),
+            Life::Born | Life::Running(_) => None,
+        }
+    }
+}
+
+impl Run {
+    /// The process with this role.
+    pub fn process(&self, role: Role) -> Option<&Process> {
+        match role {
+            Role::Main => self.main.as_ref(),
+            _ => self.helper.as_ref().filter(|(helper, _)| *helper == role).map(|(_, p)| p),
+        }
+    }
+
+    fn process_mut(&mut self, role: Role) -> Option<&mut Process> {
+        match role {
+            Role::Main => self.main.as_mut(),
+            _ => self.helper.as_mut().filter(|(helper, _)| *helper == role).map(|(_, p)| p),
+        }
+    }
+
+    /// Whether a process with a role lives.
+    pub fn is_alive(&self) -> bool {
+        self.main.as_ref().is_some_and(Process::is_alive) || self.helper_alive().is_some()
+    }
+
+    /// The helper, while it lives.
+    pub fn helper_alive(&self) -> Option<Role> {
+        self.helper.as_ref().filter(|(_, process)| process.is_alive()).map(|(role, _)| *role)
+    }
+
+    /// All processes with a role, living or not.
+    pub fn processes(&self) -> impl Iterator<Item = (Role, &Process)> {
+        let main = self.main.as_ref().map(|process| (Role::Main, process));
+        let helper = self.helper.as_ref().map(|(role, process)| (*role, process));
+        main.into_iter().chain(helper)
+    }
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct End {
+    /// Which run it was.
+    pub run: RunId,
+    /// Why it was ended.
+    pub cause: StopCause,
+    /// How the process ended that decides: the main one, or the hook that failed.
+    pub outcome: Option<Outcome>,
+    /// When all its processes were gone.
+    pub at: Monotonic,
+    /// How long it had been ready, if it was.
+    pub ready_for: Option<Span>,
+}
+
+impl Observed {
+    /// What is known about an instance.
+    pub fn get(&self, id: &InstanceId) -> Option<&Instance> {
+        self.instances.get(id)
+    }
+
+    /// All instances, in order.
+    pub fn iter(&self) -> impl Iterator<Item = (&InstanceId, &Instance)> {
+        self.instances.iter()
+    }
+
+    /// The known instances of a unit, in order.
+    pub fn of_unit<'a>(
+        &'a self,
+        unit: &'a super::UnitName,
+    ) -> impl Iterator<Item = (&'a InstanceId, &'a Instance)> {
+        self.instances.range(InstanceId::single(unit)..).take_while(move |(id, _)| id.unit == *unit)
+    }
+
+    /// Takes over an instance's facts as a whole: from the first lines of a compacted ledger.
+    pub fn insert(&mut self, id: InstanceId, instance: Instance) {
+        self.instances.insert(id, instance);
+    }
+
+    /// Takes note of what happened. Returns whether any fact changed; an event about a run that is
+    /// not current, or about a process that ended already, changes none.
+    pub fn apply(&mut self, event: &Event) -> bool {
+        let Event { instance: id, at, what } = event;
+        if *what == Happening::Forgotten {
+            return self.instances.remove(id).is_some();
+        }
+        let known = self.instances.contains_key(id);
+        let instance = self.instances.entry(id.clone()).or_default();
+        let changed = instance.apply(*at, what);
+        if !known && !changed {
+            self.instances.remove(id);
+        }
+        changed
+    }
+}
+
+impl Instance {
+    fn enter(&mut self, phase: Phase, at: Monotonic) {
+        self.phase = phase;
+        self.since = at;
+    }
+
+    fn apply(&mut self, at: Monotonic, what: &Happening) -> bool {
+        match what {
+            Happening::Began { run, epoch, hash, wall, fresh } => {
+                self.begin(at, *run, *wall, *fresh);
+                (self.epoch, self.hash) = (*epoch, *hash);
+                true
+            }
+            Happening::Spawned { run, role, identity } => {
+                let process = Process { identity: Some(*identity), state: Life::Born };
+                self.with_run(*run, |run| run.set(*role, process))
+            }
+            Happening::Execed { run, role } => {
+                self.with_run(*run, |run| match run.process_mut(*role) {
+                    Some(process) if process.state == Life::Born => {
+                        process.state = Life::Running(at);
+                        true
+                    }
+                    Some(_) | None => false,
+                })
+            }
+            Happening::Ended { run, role, outcome } => {
+                self.with_run(*run, |run| run.end(*role, outcome))
+            }
+            Happening::Ready { run } => self.with_run(*run, |run| {
+                let first = run.ready.is_none();
+                run.ready.get_or_insert(at);
+                first
+            }),
+            Happening::Up { run } => self.up(*run, at),
+            Happening::Reloaded { run } => self.with_run(*run, |run| {
+                run.reloaded = Some(at);
+                true
+            }),
+            Happening::StopBegan { run, cause } => self.begin_stop(*run, cause, at),
+            Happening::Rung { run, rung } => self.take_rung(*run, *rung, at),
+            Happening::Tree { run, left } => {
+                self.with_run(*run, |run| run.left.replace(*left) != Some(*left))
+            }
+            Happening::Settled { verdict } => {
+                self.settle(at, verdict);
+                true
+            }
+            Happening::Waits { on, fresh } => {
+                let phase = Phase::Waiting { on: on.clone(), fresh: *fresh };
+                let changed = self.run.is_none() && self.phase != phase;
+                if changed {
+                    self.enter(phase, at);
+                }
+                changed
+            }
+            Happening::Said { run, status } => self.with_run(*run, |run| {
+                let end = (0..=STATUS_BYTES_MAX.min(status.len()))
+                    .rev()
+                    .find(|end| status.is_char_boundary(*end));
+                status.get(..end.unwrap_or(0)).unwrap_or_default().clone_into(&mut run.status);
+                true
+            }),
+            Happening::Adopted { run } => self.with_run(*run, |run| {
+                run.left = None;
+                !std::mem::replace(&mut run.adopted, true)
+            }),
+            Happening::Unproven { run, why } => {
+                let current = self.run.as_ref().is_some_and(|known| known.id == *run);
+                if current {
+                    self.enter(Phase::Unproven { why: why.clone() }, at);
+                }
+                current
+            }
+            Happening::Forgotten => false,
+        }
+    }
+
+    fn begin(&mut self, at: Monotonic, id: RunId, wall: Wall, fresh: bool) {
+        if fresh {
+            self.attempt = 0;
+            self.restarts = 0;
+            self.starts.clear();
+        } else {
+            self.restarts = self.restarts.saturating_add(1);
+        }
+        self.starts.push_back(at);
+        while self.starts.len() > StartLimit::STARTS_MAX as usize {
+            self.starts.pop_front();
+        }
+        self.run = Some(Run {
+            id,
+            began: at,
+            wall,
+            main: None,
+            helper: None,
+            ready: None,
+            reloaded: None,
+            left: None,
+            status: String::new(),
+            adopted: false,
+        });
+        self.enter(Phase::Starting, at);
+    }
+
+    fn up(&mut self, id: RunId, at: Monotonic) -> bool {
+        let current = self.run.as_ref().is_some_and(|run| run.id == id);
+        let starting = self.phase == Phase::Starting;
+        if current && starting {
+            self.enter(Phase::Up, at);
+        }
+        current && starting
+    }
+
+    fn begin_stop(&mut self, id: RunId, cause: &StopCause, at: Monotonic) -> bool {
+        let current = self.run.as_ref().is_some_and(|run| run.id == id);
+        let running = matches!(self.phase, Phase::Starting | Phase::Up);
+        if current && running {
+            let (cause, rung) = (cause.clone(), Rung::Dependents);
+            self.enter(Phase::Stopping { cause, rung, rung_since: at }, at);
+        }
+        current && running
+    }
+
+    fn take_rung(&mut self, id: RunId, new: Rung, at: Monotonic) -> bool {
+        if self.run.as_ref().is_none_or(|run| run.id != id) {
+            return false;
+        }
+        match &mut self.phase {
+            Phase::Stopping { rung, rung_since, .. } if *rung < new => {
+                *rung = new;
+                *rung_since = at;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// The run is over, or there was none and minds changed.
+    fn settle(&mut self, at: Monotonic, verdict: &Verdict) {
+        if let Some(run) = self.run.take() {
+            let cause = match &self.phase {
+                Phase::Stopping { cause, .. } => cause.clone(),
+                _ => StopCause::MainEnded,
+            };
+            let decisive = match cause {
+                StopCause::HookFailed(role) => run.process(role),
+                _ => run.main.as_ref(),
+            };
+            self.last = Some(End {
+                run: run.id,
+                outcome: decisive.and_then(Process::outcome).cloned(),
+                cause,
+                at,
+                ready_for: run.ready.map(|ready| at.since(ready)),
+            });
+        }
+        let phase = match verdict {
+            Verdict::Down => Phase::Down,
+            Verdict::Backoff { until, attempt } => {
+                self.attempt = *attempt;
+                Phase::Backoff { until: *until }
+            }
+            Verdict::Failed { at_limit } => Phase::Failed { at_limit: *at_limit },
+            Verdict::Done => Phase::Done,
+            Verdict::Skipped { condition } => Phase::Skipped { condition: condition.clone() },
+        };
+        self.enter(phase, at);
+    }
+
+    /// Changes the run, if it is the current one.
+    fn with_run(&mut self, id: RunId, change: impl FnOnce(&mut Run) -> bool) -> bool {
+        self.run.as_mut().filter(|run| run.id == id).is_some_and(change)
+    }
+}
+
+impl Run {
+    fn set(&mut self, role: Role, process: Process) -> bool {
+        self.left = None;
+        match role {
+            Role::Main => self.main = Some(process),
+            _ => self.helper = Some((role, process)),
+        }
+        true
+    }
+
+    /// A process ended; one that never came to be is noted as such.
+    fn end(&mut self, role: Role, outcome: &Outcome) -> bool {
+        self.left = None;
+        match self.process_mut(role) {
+            Some(process) if process.is_alive() => {
+                process.state = Life::Ended(outcome.clone());
+                true
+            }
+            Some(_) => false,
+            None => self.set(role, Process { identity: None, state: Life::Ended(outcome.clone()) }),
+        }
+    }
+}

@@ -1,0 +1,773 @@
+//! What a unit file can say, valid by construction. Every default is here.
+//!
+//! A [`Spec`] is grouped by what a change of it costs: whatever is in [`Process`] is fixed when a
+//! run starts, so that changing it restarts the run; everything else is taken over at once.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::name::{InstanceId, UnitName};
+use super::outcome::{ExitMatch, Outcome};
+use super::path::FilePath;
+use super::signal::Signal;
+use super::template::Template;
+use super::time::Span;
+
+/// Most instances of one unit. More is a sign of a wrong number, not of a plan.
+pub const INSTANCES_MAX: u32 = 1_000;
+
+/// What a unit is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// Runs until it is stopped.
+    Service,
+    /// Runs to completion, once per boot and definition.
+    Task,
+    /// A named set of units.
+    Target,
+}
+
+impl Kind {
+    /// The word for it in unit files and output.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Service => "service",
+            Self::Task => "task",
+            Self::Target => "target",
+        }
+    }
+}
+
+/// A unit, parsed, checked and with every default filled in.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Spec {
+    /// What it is.
+    pub kind: Kind,
+    /// Its name.
+    pub name: UnitName,
+    /// One line for people.
+    pub description: String,
+    /// Where to read more.
+    pub documentation: Vec<String>,
+    /// For choosing units in commands.
+    pub labels: BTreeMap<String, String>,
+    /// False: known, but down until `opm start`.
+    pub enabled: bool,
+    /// What runs; a target has none. A change restarts the run.
+    pub process: Option<Process>,
+    /// How it hangs together with other units.
+    pub relations: Relations,
+    /// What must hold for it to start at all.
+    pub conditions: Conditions,
+    /// Which instances there are.
+    pub instances: Instances,
+    /// When and how it is started again.
+    pub restart: Restart,
+    /// Which ends are successes.
+    pub success_exit: Vec<ExitMatch>,
+    /// What follows when it ended well for good.
+    pub on_success: EndAction,
+    /// What follows when it failed for good.
+    pub on_failure: EndAction,
+    /// When it ends for good, opm shuts down with its exit code.
+    pub essential: bool,
+    /// How long it may take from its start to ready.
+    pub start_timeout: Span,
+    /// How it is stopped.
+    pub stop: Stop,
+    /// How it is told to read its configuration again.
+    pub reload: Option<Reload>,
+    /// Commands round the main process.
+    pub hooks: Hooks,
+    /// Where its output goes and how much is kept, where the log keeper reads it.
+    pub logs: Logs,
+}
+
+impl Spec {
+    /// A unit of this kind in which nothing is said beyond its name.
+    pub fn new(kind: Kind, name: UnitName) -> Self {
+        let policy = match kind {
+            Kind::Service => RestartPolicy::OnFailure,
+            Kind::Task | Kind::Target => RestartPolicy::Never,
+        };
+        Self {
+            kind,
+            name,
+            description: String::new(),
+            documentation: Vec::new(),
+            labels: BTreeMap::new(),
+            enabled: true,
+            process: None,
+            relations: Relations::default(),
+            conditions: Conditions::default(),
+            instances: Instances::Count(1),
+            restart: Restart { policy, ..Restart::default() },
+            success_exit: vec![ExitMatch::Code(0)],
+            on_success: EndAction::None,
+            on_failure: EndAction::None,
+            essential: false,
+            start_timeout: Span::seconds(60),
+            stop: Stop::default(),
+            reload: None,
+            hooks: Hooks::default(),
+            logs: Logs::default(),
+        }
+    }
+
+    /// The instances the unit asks for, in order.
+    pub fn instance_ids(&self) -> Vec<InstanceId> {
+        match &self.instances {
+            Instances::Count(1) => vec![InstanceId::single(&self.name)],
+            Instances::Count(count) => (1..=*count)
+                .filter_map(|n| InstanceId::labelled(&self.name, &n.to_string()).ok())
+                .collect(),
+            Instances::Names(names) => names
+                .iter()
+                .filter_map(|name| InstanceId::labelled(&self.name, name.as_str()).ok())
+                .collect(),
+        }
+    }
+
+    /// Whether the unit asks for this instance.
+    pub fn has_instance(&self, id: &InstanceId) -> bool {
+        self.instance_index(id).is_some()
+    }
+
+    /// The instance's place in the unit's list, from 1.
+    pub fn instance_index(&self, id: &InstanceId) -> Option<u32> {
+        match (&self.instances, id.label()) {
+            (Instances::Count(1), None) => Some(1),
+            (Instances::Count(count), Some(label)) if *count != 1 => {
+                let index = label.parse::<u32>().ok()?;
+                let canonical = index.to_string() == label;
+                (canonical && (1..=*count).contains(&index)).then_some(index)
+            }
+            (Instances::Names(names), Some(label)) => {
+                let place = names.iter().position(|name| name.as_str() == label)?;
+                u32::try_from(place).ok()?.checked_add(1)
+            }
+            (Instances::Count(_) | Instances::Names(_), Some(_) | None) => None,
+        }
+    }
+
+    /// Whether this end of a run is a success.
+    pub fn is_success(&self, outcome: &Outcome) -> bool {
+        outcome.is_one_of(&self.success_exit)
+    }
+
+    /// Fingerprint of what is fixed when a run starts: two specs with the same one need no restart.
+    pub fn process_hash(&self) -> SpecHash {
+        SpecHash::of(&(self.kind, &self.process))
+    }
+
+    /// Fingerprint of the whole spec.
+    pub fn hash(&self) -> SpecHash {
+        SpecHash::of(self)
+    }
+
+    /// Whether the log keeper has to read the unit's output.
+    pub fn needs_keeper(&self) -> bool {
+        self.process.as_ref().is_some_and(|process| process.output == Output::Keeper)
+    }
+}
+
+impl Default for Spec {
+    /// What a field that an older opm did not save stands for.
+    fn default() -> Self {
+        let name = UnitName::parse("unnamed").unwrap_or_else(|_| unreachable!("a valid name"));
+        Self::new(Kind::Service, name)
+    }
+}
+
+/// 64-bit FNV-1a of a value's JSON: stable over builds, platforms and processes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(transparent)]
+pub struct SpecHash(pub u64);
+
+impl SpecHash {
+    fn of<T: Serialize>(value: &T) -> Self {
+        struct Fnv(u64);
+        impl std::io::Write for Fnv {
+            fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+                for byte in bytes {
+                    self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+                }
+                Ok(bytes.len())
+            }
+            fn flush(&mut self) -> std::io::Result<()> {
+                Ok(())
+            }
+        }
+        let mut fnv = Fnv(0xcbf2_9ce4_8422_2325);
+        match serde_json::to_writer(&mut fnv, value) {
+            Ok(()) => Self(fnv.0),
+            // A spec is plain data and the writer cannot fail; a constant would hide a change.
+            Err(error) => unreachable!("a spec has a JSON form: {error}"),
+        }
+    }
+}
+
+/// What is fixed when a run starts.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Process {
+    /// The program and its arguments.
+    pub command: Command,
+    /// The directory of the unit's file: relative paths start here.
+    pub base_dir: FilePath,
+    /// Where the program runs; the unit file's directory where nothing is said.
+    pub working_dir: Option<Template>,
+    /// Variables set for it.
+    pub env: BTreeMap<String, Template>,
+    /// Files with more variables; later ones win, `env` wins over all.
+    pub env_files: Vec<EnvFile>,
+    /// What it gets of the supervisor's own environment.
+    pub inherit_env: InheritEnv,
+    /// Its standard input.
+    pub stdin: Stdin,
+    /// Its standard output and error.
+    pub output: Output,
+    /// The user it runs as: a name or a number.
+    pub user: Option<String>,
+    /// The group it runs as: a name or a number; the user's own where nothing is said.
+    pub group: Option<String>,
+    /// Groups beside those that the user has anyway.
+    pub supplementary_groups: Vec<String>,
+    /// File mode creation mask.
+    pub umask: Option<u32>,
+    /// Resource limits.
+    pub limits: BTreeMap<Resource, Limit>,
+    /// Scheduling niceness, -20 to 19.
+    pub nice: Option<i32>,
+    /// The kernel's out-of-memory preference, -1000 to 1000.
+    pub oom_score_adjust: Option<i32>,
+    /// How the run says that it is ready.
+    pub ready: Ready,
+    /// Whether the run has a session of its own; only the command of `opm run -- CMD` has not.
+    #[serde(default = "yes", skip_serializing_if = "is_yes")]
+    pub own_session: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks with a reference")]
+fn is_yes(value: &bool) -> bool {
+    *value
+}
+
+impl Process {
+    /// A process with nothing said beyond its command.
+    pub fn new(command: Command, base_dir: FilePath) -> Self {
+        Self {
+            command,
+            base_dir,
+            working_dir: None,
+            env: BTreeMap::new(),
+            env_files: Vec::new(),
+            inherit_env: InheritEnv::All,
+            stdin: Stdin::Null,
+            output: Output::Keeper,
+            user: None,
+            group: None,
+            supplementary_groups: Vec::new(),
+            umask: None,
+            limits: BTreeMap::new(),
+            nice: None,
+            oom_score_adjust: None,
+            ready: Ready::Started,
+            own_session: true,
+        }
+    }
+}
+
+/// A program with its arguments.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Command {
+    /// Run as written; never empty.
+    Argv(Vec<Template>),
+    /// Run by `/bin/sh -c`.
+    Shell(Template),
+}
+
+/// A file of `NAME=value` lines.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EnvFile {
+    /// Which file.
+    pub path: Template,
+    /// Whether it may be missing.
+    pub optional: bool,
+}
+
+/// What a run gets of the supervisor's own environment.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum InheritEnv {
+    /// All of it.
+    All,
+    /// These variables.
+    Only(Vec<String>),
+}
+
+/// Standard input of a run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Stdin {
+    /// `/dev/null`.
+    Null,
+    /// This file.
+    File(Template),
+    /// The supervisor's own; only for the command of `opm run -- CMD`.
+    Inherit,
+}
+
+/// Standard output and error of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Output {
+    /// A FIFO that the log keeper reads; [`Logs`] says what becomes of it.
+    Keeper,
+    /// The supervisor's own.
+    Inherit,
+    /// `/dev/null`.
+    Null,
+}
+
+/// How a run says that it is ready.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Ready {
+    /// As soon as its program runs. A task is ready when it has completed.
+    Started,
+    /// By `READY=1` on the notify socket, sd_notify(3).
+    Notify,
+    /// By a newline on this descriptor.
+    Fd(u16),
+    /// This time after its program runs.
+    Delay(Span),
+    /// When this file is there, made or changed since the start.
+    File(Template),
+}
+
+/// A resource with a limit, getrlimit(2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[expect(missing_docs, reason = "the names are those of getrlimit(2) without RLIMIT_")]
+pub enum Resource {
+    As,
+    Core,
+    Cpu,
+    Data,
+    Fsize,
+    Locks,
+    Memlock,
+    Msgqueue,
+    Nice,
+    Nofile,
+    Nproc,
+    Rss,
+    Rtprio,
+    Rttime,
+    Sigpending,
+    Stack,
+}
+
+impl Resource {
+    /// Every resource with its name in unit files.
+    pub const ALL: [(&str, Self); 16] = [
+        ("as", Self::As),
+        ("core", Self::Core),
+        ("cpu", Self::Cpu),
+        ("data", Self::Data),
+        ("fsize", Self::Fsize),
+        ("locks", Self::Locks),
+        ("memlock", Self::Memlock),
+        ("msgqueue", Self::Msgqueue),
+        ("nice", Self::Nice),
+        ("nofile", Self::Nofile),
+        ("nproc", Self::Nproc),
+        ("rss", Self::Rss),
+        ("rtprio", Self::Rtprio),
+        ("rttime", Self::Rttime),
+        ("sigpending", Self::Sigpending),
+        ("stack", Self::Stack),
+    ];
+
+    /// The resource's name in unit files.
+    pub fn as_str(self) -> &'static str {
+        Self::ALL.iter().find(|(_, resource)| *resource == self).map_or("", |(name, _)| name)
+    }
+}
+
+/// A soft and a hard limit; `None` is unlimited.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limit {
+    /// What the process meets first and may raise up to the hard limit.
+    pub soft: Option<u64>,
+    /// What it may not exceed.
+    pub hard: Option<u64>,
+}
+
+/// How a unit hangs together with others.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
+#[serde(default)]
+pub struct Relations {
+    /// Ordered after these, and not up unless they are.
+    pub requires: Vec<Dependency>,
+    /// Ordered after these, and goes on without one that fails.
+    pub wants: Vec<Dependency>,
+    /// Ordered after these, where they are wanted anyway.
+    pub after: Vec<Dependency>,
+    /// Ordered before these, where they are wanted anyway.
+    pub before: Vec<Dependency>,
+    /// Never up at the same time as these.
+    pub conflicts: Vec<UnitName>,
+    /// What follows when a required unit restarted by itself.
+    pub on_dependency_restart: OnDependencyRestart,
+}
+
+/// Another unit, and how far it must have come.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Dependency {
+    /// The other unit.
+    pub unit: UnitName,
+    /// How far it must have come.
+    pub condition: Condition,
+}
+
+/// How far a unit must have come for those that are ordered after it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Condition {
+    /// Its program runs.
+    Started,
+    /// It is ready; a task: it has completed.
+    Ready,
+    /// It has ended well.
+    Completed,
+}
+
+impl Condition {
+    /// The word for it in unit files.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Started => "started",
+            Self::Ready => "ready",
+            Self::Completed => "completed",
+        }
+    }
+}
+
+/// What follows when a required unit restarted by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnDependencyRestart {
+    /// Nothing.
+    #[default]
+    Ignore,
+    /// This unit restarts too.
+    Restart,
+    /// This unit reloads.
+    Reload,
+}
+
+/// What must hold for a unit to start at all.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
+#[serde(default)]
+pub struct Conditions {
+    /// These paths exist.
+    pub path_exists: Vec<Template>,
+    /// These variables are set and not empty in the run's environment.
+    pub env: Vec<String>,
+    /// This command exits 0.
+    pub command: Option<Command>,
+}
+
+impl Conditions {
+    /// Whether there is anything to look at before a start, apart from the command.
+    pub fn is_trivial(&self) -> bool {
+        self.path_exists.is_empty() && self.env.is_empty()
+    }
+}
+
+/// Which instances a unit has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Instances {
+    /// So many, labelled from 1; exactly one has no label.
+    Count(u32),
+    /// One for each of these labels.
+    Names(Vec<UnitName>),
+}
+
+/// Which ends of a run lead to another one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RestartPolicy {
+    /// All.
+    Always,
+    /// Those that are no success.
+    OnFailure,
+    /// None.
+    Never,
+}
+
+impl RestartPolicy {
+    /// The word for it in unit files.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Always => "always",
+            Self::OnFailure => "on-failure",
+            Self::Never => "never",
+        }
+    }
+}
+
+/// When and how a unit is started again.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Restart {
+    /// Which ends lead to another run.
+    pub policy: RestartPolicy,
+    /// The wait before the first restart.
+    pub delay: Span,
+    /// By how much each further wait grows.
+    pub factor: f64,
+    /// The longest wait.
+    pub max_delay: Span,
+    /// Which part of the wait is left to chance, 0 to 1.
+    pub jitter: f64,
+    /// So long ready counts as stable: waits begin anew.
+    pub reset_after: Span,
+    /// How many starts are too many.
+    pub limit: Option<StartLimit>,
+    /// What follows at the limit.
+    pub at_limit: AtLimit,
+}
+
+impl Default for Restart {
+    fn default() -> Self {
+        Self {
+            policy: RestartPolicy::OnFailure,
+            delay: Span::millis(200),
+            factor: 2.0,
+            max_delay: Span::seconds(30),
+            jitter: 0.1,
+            reset_after: Span::seconds(10),
+            limit: None,
+            at_limit: AtLimit::Fail,
+        }
+    }
+}
+
+/// So many starts in so long a time are too many.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StartLimit {
+    /// The most starts, at most [`StartLimit::STARTS_MAX`].
+    pub starts: u32,
+    /// In this time.
+    pub within: Span,
+}
+
+impl StartLimit {
+    /// The most starts that are remembered for one instance.
+    pub const STARTS_MAX: u32 = 100;
+}
+
+/// What follows when a unit has used up its starts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AtLimit {
+    /// The unit has failed.
+    Fail,
+    /// The unit has failed, and opm shuts down.
+    Shutdown,
+    /// The unit has failed, and this one is started.
+    Start(UnitName),
+}
+
+/// What follows when a unit ended for good.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum EndAction {
+    /// Nothing.
+    None,
+    /// opm shuts down.
+    Shutdown,
+    /// This unit is started.
+    Start(UnitName),
+}
+
+/// How a unit is stopped: step by step, then by `SIGKILL` to all of it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Stop {
+    /// What is tried, in order.
+    pub steps: Vec<StopStep>,
+}
+
+impl Default for Stop {
+    fn default() -> Self {
+        Self {
+            steps: vec![StopStep {
+                action: StopAction::Signal(Signal::TERM, StopTo::All),
+                wait: Span::seconds(10),
+            }],
+        }
+    }
+}
+
+/// One thing to try.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StopStep {
+    /// What is done.
+    pub action: StopAction,
+    /// How long it may take to work; [`Span::FOREVER`]: the next step is never taken.
+    pub wait: Span,
+}
+
+/// What a stop step does.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum StopAction {
+    /// Sends a signal.
+    Signal(Signal, StopTo),
+    /// Runs a command.
+    Command(Command),
+}
+
+/// Who gets a stop signal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum StopTo {
+    /// Every process of the run.
+    All,
+    /// The main process.
+    Main,
+}
+
+/// How a unit is told to read its configuration again.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reload {
+    /// By a signal to its main process.
+    Signal(Signal),
+    /// By a command.
+    Command(Command),
+}
+
+/// Commands round the main process.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
+#[serde(default)]
+pub struct Hooks {
+    /// One after another before the main process.
+    pub pre_start: Vec<Hook>,
+    /// One after another when the run is ready.
+    pub post_start: Vec<Hook>,
+    /// One after another before a stop that was asked for.
+    pub pre_stop: Vec<Hook>,
+    /// One after another when all processes of the run are gone, however it ended.
+    pub post_stop: Vec<Hook>,
+}
+
+/// A command round the main process.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Hook {
+    /// What is run.
+    pub command: Command,
+    /// Whether its failure is passed over.
+    pub ignore_failure: bool,
+    /// As whom, where not as the unit's user.
+    pub user: Option<String>,
+}
+
+/// What the log keeper does with a unit's output.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Logs {
+    /// Where it goes.
+    pub to: LogTarget,
+    /// How large one file may become, in bytes.
+    pub max_size: u64,
+    /// How many finished files are kept.
+    pub keep: u32,
+}
+
+impl Default for Logs {
+    fn default() -> Self {
+        Self { to: LogTarget::File, max_size: 10 * 1024 * 1024, keep: 5 }
+    }
+}
+
+/// Where the log keeper writes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LogTarget {
+    /// To the instance's directory under opm's log directory, stamped.
+    File,
+    /// Only to opm's own standard output.
+    Console,
+    /// To this file, as the bytes came.
+    Path(Template),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(name: &str) -> Spec {
+        let mut spec = Spec::new(Kind::Service, UnitName::parse(name).unwrap());
+        let command = Command::Argv(vec![Template::literal("true")]);
+        spec.process = Some(Process::new(command, FilePath::from("/units")));
+        spec
+    }
+
+    #[test]
+    fn a_spec_survives_its_json() {
+        let mut spec = spec("web");
+        spec.instances = Instances::Names(vec![UnitName::parse("eu").unwrap()]);
+        let json = serde_json::to_string(&spec).unwrap();
+        assert_eq!(serde_json::from_str::<Spec>(&json).unwrap(), spec);
+    }
+
+    #[test]
+    fn a_spec_saved_without_a_field_has_its_default() {
+        let spec: Spec = serde_json::from_str(r#"{"kind":"task","name":"a"}"#).unwrap();
+        assert_eq!(spec.start_timeout, Span::seconds(60));
+        assert!(spec.enabled);
+    }
+
+    #[test]
+    fn only_what_is_fixed_at_a_start_changes_the_process_hash() {
+        let old = spec("web");
+        let mut new = old.clone();
+        new.restart.policy = RestartPolicy::Always;
+        new.stop.steps.clear();
+        new.logs.keep = 1;
+        assert_eq!(old.process_hash(), new.process_hash());
+        assert_ne!(old.hash(), new.hash());
+        if let Some(process) = &mut new.process {
+            process.env.insert("A".to_owned(), Template::literal("1"));
+        }
+        assert_ne!(old.process_hash(), new.process_hash());
+    }
+
+    #[test]
+    fn instances_are_counted_or_named() {
+        let mut spec = spec("web");
+        assert_eq!(spec.instance_ids(), [InstanceId::parse("web").unwrap()]);
+        spec.instances = Instances::Count(2);
+        let ids: Vec<String> = spec.instance_ids().iter().map(ToString::to_string).collect();
+        assert_eq!(ids, ["web@1", "web@2"]);
+        assert_eq!(spec.instance_index(&InstanceId::parse("web@2").unwrap()), Some(2));
+        for other in ["web", "web@3", "web@0", "web@02"] {
+            assert!(!spec.has_instance(&InstanceId::parse(other).unwrap()), "{other}");
+        }
+        spec.instances =
+            Instances::Names(vec![UnitName::parse("eu").unwrap(), UnitName::parse("us").unwrap()]);
+        assert_eq!(spec.instance_index(&InstanceId::parse("web@us").unwrap()), Some(2));
+    }
+}

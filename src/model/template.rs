@@ -1,0 +1,219 @@
+//! Texts of a unit file in which `${…}` stands for something that is known only at the start.
+//!
+//! Only `${…}` is special: `$`, `%`, quotes and back-slashes are themselves, and `$${` writes a
+//! literal `${`. A template is checked when it is read, so that filling it in cannot fail.
+
+use std::ffi::{OsStr, OsString};
+use std::fmt;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// What a `${…}` may name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Variable {
+    /// `${env:NAME}` or `${env:NAME:-default}`: from the supervisor's environment at its start.
+    Env {
+        /// The variable's name.
+        name: String,
+        /// What stands for it where it is not set.
+        default: String,
+    },
+    /// `${unit.name}`.
+    UnitName,
+    /// `${unit.dir}`: the directory of the unit's file.
+    UnitDir,
+    /// `${instance}`: the instance's label; `1` for the only one.
+    Instance,
+    /// `${instance.index}`: the instance's place in the unit's list, from 1.
+    InstanceIndex,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Part {
+    Literal(String),
+    Variable(Variable),
+}
+
+/// A checked text with places to fill in.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Template {
+    raw: String,
+    parts: Vec<Part>,
+}
+
+/// Why a text is not a template: what is wrong, and the byte at which the `${` begins.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TemplateError {
+    /// Byte offset of the `${` in the text.
+    pub at: usize,
+    /// What is wrong with it.
+    pub problem: String,
+}
+
+impl fmt::Display for TemplateError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.problem)
+    }
+}
+
+impl std::error::Error for TemplateError {}
+
+impl Template {
+    /// Reads a text, checking every `${…}` in it.
+    pub fn parse(raw: &str) -> Result<Self, TemplateError> {
+        let mut parts = Vec::new();
+        let mut literal = String::new();
+        let mut at = 0;
+        while let Some(rest) = raw.get(at..).filter(|rest| !rest.is_empty()) {
+            if rest.starts_with("$${") {
+                literal.push_str("${");
+                at += 3;
+            } else if let Some(body) = rest.strip_prefix("${") {
+                let Some((inside, _)) = body.split_once('}') else {
+                    return Err(TemplateError {
+                        at,
+                        problem: "`${` without `}`; write `$${` for a literal `${`".to_owned(),
+                    });
+                };
+                let variable = variable(inside).map_err(|problem| TemplateError { at, problem })?;
+                if !literal.is_empty() {
+                    parts.push(Part::Literal(std::mem::take(&mut literal)));
+                }
+                parts.push(Part::Variable(variable));
+                at += inside.len() + 3;
+            } else {
+                let length = rest.chars().next().map_or(1, char::len_utf8);
+                literal.push_str(rest.get(..length).unwrap_or_default());
+                at += length;
+            }
+        }
+        if !literal.is_empty() {
+            parts.push(Part::Literal(literal));
+        }
+        Ok(Self { raw: raw.to_owned(), parts })
+    }
+
+    /// A text in which nothing is special.
+    pub fn literal(text: &str) -> Self {
+        let parts = vec![Part::Literal(text.to_owned())];
+        Self { raw: text.replace("${", "$${"), parts }
+    }
+
+    /// The text as it was written.
+    pub fn raw(&self) -> &str {
+        &self.raw
+    }
+
+    /// The text with every place filled in by `value`.
+    pub fn fill<'a>(&'a self, value: &dyn Fn(&'a Variable) -> OsString) -> OsString {
+        let mut text = OsString::new();
+        for part in &self.parts {
+            match part {
+                Part::Literal(literal) => text.push(OsStr::new(literal)),
+                Part::Variable(variable) => text.push(value(variable)),
+            }
+        }
+        text
+    }
+
+    /// Whether the text depends on the instance.
+    pub fn names_instance(&self) -> bool {
+        self.parts.iter().any(|part| match part {
+            Part::Variable(Variable::Instance | Variable::InstanceIndex) => true,
+            Part::Literal(_) | Part::Variable(_) => false,
+        })
+    }
+}
+
+/// The variable between `${` and `}`.
+fn variable(inside: &str) -> Result<Variable, String> {
+    if let Some(rest) = inside.strip_prefix("env:") {
+        let (name, default) = rest.split_once(":-").unwrap_or((rest, ""));
+        if name.is_empty() || name.contains(['=', ':']) {
+            return Err(format!("`${{{inside}}}` names no environment variable"));
+        }
+        return Ok(Variable::Env { name: name.to_owned(), default: default.to_owned() });
+    }
+    match inside {
+        "unit.name" => Ok(Variable::UnitName),
+        "unit.dir" => Ok(Variable::UnitDir),
+        "instance" => Ok(Variable::Instance),
+        "instance.index" => Ok(Variable::InstanceIndex),
+        "unit.state_dir" | "unit.runtime_dir" | "unit.logs_dir" | "unit.cache_dir" => {
+            Err(format!("`${{{inside}}}` is not supported yet"))
+        }
+        _ => Err(format!(
+            "unknown variable `${{{inside}}}`; known are env:NAME, env:NAME:-default, unit.name, \
+             unit.dir, instance, instance.index (write `$${{` for a literal `${{`)"
+        )),
+    }
+}
+
+impl fmt::Debug for Template {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.raw)
+    }
+}
+
+impl fmt::Display for Template {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.raw)
+    }
+}
+
+impl Serialize for Template {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.raw)
+    }
+}
+
+impl<'de> Deserialize<'de> for Template {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let raw = String::deserialize(deserializer)?;
+        Self::parse(&raw).map_err(serde::de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn filled(raw: &str) -> String {
+        let template = Template::parse(raw).unwrap();
+        template.fill(&|variable| format!("<{variable:?}>").into()).into_string().unwrap()
+    }
+
+    #[test]
+    fn only_dollar_brace_is_special() {
+        for raw in ["a%2Bb%%c %(x)s $HOME `id` \\n 'q' \"d\" #h", "$", "$$", "{}", "ü$"] {
+            assert_eq!(filled(raw), raw);
+        }
+        assert_eq!(filled("$${Y} $$${Z}"), "${Y} $${Z}");
+        assert_eq!(Template::literal("a ${x} $").fill(&|_| OsString::new()), "a ${x} $");
+    }
+
+    #[test]
+    fn variables_are_filled_in() {
+        assert_eq!(filled("p=${unit.name}-${instance}!"), "p=<UnitName>-<Instance>!");
+        assert_eq!(
+            filled("${env:A}${env:B:-x:-y}"),
+            "<Env { name: \"A\", default: \"\" }><Env { name: \"B\", default: \"x:-y\" }>"
+        );
+    }
+
+    #[test]
+    fn a_wrong_variable_is_refused_where_it_stands() {
+        for (raw, at) in [("ab${", 2), ("${x}", 0), ("ü ${env:}", 3), ("${unit.state_dir}", 0)] {
+            assert_eq!(Template::parse(raw).unwrap_err().at, at, "{raw}");
+        }
+    }
+
+    #[test]
+    fn a_template_travels_as_it_was_written() {
+        for raw in ["plain", "$${x} ${instance}"] {
+            let template = Template::parse(raw).unwrap();
+            let json = serde_json::to_string(&template).unwrap();
+            assert_eq!(serde_json::from_str::<Template>(&json).unwrap(), template);
+        }
+    }
+}
