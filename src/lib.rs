@@ -14,4 +14,13 @@
 //! A floor uses the floors below it and nothing else; `tests/tidy.rs` holds them to it. The library
 //! exists for the binary, the tests and the fuzz targets: it is no stable interface.
 
+pub mod cli;
+pub mod config;
+pub mod daemon;
+pub mod keeper;
+pub mod logs;
 pub mod model;
+pub mod plan;
+pub mod protocol;
+pub mod supervisor;
+pub mod system;

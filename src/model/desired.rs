@@ -9,7 +9,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::name::{InstanceId, UnitName};
-use super::spec::Spec;
+use super::spec::{Spec, SpecHash};
 use super::time::Wall;
 
 /// The desired state.
@@ -28,6 +28,9 @@ pub struct Unit {
     pub spec: Arc<Spec>,
     /// The source that owns it: the directory that was applied, or `-`.
     pub source: String,
+    /// Fingerprint of what is fixed when a run starts. It is kept for as long as that part of the
+    /// spec is equal, so that an opm that writes specs otherwise restarts nothing.
+    pub hash: SpecHash,
     /// Set by `opm start`: up although it is not enabled.
     #[serde(default)]
     pub started: bool,
@@ -72,6 +75,7 @@ impl Unit {
     /// A unit nobody has touched by hand.
     pub fn new(spec: Arc<Spec>, source: String) -> Self {
         Self {
+            hash: spec.process_hash(),
             spec,
             source,
             started: false,

@@ -1,0 +1,172 @@
+//! Talking to the daemon.
+
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+
+use serde_json::{Value, json};
+
+use super::args::Global;
+use super::{Error, Exit, output};
+use crate::model::Span;
+use crate::protocol::{Call, Decoder, REPLY_BYTES_MAX, Reply};
+use crate::supervisor::Row;
+use crate::system::{Dirs, SOCKET_PATH_MAX};
+
+/// The directories that a command means.
+pub(super) fn dirs(global: &Global) -> Dirs {
+    match &global.root {
+        Some(root) => {
+            // A relative one is the caller's, and the daemon has another directory.
+            let root = std::path::absolute(root).unwrap_or_else(|_| root.clone());
+            Dirs::under(&root)
+        }
+        None => Dirs::of_scope(&|name| std::env::var_os(name).map(PathBuf::from)),
+    }
+}
+
+/// A connection to the daemon.
+pub(super) struct Client {
+    stream: UnixStream,
+    decoder: Decoder,
+}
+
+impl Client {
+    /// Connects; `None` where no daemon listens.
+    pub(super) fn try_connect(global: &Global) -> Result<Option<Self>, Error> {
+        let path = dirs(global).where_found().socket();
+        let length = path.as_os_str().len();
+        if length > SOCKET_PATH_MAX {
+            let message = format!(
+                "cannot connect to `{}`: its path has {length} bytes, and the kernel allows \
+                 {SOCKET_PATH_MAX}; use a shorter --root",
+                path.display()
+            );
+            return Err(Error::new(Exit::Refused, message));
+        }
+        match UnixStream::connect(&path) {
+            Ok(stream) => Ok(Some(Self { stream, decoder: Decoder::new(REPLY_BYTES_MAX) })),
+            Err(error) => match error.kind() {
+                ErrorKind::NotFound | ErrorKind::ConnectionRefused => Ok(None),
+                kind => {
+                    let exit = if kind == ErrorKind::PermissionDenied {
+                        Exit::Refused
+                    } else {
+                        Exit::NoDaemon
+                    };
+                    let reason = crate::system::plain(&error.to_string());
+                    let message = format!("cannot connect to `{}`: {reason}", path.display());
+                    Err(Error::new(exit, message))
+                }
+            },
+        }
+    }
+
+    /// Connects, or says that no daemon runs.
+    pub(super) fn connect(global: &Global) -> Result<Self, Error> {
+        Self::try_connect(global)?.ok_or_else(|| {
+            let socket = dirs(global).socket();
+            let message = format!(
+                "no daemon runs (nobody listens on `{}`); start one with `opm daemon` or \
+                 `opm apply`",
+                socket.display()
+            );
+            Error::new(Exit::NoDaemon, message)
+        })
+    }
+
+    fn send(&mut self, call: &Call) -> Result<(), Error> {
+        self.stream.write_all(&call.encode()).map_err(|error| lost(&error.to_string()))
+    }
+
+    /// The next reply to what was asked last.
+    pub(super) fn receive(&mut self) -> Result<Reply, Error> {
+        let mut buffer = vec![0u8; 64 * 1024];
+        loop {
+            match self.decoder.next().map_err(|error| lost(&error.to_string()))? {
+                Some(message) => return Reply::parse(&message).map_err(|error| lost(&error)),
+                None => match self.stream.read(&mut buffer) {
+                    Ok(0) => return Err(lost("it closed the connection")),
+                    Ok(length) => self.decoder.push(buffer.get(..length).unwrap_or_default()),
+                    Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                    Err(error) => return Err(lost(&error.to_string())),
+                },
+            }
+        }
+    }
+
+    /// Asks, and takes the one reply.
+    pub(super) fn call(&mut self, method: &str, parameters: Value) -> Result<Value, Error> {
+        self.send(&Call::control(method, parameters))?;
+        let reply = self.receive()?;
+        result(reply)
+    }
+
+    /// Asks for everything that happens from now on.
+    pub(super) fn follow(&mut self, method: &str, parameters: Value) -> Result<(), Error> {
+        self.send(&Call::control(method, parameters).with_more())
+    }
+
+    /// Waits until instances are somewhere; tells of every change on the way.
+    pub(super) fn wait(
+        &mut self,
+        units: &[String],
+        condition: &str,
+        timeout: Option<Span>,
+        progress: &mut dyn FnMut(&[Row]),
+    ) -> Result<Waited, Error> {
+        let timeout = timeout.map(Span::as_millis_up);
+        let parameters = json!({ "units": units, "condition": condition, "timeout_ms": timeout });
+        self.follow("Wait", parameters)?;
+        loop {
+            let reply = self.receive()?;
+            let continues = reply.continues;
+            let value = result(reply)?;
+            let rows = rows(&value);
+            if continues {
+                progress(&rows);
+                continue;
+            }
+            let end = value.get("result").and_then(Value::as_str).unwrap_or_default().to_owned();
+            return Ok(Waited { end, rows });
+        }
+    }
+}
+
+/// How a wait ended.
+pub(super) struct Waited {
+    /// `reached`, `failed` or `timeout`.
+    pub(super) end: String,
+    /// How the instances were then.
+    pub(super) rows: Vec<Row>,
+}
+
+/// The instances of a reply.
+pub(super) fn rows(value: &Value) -> Vec<Row> {
+    let list = value.get("instances").cloned().unwrap_or_default();
+    serde_json::from_value(list).unwrap_or_default()
+}
+
+fn lost(reason: &str) -> Error {
+    Error::new(Exit::NoDaemon, format!("lost the daemon: {reason}"))
+}
+
+/// The result of a reply, or its error with the exit code that goes with it.
+pub(super) fn result(reply: Reply) -> Result<Value, Error> {
+    let Some(error) = reply.error else { return Ok(reply.parameters) };
+    let text = |name: &str| {
+        reply.parameters.get(name).and_then(Value::as_str).unwrap_or_default().to_owned()
+    };
+    let name = error.rsplit('.').next().unwrap_or_default();
+    Err(match name {
+        "BadUnits" => {
+            output::note(text("text").trim_end());
+            Error::new(Exit::Bad, "")
+        }
+        "PermissionDenied" => {
+            Error::new(Exit::Refused, "only root and the daemon's own user may do this")
+        }
+        "NoSuchUnit" | "Refused" => Error::new(Exit::Refused, text("reason")),
+        _ => Error::new(Exit::Failed, format!("{error}: {}", reply.parameters)),
+    })
+}

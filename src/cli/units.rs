@@ -1,0 +1,234 @@
+//! Commands that change what is wanted: `start`, `stop`, `restart` and their kin.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+
+use super::args::{Change, Global, Kill, Names, Stop, Waiting};
+use super::client::{Client, dirs};
+use super::{Error, Exit, Outcome, logs, output};
+use crate::model::Span;
+use crate::supervisor::Row;
+
+/// Lines of a failed unit's log that are shown with its failure.
+const LAST_LINES: usize = 5;
+
+/// `opm start`.
+pub(super) fn start(global: &Global, args: &Change) -> Outcome {
+    change(global, "Start", json!({ "units": args.units }), args, "settled")
+}
+
+/// `opm stop`.
+pub(super) fn stop(global: &Global, args: &Stop) -> Outcome {
+    let parameters = json!({ "units": args.change.units, "reason": args.reason });
+    change(global, "Stop", parameters, &args.change, "down")
+}
+
+/// `opm restart`.
+pub(super) fn restart(global: &Global, args: &Change) -> Outcome {
+    change(global, "Restart", json!({ "units": args.units }), args, "settled")
+}
+
+fn change(
+    global: &Global,
+    method: &str,
+    parameters: Value,
+    args: &Change,
+    condition: &str,
+) -> Outcome {
+    let mut client = Client::connect(global)?;
+    client.call(method, parameters)?;
+    let Waiting { no_wait, timeout, .. } = args.waiting;
+    if no_wait {
+        return Ok(Exit::Done);
+    }
+    wait_settled(global, &mut client, &args.units, condition, timeout)
+}
+
+/// Waits, showing who waits for what; then says what did not get where it should.
+pub(super) fn wait_settled(
+    global: &Global,
+    client: &mut Client,
+    units: &[String],
+    condition: &str,
+    timeout: Option<Span>,
+) -> Outcome {
+    let mut progress = Progress::new(global);
+    let waited = client.wait(units, condition, timeout, &mut |rows| progress.show(rows))?;
+    progress.end();
+    if waited.end == "timeout" {
+        let open = waited.rows.iter().filter(|row| !row.settled);
+        let names: Vec<String> =
+            open.map(|row| format!("{} ({})", row.instance, row.phase)).collect();
+        let message = format!("not finished in time, and still going on: {}", names.join(", "));
+        return Err(Error::new(Exit::TimedOut, message));
+    }
+    if condition == "down" {
+        return Ok(Exit::Done);
+    }
+    report(global, &waited.rows)
+}
+
+/// Says which of these wanted instances failed, each root cause once, with its last words.
+fn report(global: &Global, rows: &[Row]) -> Outcome {
+    let failed: Vec<&Row> = rows
+        .iter()
+        .filter(|row| row.wanted && !matches!(row.phase.as_str(), "up" | "done" | "skipped"))
+        .collect();
+    for row in &failed {
+        let why = if row.why.is_empty() { "no reason is known" } else { &row.why };
+        let phase = if row.phase == "backoff" { "to be restarted" } else { &row.phase };
+        output::error(&format!("`{}` is {phase}: {}", row.instance, output::plain(why)));
+        if matches!(row.phase.as_str(), "failed" | "backoff") {
+            for line in logs::last_lines(&dirs(global).where_found(), &row.instance, LAST_LINES) {
+                output::note(&format!("    {} | {}", row.instance, output::plain(&line)));
+            }
+        }
+    }
+    Ok(if failed.is_empty() { Exit::Done } else { Exit::Failed })
+}
+
+/// What is under way: on a terminal a line that changes, elsewhere a line for each change.
+struct Progress {
+    silent: bool,
+    terminal: bool,
+    shown: BTreeMap<String, String>,
+    drawn: bool,
+}
+
+impl Progress {
+    fn new(global: &Global) -> Self {
+        let terminal = output::stderr_is_terminal();
+        Self { silent: global.json, terminal, shown: BTreeMap::new(), drawn: false }
+    }
+
+    fn show(&mut self, rows: &[Row]) {
+        if self.silent {
+            return;
+        }
+        if self.terminal {
+            let done = rows.iter().filter(|row| row.settled).count();
+            let open: Vec<String> = rows
+                .iter()
+                .filter(|row| !row.settled)
+                .take(3)
+                .map(|row| format!("{} {} {}", row.instance, row.phase, output::plain(&row.why)))
+                .collect();
+            let line: String =
+                format!("{done}/{} {}", rows.len(), open.join("; ")).chars().take(100).collect();
+            draw(&format!("\r\x1b[K{line}"));
+            self.drawn = true;
+            return;
+        }
+        for row in rows {
+            let state = if row.phase == "waiting" {
+                format!("{} ({})", row.phase, row.why)
+            } else {
+                row.phase.clone()
+            };
+            if self.shown.get(&row.instance) != Some(&state) {
+                output::note(&format!("{}: {}", row.instance, output::plain(&state)));
+                self.shown.insert(row.instance.clone(), state);
+            }
+        }
+    }
+
+    fn end(&mut self) {
+        if self.drawn {
+            draw("\r\x1b[K");
+        }
+    }
+}
+
+fn draw(text: &str) {
+    use std::io::Write;
+    let mut err = std::io::stderr();
+    if let Err(error) = err.write_all(text.as_bytes()).and_then(|()| err.flush()) {
+        log::trace!("nobody looks: {error}");
+    }
+}
+
+/// `opm reload`.
+pub(super) fn reload(global: &Global, args: &Names) -> Outcome {
+    Client::connect(global)?.call("Reload", json!({ "units": args.units }))?;
+    Ok(Exit::Done)
+}
+
+/// `opm release`.
+pub(super) fn release(global: &Global, args: &Names) -> Outcome {
+    Client::connect(global)?.call("Release", json!({ "units": args.units }))?;
+    Ok(Exit::Done)
+}
+
+/// `opm kill`.
+pub(super) fn kill(global: &Global, args: &Kill) -> Outcome {
+    let parameters = json!({ "units": args.units, "signal": args.signal, "all": args.all });
+    let reply = Client::connect(global)?.call("Kill", parameters)?;
+    let reached = reply.get("instances").and_then(Value::as_array).map_or(0, Vec::len);
+    if reached == 0 {
+        output::note("opm: none of them runs; nothing was signalled");
+    }
+    Ok(Exit::Done)
+}
+
+/// `opm save`.
+pub(super) fn save(global: &Global) -> Outcome {
+    let reply = Client::connect(global)?.call("Save", json!({}))?;
+    if global.json {
+        output::json(&reply)?;
+    } else {
+        let generation = reply.get("generation").and_then(Value::as_u64).unwrap_or(0);
+        output::line(&format!("saved, generation {generation}"))?;
+    }
+    Ok(Exit::Done)
+}
+
+/// `opm restore`: a daemon that runs has restored already, so that there is nothing to do.
+pub(super) fn restore(global: &Global) -> Outcome {
+    use crate::daemon::Started;
+    let mut client = match Client::try_connect(global)? {
+        Some(client) => client,
+        None => match super::serve::start(super::serve::background(global, None, None))? {
+            Started::Over(_) => return Err(Error::new(Exit::Done, "")),
+            Started::Failed(reason) => {
+                return Err(Error::new(Exit::Failed, format!("cannot start the daemon: {reason}")));
+            }
+            Started::Running | Started::Already(_) => Client::connect(global)?,
+        },
+    };
+    let reply = client.call("Restore", json!({}))?;
+    if global.json {
+        output::json(&reply)?;
+        return Ok(Exit::Done);
+    }
+    let generation = reply.get("generation").and_then(Value::as_u64).unwrap_or(0);
+    let pending: Vec<String> =
+        serde_json::from_value(reply.get("pending").cloned().unwrap_or_default())
+            .unwrap_or_default();
+    if pending.is_empty() {
+        output::line(&format!("no change, generation {generation}"))?;
+    } else {
+        output::line(&format!("under way, generation {generation}: {}", pending.join(", ")))?;
+    }
+    Ok(Exit::Done)
+}
+
+/// `opm reexec`.
+pub(super) fn reexec(global: &Global) -> Outcome {
+    Client::connect(global)?.call("Reexec", json!({}))?;
+    // The new program listens on a new socket, under the same name.
+    let info = Client::connect(global)?.call("Info", json!({}))?;
+    let version = info.get("version").and_then(Value::as_str).unwrap_or_default();
+    let pid = info.get("pid").and_then(Value::as_u64).unwrap_or(0);
+    output::line(&format!("opm {version} goes on as process {pid}"))?;
+    Ok(Exit::Done)
+}
+
+/// `opm shutdown`: returns when the daemon is gone.
+pub(super) fn shutdown(global: &Global) -> Outcome {
+    let mut client = Client::connect(global)?;
+    client.call("Shutdown", json!({}))?;
+    // The daemon closes the connection when it is over.
+    while client.receive().is_ok() {}
+    Ok(Exit::Done)
+}

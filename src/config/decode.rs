@@ -1,0 +1,219 @@
+//! One tree -> one spec, or every mistake in it.
+//!
+//! A field that is wrong is complained of once and then left at its default, so that nothing that
+//! follows from it is complained of too. What only the whole set of units shows is in `check`.
+
+mod command;
+mod fields;
+mod logs;
+mod process;
+mod relations;
+mod restart;
+mod stop;
+mod value;
+
+use super::diagnostic::{Spot, quoted};
+use super::source::{At, Sink};
+use super::yaml::{Node, Value};
+use crate::model::{FilePath, Kind, Spec, UnitName};
+
+/// A unit of a file, as far as it could be read.
+#[derive(Debug)]
+pub(super) struct Decoded {
+    /// Its name, where it has one.
+    pub name: Option<UnitName>,
+    /// What it says; nothing where there is a mistake in it.
+    pub spec: Option<Spec>,
+    /// Where its name is, or where it begins.
+    pub spot: Spot,
+    /// Where it names other units.
+    pub references: Vec<Reference>,
+    /// Where it says which file its log goes to.
+    pub log_spot: Option<Spot>,
+}
+
+/// How a unit names another one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Tie {
+    /// It is ordered after the other one.
+    After,
+    /// It is ordered before the other one.
+    Before,
+    /// It may not be up with the other one.
+    Conflict,
+    /// It starts the other one.
+    Start,
+}
+
+/// A place where a unit names another one.
+#[derive(Debug, Clone)]
+pub(super) struct Reference {
+    /// How.
+    pub tie: Tie,
+    /// The key that names it.
+    pub key: &'static str,
+    /// The other unit.
+    pub to: UnitName,
+    /// Where.
+    pub spot: Spot,
+}
+
+/// Reads one document. `stem` is the name of a unit that gives none; `None` where its file has
+/// several.
+pub(super) fn unit(
+    node: &Node,
+    sink: &mut Sink<'_>,
+    stem: Option<&str>,
+    base: &FilePath,
+) -> Decoded {
+    let errors_before = sink.errors();
+    let spot = sink.source.spot(At::new(node.at.start, 0));
+    let mut reader = Decoder {
+        sink,
+        kind: Kind::Service,
+        unit: String::new(),
+        references: Vec::new(),
+        log_spot: None,
+    };
+    let mut decoded =
+        Decoded { name: None, spec: None, spot, references: Vec::new(), log_spot: None };
+    let Value::Map(_) = &node.value else {
+        let message = format!("a unit is a map of keys, not {}", value::described(node));
+        reader.sink.error(node.at, message).help("write it as `command: […]`, one key a line");
+        return decoded;
+    };
+    reader.name(node, stem, &mut decoded);
+    let spec = reader.kind(node).and_then(|kind| {
+        reader.kind = kind;
+        reader.spec(node, decoded.name.clone(), base)
+    });
+    decoded.references = reader.references;
+    decoded.log_spot = reader.log_spot;
+    decoded.spec = spec.filter(|_| sink.errors() == errors_before);
+    decoded
+}
+
+/// Reads one unit.
+struct Decoder<'s, 'a> {
+    /// Where mistakes go.
+    sink: &'s mut Sink<'a>,
+    /// The unit's kind.
+    kind: Kind,
+    /// Its name, for messages.
+    unit: String,
+    references: Vec<Reference>,
+    log_spot: Option<Spot>,
+}
+
+impl Decoder<'_, '_> {
+    /// The unit's name: given, or else its file's stem.
+    fn name(&mut self, node: &Node, stem: Option<&str>, decoded: &mut Decoded) {
+        let Value::Map(entries) = &node.value else { return };
+        if let Some(entry) = entries.iter().find(|entry| entry.key == "name") {
+            decoded.spot = self.sink.source.spot(entry.value.at);
+            decoded.name = self.unit_name("name", &entry.value);
+        } else if let Some(stem) = stem {
+            decoded.name = UnitName::parse(stem).ok();
+            if decoded.name.is_none() {
+                let message = format!("the file's stem {} is no unit name", quoted(stem));
+                self.sink.error(At::new(node.at.start, 0), message).help("give it a `name:`");
+            }
+        } else {
+            self.sink
+                .error(At::new(node.at.start, 0), "a unit without a name")
+                .help("where a file has several documents, each needs a `name:`");
+        }
+        self.unit = decoded.name.as_ref().map(ToString::to_string).unwrap_or_default();
+    }
+
+    /// The unit's kind; nothing where the rest cannot be judged.
+    fn kind(&mut self, node: &Node) -> Option<Kind> {
+        let Value::Map(entries) = &node.value else { return None };
+        let Some(entry) = entries.iter().find(|entry| entry.key == "kind") else {
+            return Some(Kind::Service);
+        };
+        let kinds = [Kind::Service, Kind::Task, Kind::Target].map(|kind| (kind.as_str(), kind));
+        self.choice("kind", &entry.value, &kinds, &["socket"])
+    }
+
+    /// The unit itself, with what went wrong left at its default.
+    fn spec(&mut self, node: &Node, name: Option<UnitName>, base: &FilePath) -> Option<Spec> {
+        let fields = self.fields("", node)?;
+        // Without a name the rest is still looked through for mistakes.
+        let mut spec = Spec::new(self.kind, name.clone().or_else(|| UnitName::parse("_").ok())?);
+        if let Some(node) = fields.get("description") {
+            let text = self.text("description", node).unwrap_or_default();
+            text.trim().clone_into(&mut spec.description);
+            if spec.description.contains('\n') {
+                self.sink.error(node.at, "`description` must be one line");
+            }
+        }
+        if let Some(node) = fields.get("documentation") {
+            spec.documentation = self.texts("documentation", node);
+        }
+        if let Some(enabled) = fields.get("enabled").and_then(|n| self.boolean("enabled", n)) {
+            spec.enabled = enabled;
+        }
+        if let Some(node) = fields.get("labels") {
+            spec.labels = self.labels(node);
+        }
+        self.relations(&fields, &mut spec.relations);
+        if self.kind == Kind::Target {
+            return name.map(|_| spec);
+        }
+        self.lasting(&fields, &mut spec);
+        spec.process = self.process(node, &fields, base);
+        self.logs(&fields, &mut spec);
+        name.map(|_| spec)
+    }
+
+    /// What a change of is taken over at once.
+    fn lasting(&mut self, fields: &fields::Fields<'_>, spec: &mut Spec) {
+        if let Some(node) = fields.get("conditions") {
+            spec.conditions = self.conditions(node);
+        }
+        if let Some(node) = fields.get("instances") {
+            spec.instances = self.instances(node).unwrap_or(spec.instances.clone());
+        }
+        if let Some(node) = fields.get("restart") {
+            self.restart(node, &mut spec.restart);
+        }
+        if let Some(node) = fields.get("success_exit") {
+            spec.success_exit = self.success_exit(node);
+        }
+        if let Some(node) = fields.get("on_success") {
+            spec.on_success = self.end_action("on_success", node);
+        }
+        if let Some(node) = fields.get("on_failure") {
+            spec.on_failure = self.end_action("on_failure", node);
+        }
+        if let Some(essential) = fields.get("essential").and_then(|n| self.boolean("essential", n))
+        {
+            spec.essential = essential;
+        }
+        if let Some(node) = fields.get("start_timeout") {
+            spec.start_timeout = self.wait("start_timeout", node).unwrap_or(spec.start_timeout);
+            if spec.start_timeout.as_nanos() == 0 {
+                self.sink
+                    .error(node.at, "`start_timeout` must be longer than nothing")
+                    .help("`never` waits as long as it takes");
+            }
+        }
+        if let Some(node) = fields.get("stop") {
+            self.stop(node, &mut spec.stop);
+        }
+        if let Some(node) = fields.get("reload") {
+            spec.reload = self.reload(node);
+        }
+        spec.hooks.pre_start = self.hooks("pre_start", fields);
+        spec.hooks.post_start = self.hooks("post_start", fields);
+        spec.hooks.pre_stop = self.hooks("pre_stop", fields);
+        spec.hooks.post_stop = self.hooks("post_stop", fields);
+    }
+
+    /// Notes where the unit names another one.
+    fn refer(&mut self, tie: Tie, key: &'static str, to: &UnitName, at: At) {
+        let spot = self.sink.source.spot(at);
+        self.references.push(Reference { tie, key, to: to.clone(), spot });
+    }
+}

@@ -1,0 +1,70 @@
+//! Where a unit's output goes and how much of it is kept.
+
+use super::Decoder;
+use super::fields::Fields;
+use crate::config::yaml::{Node, Value};
+use crate::model::{LogTarget, Output, Spec};
+
+/// Smallest file before it is finished; less would be files of a few lines.
+const SIZE_MIN: u64 = 1024;
+
+/// Most finished files that are kept.
+const KEEP_MAX: i64 = 1_000;
+
+/// What `logs.to` says: who reads the output, and where it is written.
+type Target = (Output, LogTarget);
+
+impl Decoder<'_, '_> {
+    /// All of `logs`.
+    pub(super) fn logs(&mut self, fields: &Fields<'_>, spec: &mut Spec) {
+        let Some(node) = fields.get("logs") else { return };
+        let Some(fields) = self.fields("logs", node) else { return };
+        if let Some(node) = fields.get("to") {
+            let (output, target) =
+                self.log_target(node).unwrap_or((Output::Keeper, LogTarget::File));
+            if let LogTarget::Path(_) = &target {
+                self.log_spot = Some(self.sink.source.spot(node.at));
+            }
+            spec.logs.to = target;
+            if let Some(process) = &mut spec.process {
+                process.output = output;
+            }
+        }
+        if let Some(node) = fields.get("format") {
+            // Nothing to keep: there is one format.
+            self.choice("logs.format", node, &[("text", ())], &["json", "raw"]).unwrap_or(());
+        }
+        if let Some(node) = fields.get("max_size") {
+            let size = self.size("logs.max_size", node);
+            spec.logs.max_size = size.unwrap_or(spec.logs.max_size);
+            if spec.logs.max_size < SIZE_MIN {
+                let message = format!("`logs.max_size` must be at least {SIZE_MIN} bytes");
+                self.sink.error(node.at, message);
+            }
+        }
+        if let Some(node) = fields.get("keep") {
+            let keep = self.number("logs.keep", node, 0, KEEP_MAX);
+            let keep = keep.and_then(|keep| u32::try_from(keep).ok());
+            spec.logs.keep = keep.unwrap_or(spec.logs.keep);
+        }
+    }
+
+    fn log_target(&mut self, node: &Node) -> Option<Target> {
+        match &node.value {
+            Value::Null => Some((Output::Null, LogTarget::File)),
+            Value::Map(_) => {
+                let (key, value) = self.only("logs.to", node)?;
+                self.path(key.path, value).map(|path| (Output::Keeper, LogTarget::Path(path)))
+            }
+            Value::Text(_) | Value::List(_) => {
+                let words = [
+                    ("file", (Output::Keeper, LogTarget::File)),
+                    ("console", (Output::Keeper, LogTarget::Console)),
+                    ("inherit", (Output::Inherit, LogTarget::File)),
+                    ("null", (Output::Null, LogTarget::File)),
+                ];
+                self.choice("logs.to", node, &words, &["syslog"])
+            }
+        }
+    }
+}

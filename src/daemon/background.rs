@@ -1,0 +1,81 @@
+//! A daemon in the background: a session of its own, a clean environment, and a word to whoever
+//! started it once it can be reached.
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+
+use super::{BootFailure, Options};
+use crate::system::{self, LockError};
+
+/// How a start in the background went.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Started {
+    /// The daemon can be reached.
+    Running,
+    /// There is one already; in its own words.
+    Already(String),
+    /// There is none; why.
+    Failed(String),
+    /// We are the daemon, and it is over: the exit code.
+    Over(u8),
+}
+
+/// Starts a daemon in the background. Returns in both processes: with [`Started::Over`] in the
+/// daemon's own, when it is over.
+pub fn start_in_background(options: Options, log_to: &std::path::Path) -> Started {
+    let (mut ours, mut theirs) = match UnixStream::pair() {
+        Ok(pair) => pair,
+        Err(error) => return Started::Failed(error.to_string()),
+    };
+    match system::detach(log_to) {
+        Err(error) => Started::Failed(error.to_string()),
+        Ok(true) => {
+            drop(ours);
+            Started::Over(be_daemon(options, &mut theirs))
+        }
+        Ok(false) => {
+            drop(theirs);
+            let mut word = String::new();
+            match ours.read_to_string(&mut word) {
+                Ok(_) if word == "+" => Started::Running,
+                Ok(_) => match word.strip_prefix('=') {
+                    Some(holder) => Started::Already(holder.to_owned()),
+                    None if word.is_empty() => {
+                        Started::Failed("it ended without a word".to_owned())
+                    }
+                    None => Started::Failed(word),
+                },
+                Err(error) => Started::Failed(error.to_string()),
+            }
+        }
+    }
+}
+
+fn be_daemon(options: Options, starter: &mut UnixStream) -> u8 {
+    let mut told = false;
+    let result = super::run(options, &mut || {
+        told = true;
+        tell(starter, "+");
+    });
+    match result {
+        Ok(code) => code,
+        Err(failure) => {
+            log::error!("{failure}");
+            if !told {
+                let held = matches!(failure, BootFailure::Lock(LockError::Held { .. }));
+                let sign = if held { "=" } else { "" };
+                tell(starter, &format!("{sign}{failure}"));
+            }
+            1
+        }
+    }
+}
+
+fn tell(starter: &mut UnixStream, word: &str) {
+    let result = starter
+        .write_all(word.as_bytes())
+        .and_then(|()| starter.shutdown(std::net::Shutdown::Both));
+    if let Err(error) = result {
+        log::debug!("whoever started us is gone: {error}");
+    }
+}

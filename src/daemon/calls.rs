@@ -1,0 +1,301 @@
+//! What each method of the control interface does.
+
+use mio::Token;
+use serde_json::{Map, Value, json};
+
+use super::Options;
+use super::clients::{Clients, Goal, Pending, Wait};
+use crate::config::{self, SourceFile};
+use crate::model::{FilePath, InstanceId, Signal, Span};
+use crate::plan;
+use crate::protocol::{
+    CONTROL, CONTROL_DESCRIPTION, Call, Failure, FileText, Reply, SERVICE, SERVICE_DESCRIPTION,
+};
+use crate::supervisor::{Applied, Refusal, Row, Source, Supervisor};
+use crate::system::{Linux, System};
+
+/// What becomes of a call.
+pub(super) enum Answer {
+    /// This reply.
+    Reply(Reply),
+    /// The client waits; replies come with what happens.
+    Later,
+    /// This reply, then the program is replaced.
+    Reexec(Reply),
+}
+
+impl From<Result<Value, Failure>> for Answer {
+    fn from(result: Result<Value, Failure>) -> Self {
+        Self::Reply(result.map_or_else(Reply::from, Reply::last))
+    }
+}
+
+impl From<Refusal> for Failure {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Unknown { .. } => Self::NoSuchUnit(refusal.to_string()),
+            Refusal::Impossible(reason) | Refusal::NotSaved(reason) => Self::Refused(reason),
+        }
+    }
+}
+
+/// Does what a call asks.
+pub(super) fn answer(
+    supervisor: &mut Supervisor<Linux>,
+    options: &Options,
+    clients: &mut Clients,
+    client: Token,
+    call: &Call,
+) -> Answer {
+    let Some((interface, method)) = call.method.rsplit_once('.') else {
+        return Err(Failure::InterfaceNotFound(call.method.clone())).into();
+    };
+    let parameters = Parameters(&call.parameters);
+    match interface {
+        SERVICE => introspect(method, &parameters).into(),
+        CONTROL => {
+            let may_change = clients.peer(client).is_some_and(super::clients::Peer::may_change);
+            // The socket's mode keeps others out; this holds where somebody changed it.
+            if !may_change {
+                return Err(Failure::PermissionDenied).into();
+            }
+            match method {
+                "Events" => {
+                    clients.set_pending(client, Pending::Events);
+                    Answer::Later
+                }
+                "Wait" => wait(supervisor, clients, client, call),
+                "Reexec" => Answer::Reexec(Reply::last(json!({}))),
+                "Stop" => {
+                    let by = clients.peer(client).map_or(0, |peer| peer.uid);
+                    stop(supervisor, &parameters, by).into()
+                }
+                _ => control(supervisor, options, method, &parameters).into(),
+            }
+        }
+        other => Err(Failure::InterfaceNotFound(other.to_owned())).into(),
+    }
+}
+
+fn introspect(method: &str, parameters: &Parameters<'_>) -> Result<Value, Failure> {
+    match method {
+        "GetInfo" => Ok(json!({
+            "vendor": "opm", "product": "opm", "version": env!("CARGO_PKG_VERSION"),
+            "url": "", "interfaces": [SERVICE, CONTROL],
+        })),
+        "GetInterfaceDescription" => {
+            let interface = parameters.text("interface")?;
+            let description = match interface.as_str() {
+                SERVICE => SERVICE_DESCRIPTION,
+                CONTROL => CONTROL_DESCRIPTION,
+                _ => return Err(Failure::InterfaceNotFound(interface)),
+            };
+            Ok(json!({ "description": description }))
+        }
+        _ => Err(Failure::MethodNotFound(format!("{SERVICE}.{method}"))),
+    }
+}
+
+fn control(
+    supervisor: &mut Supervisor<Linux>,
+    options: &Options,
+    method: &str,
+    parameters: &Parameters<'_>,
+) -> Result<Value, Failure> {
+    match method {
+        "Info" => Ok(info(supervisor)),
+        "List" => list(supervisor, parameters),
+        "Show" => show(supervisor, &parameters.text("unit")?),
+        "Plan" => {
+            let source = parameters.source()?;
+            changes(supervisor.plan(&source), &source)
+        }
+        "Apply" => {
+            let source = parameters.source()?;
+            let applied = supervisor.apply_source(&source)?;
+            changes(applied, &source)
+        }
+        "Start" => Ok(instances(&supervisor.start(&parameters.units()?)?)),
+        "Restart" => Ok(instances(&supervisor.restart(&parameters.units()?)?)),
+        "Release" => Ok(instances(&supervisor.release(&parameters.units()?)?)),
+        "Reload" => Ok(instances(&supervisor.reload(&parameters.units()?)?)),
+        "Kill" => {
+            let name = parameters.text("signal")?;
+            let signal = Signal::parse(&name)
+                .ok_or_else(|| Failure::Refused(format!("no such signal: `{name}`")))?;
+            let all = parameters.flag("all")?;
+            Ok(instances(&supervisor.kill(&parameters.units()?, signal, all)?))
+        }
+        "Why" => {
+            let names = [parameters.text("unit")?];
+            let ids = supervisor.select(&names)?;
+            let lines: Vec<String> =
+                ids.iter().flat_map(|id| plan::why(&supervisor.view(), id)).collect();
+            Ok(json!({ "lines": lines }))
+        }
+        "Save" => Ok(json!({ "generation": supervisor.save()? })),
+        "Restore" => Ok(restore(supervisor)),
+        "Shutdown" => {
+            let why = "opm shutdown".to_owned();
+            supervisor.begin_shutdown(0, options.shutdown_budget, why);
+            Ok(json!({}))
+        }
+        _ => Err(Failure::MethodNotFound(format!("{CONTROL}.{method}"))),
+    }
+}
+
+fn info(supervisor: &Supervisor<Linux>) -> Value {
+    let dirs = supervisor.system().dirs();
+    json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "pid": std::process::id(),
+        "generation": supervisor.desired().generation,
+        "run_dir": dirs.run.to_string_lossy(),
+        "state_dir": dirs.state.to_string_lossy(),
+        "log_dir": dirs.logs.to_string_lossy(),
+        "shutting_down": supervisor.shutdown().is_some(),
+    })
+}
+
+fn list(supervisor: &Supervisor<Linux>, parameters: &Parameters<'_>) -> Result<Value, Failure> {
+    let names = parameters.units()?;
+    let ids: Vec<InstanceId> = if names.is_empty() {
+        supervisor.all_ids_known(parameters.flag("internal")?)
+    } else {
+        supervisor.select(&names)?
+    };
+    let rows: Vec<Row> = ids.iter().map(|id| supervisor.row(id)).collect();
+    Ok(json!({ "instances": rows }))
+}
+
+fn show(supervisor: &Supervisor<Linux>, name: &str) -> Result<Value, Failure> {
+    let ids = supervisor.select(&[name.to_owned()])?;
+    let unit = ids.first().and_then(|id| supervisor.view().unit(id));
+    let unit = unit.ok_or_else(|| Failure::NoSuchUnit(format!("no unit `{name}`")))?;
+    let fields: Map<String, Value> =
+        plan::fields_of(&unit.spec).into_iter().map(|(key, (value, _))| (key, value)).collect();
+    let rows: Vec<Row> = ids.iter().map(|id| supervisor.row(id)).collect();
+    Ok(json!({ "unit": {
+        "name": unit.spec.name, "source": unit.source, "hold": unit.hold, "epoch": unit.epoch,
+        "spec": fields, "instances": rows,
+    } }))
+}
+
+fn changes(applied: Applied, source: &Source) -> Result<Value, Failure> {
+    let text = if applied.diagnostics.is_empty() {
+        String::new()
+    } else {
+        config::render(&applied.diagnostics, &source.files, false)
+    };
+    if config::has_errors(&applied.diagnostics) {
+        let all = serde_json::to_value(&applied.diagnostics).unwrap_or_default();
+        return Err(Failure::BadUnits(all, text));
+    }
+    Ok(json!({
+        "changes": applied.plan.changes, "generation": applied.generation,
+        "units": applied.units, "warnings": text,
+    }))
+}
+
+fn instances(ids: &[InstanceId]) -> Value {
+    json!({ "instances": ids })
+}
+
+/// Restoring is nothing of its own: the reconciler looks at everything, as at boot.
+fn restore(supervisor: &mut Supervisor<Linux>) -> Value {
+    supervisor.look_at_everything();
+    let pending: Vec<String> = supervisor
+        .all_ids_known(false)
+        .iter()
+        .map(|id| supervisor.row(id))
+        .filter(|row| !row.settled)
+        .map(|row| row.instance)
+        .collect();
+    json!({ "generation": supervisor.desired().generation, "pending": pending })
+}
+
+fn stop(
+    supervisor: &mut Supervisor<Linux>,
+    parameters: &Parameters<'_>,
+    by: u32,
+) -> Result<Value, Failure> {
+    let reason = parameters.0.get("reason").and_then(Value::as_str).unwrap_or_default();
+    Ok(instances(&supervisor.stop(&parameters.units()?, &format!("uid {by}"), reason)?))
+}
+
+fn wait(
+    supervisor: &Supervisor<Linux>,
+    clients: &mut Clients,
+    client: Token,
+    call: &Call,
+) -> Answer {
+    let parameters = Parameters(&call.parameters);
+    let parsed = (|| {
+        let ids = supervisor.select(&parameters.units()?)?;
+        let goal = parameters.text("condition")?;
+        let goal =
+            Goal::parse(&goal).ok_or_else(|| Failure::InvalidParameter("condition".to_owned()))?;
+        let timeout = parameters.0.get("timeout_ms").and_then(Value::as_u64);
+        let now = supervisor.system().now();
+        let deadline = timeout.map(|millis| now.after(Span::millis(millis)));
+        Ok(Wait { ids, goal, deadline, more: call.more })
+    })();
+    let wait = match parsed {
+        Ok(wait) => wait,
+        Err(failure) => return Answer::from(Err(failure)),
+    };
+    let (reply, over) = wait.look(supervisor, false);
+    match (reply, over) {
+        (Some(reply), true) => Answer::Reply(reply),
+        (reply, _) => {
+            clients.set_pending(client, Pending::Wait(wait));
+            reply.map_or(Answer::Later, Answer::Reply)
+        }
+    }
+}
+
+/// The parameters of a call.
+struct Parameters<'a>(&'a Map<String, Value>);
+
+impl Parameters<'_> {
+    fn text(&self, name: &str) -> Result<String, Failure> {
+        let text = self.0.get(name).and_then(Value::as_str);
+        text.map(str::to_owned).ok_or_else(|| Failure::InvalidParameter(name.to_owned()))
+    }
+
+    fn flag(&self, name: &str) -> Result<bool, Failure> {
+        match self.0.get(name) {
+            None | Some(Value::Null) => Ok(false),
+            Some(Value::Bool(flag)) => Ok(*flag),
+            Some(_) => Err(Failure::InvalidParameter(name.to_owned())),
+        }
+    }
+
+    fn units(&self) -> Result<Vec<String>, Failure> {
+        let bad = || Failure::InvalidParameter("units".to_owned());
+        match self.0.get("units") {
+            None | Some(Value::Null) => Ok(Vec::new()),
+            Some(Value::Array(list)) => {
+                list.iter().map(|name| name.as_str().map(str::to_owned).ok_or_else(bad)).collect()
+            }
+            Some(_) => Err(bad()),
+        }
+    }
+
+    fn source(&self) -> Result<Source, Failure> {
+        #[derive(serde::Deserialize)]
+        struct File {
+            path: FilePath,
+            text: FileText,
+        }
+        let name = self.text("source")?;
+        let files = self.0.get("files").cloned().unwrap_or_default();
+        let files: Vec<File> = serde_json::from_value(files)
+            .map_err(|error| Failure::InvalidParameter(format!("files: {error}")))?;
+        let files = files
+            .into_iter()
+            .map(|file| SourceFile { path: file.path, text: file.text.into() })
+            .collect();
+        Ok(Source { name, files })
+    }
+}

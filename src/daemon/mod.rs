@@ -1,0 +1,277 @@
+//! Builds the parts and runs the one poll loop.
+//!
+//! Nothing here blocks but the poll. A turn: whatever the kernel has to tell becomes events, the
+//! supervisor takes its turn, then clients and the log are told. With nothing due, poll waits
+//! without a timeout: an idle opm makes no system call.
+
+mod background;
+mod calls;
+mod clients;
+mod report;
+mod setup;
+mod signals;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use mio::{Events, Poll, Token};
+
+pub use background::{Started, start_in_background};
+pub use setup::{BootFailure, read_source};
+
+use crate::model::{Monotonic, Signal, Span};
+use crate::supervisor::{Source, Supervisor};
+use crate::system::{Dirs, Environment, Linux, System, SystemError};
+use clients::Clients;
+use signals::Signals;
+
+/// Events taken from the kernel at once.
+const EVENTS_AT_ONCE: usize = 256;
+/// How long processes that no unit owns get between TERM and KILL at the very end.
+const STRAYS_WAIT: Span = Span::seconds(2);
+/// How long those that were killed may take to be gone.
+const STRAYS_KILL_WAIT: Span = Span::seconds(1);
+
+const SIGNALS: Token = Token(0);
+const LISTENER: Token = Token(1);
+/// First token of clients; those of the system begin at [`Linux::FIRST_TOKEN`].
+const FIRST_CLIENT: usize = 2;
+
+/// How the supervisor is started.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Its directories.
+    pub dirs: Dirs,
+    /// The directory of units to apply after boot.
+    pub units: Option<PathBuf>,
+    /// The command of `opm run -- CMD`: an essential unit without a file.
+    pub command: Vec<OsString>,
+    /// How long a shutdown may take; `None`: as long as the units' own times.
+    pub shutdown_budget: Option<Span>,
+    /// Whether the units' output goes to standard output too.
+    pub console: bool,
+    /// Whether that is coloured.
+    pub colour: bool,
+    /// Whether nothing but the command is supervised: no lock, no socket, no saved state.
+    pub stateless: bool,
+    /// What units inherit of the environment.
+    pub env: Environment,
+    /// The arguments with which `opm reexec` runs the program on disk.
+    pub arguments: Vec<OsString>,
+}
+
+/// The parts of a running daemon.
+struct Daemon {
+    poll: Poll,
+    signals: Signals,
+    supervisor: Supervisor<Linux>,
+    clients: Option<Clients>,
+    options: Options,
+    reexec: bool,
+    panics: Vec<Monotonic>,
+}
+
+/// Runs the supervisor until it is over. Returns its exit code.
+///
+/// `ready` is called once it can be reached.
+pub fn run(options: Options, ready: &mut dyn FnMut()) -> Result<u8, BootFailure> {
+    let mut daemon = setup::build(options)?;
+    ready();
+    loop {
+        if let Some(code) = daemon.run() {
+            daemon.end();
+            return Ok(code);
+        }
+        if daemon.reexec {
+            daemon.reexec = false;
+            let error = daemon.replace_program();
+            log::error!("{error}; going on as before");
+        }
+    }
+}
+
+impl Daemon {
+    /// The loop; ends with the exit code, or with `None` for an exec.
+    fn run(&mut self) -> Option<u8> {
+        let mut kernel = Events::with_capacity(EVENTS_AT_ONCE);
+        // Whoever died before the handlers were there is found by this sweep, not by a signal.
+        let mut events = self.supervisor.system_mut().reap();
+        loop {
+            self.turn(std::mem::take(&mut events));
+            if self.reexec {
+                return None;
+            }
+            if let Some(code) = self.supervisor.is_over() {
+                return Some(code);
+            }
+            let wake = self.wake_at();
+            let now = self.supervisor.system().now();
+            let timeout =
+                wake.map(|at| std::time::Duration::from_millis(at.since(now).as_millis_up()));
+            if let Err(error) = self.poll.poll(&mut kernel, timeout)
+                && error.kind() != std::io::ErrorKind::Interrupted
+            {
+                log::error!("cannot wait for events: {error}");
+            }
+            for event in &kernel {
+                match event.token() {
+                    SIGNALS => self.take_signals(&mut events),
+                    LISTENER => self.accept(),
+                    Token(number) if number >= Linux::FIRST_TOKEN => {
+                        events.extend(self.supervisor.system_mut().ready(Token(number)));
+                    }
+                    token => self.client_ready(token),
+                }
+            }
+        }
+    }
+
+    fn wake_at(&self) -> Option<Monotonic> {
+        let waits = self.clients.as_ref().and_then(Clients::wake_at);
+        [self.supervisor.wake_at(), waits].into_iter().flatten().min()
+    }
+
+    fn turn(&mut self, events: Vec<crate::model::Event>) {
+        let supervisor = std::panic::AssertUnwindSafe(&mut self.supervisor);
+        let result = std::panic::catch_unwind(move || {
+            let supervisor = supervisor;
+            supervisor.0.turn(events);
+        });
+        if result.is_err() {
+            self.panicked();
+        }
+        let notices = self.supervisor.take_notices();
+        for notice in &notices {
+            report::log(&self.supervisor, notice);
+        }
+        if let Some(clients) = &mut self.clients {
+            clients.notify(&self.supervisor, &notices, self.poll.registry());
+        }
+    }
+
+    /// A turn broke an invariant. Facts are in the ledger and in the kernel: the next turn looks at
+    /// everything anew. After the third in a minute nothing is started any more.
+    fn panicked(&mut self) {
+        let now = self.supervisor.system().now();
+        self.panics.retain(|at| now.since(*at) < Span::seconds(60));
+        self.panics.push(now);
+        log::error!("opm itself failed; this is a bug ({} in a minute)", self.panics.len());
+        if self.panics.len() >= 3 {
+            self.supervisor.enter_minimal_mode();
+        } else {
+            self.supervisor.look_at_everything();
+        }
+    }
+
+    fn take_signals(&mut self, events: &mut Vec<crate::model::Event>) {
+        for signal in self.signals.pending() {
+            match signal {
+                signals::CHILD => events.extend(self.supervisor.system_mut().reap()),
+                number => self.take_signal(number),
+            }
+        }
+    }
+
+    fn take_signal(&mut self, number: i32) {
+        let Some(signal) = Signal::from_number(number) else { return };
+        if self.options.stateless {
+            // A better tini: the program gets what we get, and decides itself.
+            self.supervisor.signal_command(signal);
+            return;
+        }
+        match number {
+            libc::SIGTERM | libc::SIGINT => {
+                let budget = self.options.shutdown_budget;
+                self.supervisor.begin_shutdown(0, budget, signal.to_string());
+            }
+            libc::SIGHUP => self.reapply(),
+            _ => log::info!("{signal} has no meaning for opm"),
+        }
+    }
+
+    /// Reads the directory of units again and applies it.
+    fn reapply(&mut self) {
+        let Some(dir) = self.options.units.clone() else {
+            log::info!("SIGHUP: there is no directory to read again");
+            return;
+        };
+        match read_source(&dir) {
+            Ok(source) => self.apply(&source),
+            Err(error) => log::error!("{error}"),
+        }
+    }
+
+    fn apply(&mut self, source: &Source) {
+        match self.supervisor.apply_source(source) {
+            Ok(applied) => report::applied(&applied, source),
+            Err(refusal) => log::error!("cannot apply `{}`: {refusal}", source.name),
+        }
+    }
+
+    fn accept(&mut self) {
+        if let Some(clients) = &mut self.clients {
+            clients.accept(self.poll.registry());
+        }
+    }
+
+    fn client_ready(&mut self, token: Token) {
+        let Some(clients) = &mut self.clients else { return };
+        for (client, call) in clients.read(token, self.poll.registry()) {
+            let answer = calls::answer(&mut self.supervisor, &self.options, clients, client, &call);
+            match answer {
+                calls::Answer::Reply(reply) if !call.oneway => {
+                    clients.send(client, &reply, self.poll.registry());
+                }
+                calls::Answer::Reply(_) | calls::Answer::Later => {}
+                calls::Answer::Reexec(reply) => {
+                    clients.send(client, &reply, self.poll.registry());
+                    self.reexec = true;
+                }
+            }
+        }
+        clients.flush(token, self.poll.registry());
+    }
+
+    /// Runs the program on disk in our place. Signals are blocked over it: one that comes before
+    /// the new handlers are there waits for them, even as PID 1.
+    fn replace_program(&self) -> SystemError {
+        signals::block_all();
+        let error =
+            setup::exec_again(&self.options, self.supervisor.system(), self.clients.as_ref());
+        signals::unblock_all();
+        error
+    }
+
+    /// All runs are over: what no unit owns gets TERM and, after a while, KILL. PID 1 leaves last.
+    fn end(&mut self) {
+        let left = self.sweep(Signal::TERM, STRAYS_WAIT);
+        if left > 0 && self.sweep(Signal::KILL, STRAYS_KILL_WAIT) > 0 {
+            log::warn!("processes are left that could not be killed");
+        }
+        self.supervisor.close();
+        if let Some(clients) = &mut self.clients {
+            clients.close();
+        }
+    }
+
+    /// Sends a signal to everything that no unit owns, and waits until it is gone. Returns how many
+    /// are left when the time is over.
+    fn sweep(&mut self, signal: Signal, wait: Span) -> usize {
+        let deadline = self.supervisor.system().now().after(wait);
+        let mut kernel = Events::with_capacity(EVENTS_AT_ONCE);
+        let mut send = Some(signal);
+        loop {
+            self.supervisor.system_mut().reap();
+            let left = self.supervisor.system().sweep(send.take());
+            let now = self.supervisor.system().now();
+            if left == 0 || now >= deadline {
+                return left;
+            }
+            let time = std::time::Duration::from_millis(deadline.since(now).as_millis_up());
+            if let Err(error) = self.poll.poll(&mut kernel, Some(time)) {
+                log::debug!("interrupted: {error}");
+            }
+            self.signals.pending();
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! What happens, as lines of opm's own log and as events for clients.
+
+use log::Level;
+use serde_json::{Value, json};
+
+use crate::config;
+use crate::model::{Happening, Outcome, Reason, StopCause, Verdict};
+use crate::plan::Plan;
+use crate::supervisor::{Applied, Notice, Source, Supervisor};
+use crate::system::System;
+
+/// Writes what happened to the log, where an operator wants to know it.
+pub(super) fn log<S: System>(supervisor: &Supervisor<S>, notice: &Notice) {
+    if let Some((level, text)) = line(supervisor, notice) {
+        log::log!(level, "{}: {text}", notice.event.instance);
+    }
+}
+
+fn line<S: System>(supervisor: &Supervisor<S>, notice: &Notice) -> Option<(Level, String)> {
+    let because = notice.reason.as_ref().map(|reason| format!(" ({reason})")).unwrap_or_default();
+    Some(match &notice.event.what {
+        Happening::Began { .. } => (Level::Debug, format!("starting{because}")),
+        Happening::Up { .. } => {
+            let row = supervisor.row(&notice.event.instance);
+            let pid = row.pid.map(|pid| format!(", pid {pid}")).unwrap_or_default();
+            (Level::Info, format!("up{pid}"))
+        }
+        Happening::Ended { role, outcome, .. } => match outcome {
+            Outcome::NotStarted(error) => (Level::Error, error.to_string()),
+            Outcome::Exited(0) => (Level::Debug, format!("{role} exited 0")),
+            other => (Level::Info, format!("{role} {other}")),
+        },
+        Happening::StopBegan { cause: StopCause::MainEnded, .. } => return None,
+        Happening::StopBegan { cause: cause @ StopCause::StartTimeout, .. } => {
+            (Level::Error, format!("stopping: {cause}"))
+        }
+        Happening::StopBegan { cause, .. } => (Level::Info, format!("stopping: {cause}")),
+        Happening::Rung { rung: crate::model::Rung::Kill, .. } => {
+            (Level::Warn, format!("killing what is left{because}"))
+        }
+        Happening::Tree { left: left @ 1.., .. } => {
+            (Level::Info, format!("its main process is gone, {left} others are left"))
+        }
+        Happening::Settled { verdict } => settled(supervisor, verdict, &because),
+        Happening::Waits { on, .. } => {
+            let what: Vec<String> = on.iter().map(ToString::to_string).collect();
+            (Level::Info, format!("waits for {}", what.join(", ")))
+        }
+        Happening::Said { status, .. } => (Level::Debug, status.clone()),
+        Happening::Adopted { .. } => (Level::Debug, "adopted".to_owned()),
+        Happening::Reloaded { .. } => (Level::Info, format!("reloaded{because}")),
+        Happening::Spawned { .. }
+        | Happening::Execed { .. }
+        | Happening::Ready { .. }
+        | Happening::Rung { .. }
+        | Happening::Tree { .. }
+        | Happening::Unproven { .. }
+        | Happening::Forgotten => return None,
+    })
+}
+
+fn settled<S: System>(
+    supervisor: &Supervisor<S>,
+    verdict: &Verdict,
+    because: &str,
+) -> (Level, String) {
+    match verdict {
+        Verdict::Down => (Level::Info, format!("down{because}")),
+        Verdict::Backoff { until, attempt } => {
+            let wait = until.since(supervisor.system().now());
+            (Level::Info, format!("restart number {attempt} in {wait}{because}"))
+        }
+        Verdict::Failed { at_limit: true } => {
+            (Level::Error, "failed: it used up its starts".to_owned())
+        }
+        Verdict::Failed { at_limit: false } => (Level::Error, format!("failed{because}")),
+        Verdict::Done => (Level::Info, format!("done{because}")),
+        Verdict::Skipped { condition } => (Level::Info, format!("skipped: {condition}")),
+    }
+}
+
+/// An event as clients get it.
+pub(super) fn event_json(notice: &Notice) -> Value {
+    json!({ "event": {
+        "instance": notice.event.instance,
+        "at_ns": notice.event.at,
+        "what": notice.event.what,
+        "reason": notice.reason.as_ref().map(Reason::to_string),
+    } })
+}
+
+/// Tells the log what an apply of the daemon's own did.
+pub(super) fn applied(applied: &Applied, source: &Source) {
+    if !applied.diagnostics.is_empty() {
+        let text = config::render(&applied.diagnostics, &source.files, false);
+        if config::has_errors(&applied.diagnostics) {
+            log::error!("cannot apply `{}`:\n{text}", source.name);
+            return;
+        }
+        log::warn!("{text}");
+    }
+    let Plan { changes } = &applied.plan;
+    if changes.is_empty() {
+        log::info!("`{}` is applied already, generation {}", source.name, applied.generation);
+    } else {
+        let (count, generation) = (changes.len(), applied.generation);
+        log::info!("applied `{}`: {count} units changed, generation {generation}", source.name);
+    }
+}

@@ -1,0 +1,252 @@
+//! Building the daemon: what the process needs, the lock, the control socket, the first state.
+
+use std::collections::BTreeMap;
+use std::ffi::{CString, OsString};
+use std::fmt;
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use mio::Poll;
+
+use super::clients::Clients;
+use super::signals::Signals;
+use super::{Daemon, LISTENER, Options, SIGNALS, report};
+use crate::config::SourceFile;
+use crate::model::{
+    Command, FilePath, InheritEnv, Kind, Output, ProcessSpec, RestartPolicy, Spec, Stdin, Template,
+    Unit, UnitName,
+};
+use crate::supervisor::{Boot, KeeperOptions, Source};
+use crate::system::{self, Linux, LockError, SystemError};
+
+/// Largest unit file that is read, in bytes; the loader says what is wrong with a larger one.
+const FILE_BYTES_MAX: u64 = 4 * 1024 * 1024;
+/// Name of the unit of `opm run -- CMD`.
+const COMMAND_UNIT: &str = "command";
+/// Source of that unit.
+const COMMAND_SOURCE: &str = "(command line)";
+
+/// Variable that hands the control socket over an exec: clients that knock meanwhile just wait.
+const LISTEN_FD: &str = "OPM_LISTEN_FD";
+
+/// Why there is no daemon.
+#[derive(Debug)]
+pub enum BootFailure {
+    /// Another opm owns the state directory, or it cannot be used.
+    Lock(LockError),
+    /// Something that the daemon needs cannot be had.
+    System(SystemError),
+    /// The units have mistakes, they were shown, and there is no saved state to run instead.
+    BadUnits,
+}
+
+impl fmt::Display for BootFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Lock(error) => error.fmt(f),
+            Self::System(error) => error.fmt(f),
+            Self::BadUnits => f.write_str("the units have mistakes, and nothing else is saved"),
+        }
+    }
+}
+
+impl std::error::Error for BootFailure {}
+
+impl From<SystemError> for BootFailure {
+    fn from(error: SystemError) -> Self {
+        Self::System(error)
+    }
+}
+
+fn fail(doing: &'static str, error: &std::io::Error) -> BootFailure {
+    BootFailure::System(SystemError::new(doing, "opm", error))
+}
+
+/// Whether this process was the supervisor before it exec'd itself.
+fn is_reexec() -> bool {
+    std::env::var_os("OPM_LOCK_FD").is_some()
+}
+
+/// Everything up to the first turn.
+pub(super) fn build(mut options: Options) -> Result<Daemon, BootFailure> {
+    let pid_one = std::process::id() == 1;
+    if pid_one && !Path::new("/proc/self/stat").exists() {
+        system::mount_proc().map_err(|error| fail("mount /proc for", &error))?;
+    }
+    system::close_on_exec_from(3);
+    if !pid_one {
+        system::become_subreaper().map_err(|error| fail("become a subreaper for", &error))?;
+    }
+    let nofile = system::raise_descriptor_limit();
+    let poll = Poll::new().map_err(|error| fail("make a poll for", &error))?;
+    let signals = Signals::install(poll.registry(), SIGNALS)
+        .map_err(|error| fail("install signal handlers for", &error))?;
+    if !options.stateless {
+        for moved in options.dirs.prepare()? {
+            log::warn!("{moved}");
+        }
+    }
+    let registry =
+        poll.registry().try_clone().map_err(|error| fail("share the poll of", &error))?;
+    let system_options = system::Options {
+        env: std::mem::take(&mut options.env),
+        nofile,
+        stateless: options.stateless,
+    };
+    let (linux, mut loaded, replay) =
+        Linux::open(options.dirs.clone(), system_options, registry).map_err(BootFailure::Lock)?;
+    let same_process = is_reexec();
+    let clients = if options.stateless {
+        None
+    } else {
+        let socket = options.dirs.socket();
+        let handed = system::inherited_listener(LISTEN_FD, &socket);
+        Some(match handed {
+            Some(listener) => Clients::listen(listener, &socket, poll.registry(), LISTENER)?,
+            None => Clients::bind(&socket, poll.registry(), LISTENER)?,
+        })
+    };
+    let had_state = loaded.desired.as_ref().is_some_and(|desired| !desired.units.is_empty());
+    if !options.command.is_empty() {
+        let unit = command_unit(&options.command, options.stateless)?;
+        let name = unit.spec.name.clone();
+        loaded.desired.get_or_insert_default().units.insert(name, unit);
+    }
+    let keeper = (!options.stateless).then(|| KeeperOptions {
+        run_dir: options.dirs.run.clone(),
+        console: options.console,
+        colour: options.colour,
+    });
+    let shutdown_budget = options.shutdown_budget;
+    let boot = Boot { system: linux, loaded, replay, keeper, shutdown_budget, same_process };
+    let supervisor = boot.supervisor();
+    let mut daemon =
+        Daemon { poll, signals, supervisor, clients, options, reexec: false, panics: Vec::new() };
+    if !same_process && let Some(dir) = daemon.options.units.clone() {
+        daemon.apply_first(&dir, had_state)?;
+    }
+    Ok(daemon)
+}
+
+impl Daemon {
+    /// Applies the directory that the daemon was started with. With mistakes in it, what was saved
+    /// runs on; where nothing was, there is no daemon.
+    fn apply_first(&mut self, dir: &Path, had_state: bool) -> Result<(), BootFailure> {
+        let source = read_source(dir)?;
+        match self.supervisor.apply_source(&source) {
+            Ok(applied) => {
+                let bad = crate::config::has_errors(&applied.diagnostics);
+                report::applied(&applied, &source);
+                if bad && !had_state {
+                    return Err(BootFailure::BadUnits);
+                }
+                Ok(())
+            }
+            Err(refusal) => {
+                Err(BootFailure::System(SystemError::new("apply", &source.name, refusal)))
+            }
+        }
+    }
+}
+
+/// The unit of `opm run -- CMD`: it has our own input and output, and ends us with its exit code.
+fn command_unit(command: &[OsString], alone: bool) -> Result<Unit, BootFailure> {
+    let mut argv = Vec::with_capacity(command.len());
+    for word in command {
+        let text = word.to_str().ok_or_else(|| {
+            BootFailure::System(SystemError::new("run", word.display(), "it is not UTF-8"))
+        })?;
+        argv.push(Template::literal(text));
+    }
+    let name = UnitName::parse(COMMAND_UNIT).unwrap_or_else(|_| unreachable!("a valid name"));
+    let here = std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/"));
+    let mut process = ProcessSpec::new(Command::Argv(argv), FilePath::from(here));
+    process.stdin = Stdin::Inherit;
+    process.output = Output::Inherit;
+    process.inherit_env = InheritEnv::All;
+    process.own_session = !alone;
+    let mut spec = Spec::new(Kind::Service, name);
+    "the command that opm was started with".clone_into(&mut spec.description);
+    spec.process = Some(process);
+    spec.essential = true;
+    spec.restart.policy = RestartPolicy::Never;
+    let mut unit = Unit::new(Arc::new(spec), COMMAND_SOURCE.to_owned());
+    unit.started = true;
+    Ok(unit)
+}
+
+/// Reads every `*.yaml` and `*.yml` of a directory, in the order of their names.
+pub fn read_source(dir: &Path) -> Result<Source, SystemError> {
+    let fail = |path: &Path, error: &dyn fmt::Display| {
+        SystemError::new("read units from", path.display(), error)
+    };
+    let dir = fs::canonicalize(dir).map_err(|error| fail(dir, &error))?;
+    let mut paths = BTreeMap::new();
+    if fs::metadata(&dir).map_err(|error| fail(&dir, &error))?.is_file() {
+        paths.insert(dir.clone(), ());
+    } else {
+        for entry in fs::read_dir(&dir).map_err(|error| fail(&dir, &error))? {
+            let path = entry.map_err(|error| fail(&dir, &error))?.path();
+            let hidden = path.file_name().is_some_and(|name| name.as_bytes().starts_with(b"."));
+            let yaml = path.extension().is_some_and(|end| end == "yaml" || end == "yml");
+            if yaml && !hidden {
+                paths.insert(path, ());
+            }
+        }
+    }
+    let mut files = Vec::with_capacity(paths.len());
+    for path in paths.into_keys() {
+        let metadata = fs::metadata(&path).map_err(|error| fail(&path, &error))?;
+        if metadata.size() > FILE_BYTES_MAX {
+            let reason = format!("it has {} bytes, more than {FILE_BYTES_MAX}", metadata.size());
+            return Err(fail(&path, &reason));
+        }
+        let text = fs::read(&path).map_err(|error| fail(&path, &error))?;
+        files.push(SourceFile { path: path.into(), text });
+    }
+    Ok(Source { name: dir.to_string_lossy().into_owned(), files })
+}
+
+/// Runs the program on disk in our place, with the same arguments, and hands over the lock.
+pub(super) fn exec_again(
+    options: &Options,
+    linux: &Linux,
+    clients: Option<&Clients>,
+) -> SystemError {
+    let error = |reason: &dyn fmt::Display| SystemError::new("exec", "opm", reason);
+    let program = match fs::read_link("/proc/self/exe") {
+        Ok(path) => {
+            // An upgrade replaced the file: its name is what counts.
+            let text = path.as_os_str().as_bytes();
+            let text = text.strip_suffix(b" (deleted)").unwrap_or(text);
+            PathBuf::from(std::ffi::OsStr::from_bytes(text))
+        }
+        Err(reason) => return error(&reason),
+    };
+    let Some((name, fd)) = linux.hand_over_lock() else {
+        return error(&"it keeps no state to hand over");
+    };
+    let args: Result<Vec<CString>, _> =
+        options.arguments.iter().map(|arg| CString::new(arg.as_bytes())).collect();
+    let listener = clients.map(|clients| (LISTEN_FD, clients.hand_over()));
+    let handed: Vec<(OsString, OsString)> = [(name, fd)]
+        .into_iter()
+        .chain(listener)
+        .map(|(name, fd)| (OsString::from(name), OsString::from(fd.to_string())))
+        .collect();
+    let env: Result<Vec<CString>, _> = std::env::vars_os()
+        .filter(|(known, _)| known != name && known != LISTEN_FD)
+        .chain(handed)
+        .map(|(name, value)| CString::new([name.as_bytes(), b"=", value.as_bytes()].concat()))
+        .collect();
+    let (Ok(args), Ok(env)) = (args, env) else { return error(&"an argument holds a NUL byte") };
+    let reason = system::exec_again(program.as_os_str(), &args, &env);
+    linux.take_back_lock();
+    if let Some(clients) = clients {
+        clients.take_back();
+    }
+    error(&reason)
+}

@@ -1,0 +1,58 @@
+//! Signals, as something the poll can wait for.
+
+use std::io;
+
+use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
+use signal_hook_mio::v1_0::Signals as Source;
+
+/// A child ended, or stopped.
+pub(super) const CHILD: i32 = libc::SIGCHLD;
+
+/// Signals that the supervisor of one command passes on, and that else have a meaning for opm or
+/// none: with a handler they end nothing.
+const TAKEN: [i32; 12] = [
+    libc::SIGCHLD,
+    libc::SIGTERM,
+    libc::SIGINT,
+    libc::SIGHUP,
+    libc::SIGQUIT,
+    libc::SIGUSR1,
+    libc::SIGUSR2,
+    libc::SIGWINCH,
+    libc::SIGALRM,
+    libc::SIGPWR,
+    libc::SIGTSTP,
+    libc::SIGTTOU,
+];
+
+/// The installed handlers.
+pub(super) struct Signals(Source);
+
+impl Signals {
+    /// Installs handlers, then lets signals through: whatever mask we were started with.
+    pub(super) fn install(registry: &mio::Registry, token: mio::Token) -> io::Result<Self> {
+        let mut source = Source::new(TAKEN)?;
+        registry.register(&mut source, token, mio::Interest::READABLE)?;
+        unblock_all();
+        Ok(Self(source))
+    }
+
+    /// Those that came since this was last asked; several of a kind count once.
+    pub(super) fn pending(&mut self) -> Vec<i32> {
+        self.0.pending().collect()
+    }
+}
+
+pub(super) fn block_all() {
+    mask(&SigSet::all());
+}
+
+pub(super) fn unblock_all() {
+    mask(&SigSet::empty());
+}
+
+fn mask(set: &SigSet) {
+    if let Err(errno) = sigprocmask(SigmaskHow::SIG_SETMASK, Some(set), None) {
+        log::error!("cannot set the signal mask: {errno}");
+    }
+}

@@ -1,0 +1,83 @@
+//! The reading end of an instance's FIFO.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, ErrorKind, Read};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::Path;
+
+use mio::unix::SourceFd;
+use mio::{Interest, Registry, Token};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+
+use crate::logs::segment::FileId;
+
+/// Fewest bytes that are taken from a FIFO before it is left for good: the largest pipe that an
+/// ordinary user can have. A writer that goes on writing does not keep it open for ever.
+const LAST_BYTES_MIN: u64 = 1024 * 1024;
+
+/// What a read gave.
+#[derive(Debug)]
+pub(super) enum Input {
+    /// So many bytes.
+    Bytes(usize),
+    /// Nothing now.
+    Empty,
+    /// Nothing, and nobody has it open for writing.
+    NoWriter,
+}
+
+/// An open FIFO.
+#[derive(Debug)]
+pub(super) struct Fifo {
+    file: File,
+    id: FileId,
+}
+
+impl Fifo {
+    /// Opens a FIFO; `None` where there is none.
+    pub(super) fn open(path: &Path) -> io::Result<Option<Self>> {
+        let file = OpenOptions::new()
+            .read(true)
+            .custom_flags((OFlag::O_NONBLOCK | OFlag::O_NOCTTY).bits())
+            .open(path);
+        let file = match file {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            file => file?,
+        };
+        let metadata = file.metadata()?;
+        if !metadata.file_type().is_fifo() {
+            return Err(io::Error::other("not a FIFO"));
+        }
+        Ok(Some(Self { file, id: FileId::of(&metadata) }))
+    }
+
+    /// Whether another file is at the path now.
+    pub(super) fn is_replaced(&self, path: &Path) -> bool {
+        fs::metadata(path).is_ok_and(|metadata| FileId::of(&metadata) != self.id)
+    }
+
+    /// Asks for an event when there is something to read.
+    pub(super) fn register(&self, registry: &Registry, token: Token) -> io::Result<()> {
+        registry.register(&mut SourceFd(&self.file.as_raw_fd()), token, Interest::READABLE)
+    }
+
+    /// Takes what is there, as much as the buffer has room for.
+    pub(super) fn read(&self, buffer: &mut [u8]) -> io::Result<Input> {
+        loop {
+            match (&self.file).read(buffer) {
+                Ok(0) => return Ok(Input::NoWriter),
+                Ok(count) => return Ok(Input::Bytes(count)),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(Input::Empty),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// How many bytes have to be taken so that all that is in it now was taken.
+    pub(super) fn last_bytes(&self) -> u64 {
+        let capacity = fcntl(&self.file, FcntlArg::F_GETPIPE_SZ).unwrap_or(0);
+        u64::try_from(capacity).unwrap_or(0).max(LAST_BYTES_MIN)
+    }
+}

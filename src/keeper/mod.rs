@@ -1,0 +1,301 @@
+//! The log keeper: one process that reads the output of all instances and writes their logs.
+//!
+//! The supervisor starts, watches and adopts it like any unit; this is its own loop, and it knows
+//! nothing of units, runs or plans. What it is to do it reads from `RUN/log` ([`instruction`]).
+//!
+//! - It sleeps until there is something to do: no timer runs while no line is unfinished.
+//! - Turns go round: at most 64 KiB of one instance, then the next. A flood slows its own writer.
+//! - Memory is bounded: one part of a line per instance, one read, one batch, the console's queue.
+//! - Nothing that happens to a log file or to standard output stops it ([`store`], [`console`]).
+//! - One keeper per directory, by a lock: two readers of a FIFO would tear its lines.
+
+mod console;
+mod fifo;
+pub mod instruction;
+mod place;
+mod sink;
+pub mod split;
+mod stamp;
+mod store;
+mod unit;
+mod watch;
+
+#[cfg(test)]
+mod store_tests;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fs::File;
+use std::io::{self, ErrorKind};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use mio::{Events, Interest, Poll, Token};
+use nix::fcntl::{Flock, FlockArg};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook_mio::v1_0::Signals;
+
+pub use instruction::{Destination, Instruction};
+
+use crate::model::InstanceId;
+use console::Console;
+use sink::now_ms;
+use unit::{Shared, TURN_BYTES_MAX, Turn, Unit};
+use watch::Watch;
+
+const WATCH: Token = Token(0);
+const SIGNALS: Token = Token(1);
+const CONSOLE: Token = Token(2);
+/// The first token of an instance; they are not used again.
+const FIRST_UNIT: usize = 3;
+/// Most events taken from the kernel at once; others wait for the next round.
+const EVENTS_MAX: usize = 256;
+
+/// What the keeper is started with.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The directory with `log/` in it.
+    pub run_dir: PathBuf,
+    /// Whether every line is copied to standard output, not only those of `to: console`.
+    pub console: bool,
+    /// Whether the names on standard output have colours.
+    pub colour: bool,
+}
+
+/// Runs until `SIGTERM`, then stores what is in the FIFOs and ends.
+///
+/// `SIGINT` and `SIGHUP` are taken and do nothing: a terminal sends them to everyone, and the
+/// lines of the shutdown that follows are still to be stored.
+pub fn run(options: &Options) -> ExitCode {
+    match Keeper::new(options).and_then(|mut keeper| keeper.run()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            log::error!("cannot keep logs in `{}`: {error}", options.run_dir.display());
+            ExitCode::FAILURE
+        }
+    }
+}
+
+struct Keeper {
+    run_dir: PathBuf,
+    poll: Poll,
+    watch: Watch,
+    signals: Signals,
+    units: BTreeMap<Token, Unit>,
+    tokens: BTreeMap<InstanceId, Token>,
+    next_token: usize,
+    /// Those that may have something to read, in the order of their turns.
+    ready: VecDeque<Token>,
+    shared: Shared,
+    /// When the first unfinished line is due.
+    part_due: Option<u64>,
+    stopping: bool,
+    /// Whether the directory went away: an end that is no success.
+    is_gone: bool,
+    /// Held for as long as we are.
+    _lock: Flock<File>,
+}
+
+impl Keeper {
+    fn new(options: &Options) -> io::Result<Self> {
+        let dir = instruction::log_dir(&options.run_dir);
+        instruction::make_dir(&dir)?;
+        let lock = Flock::lock(File::open(&dir)?, FlockArg::LockExclusiveNonblock)
+            .map_err(|(_, _)| io::Error::other("another keeper has it"))?;
+        let poll = Poll::new()?;
+        let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
+        poll.registry().register(&mut signals, SIGNALS, Interest::READABLE)?;
+        let watch = Watch::new(&dir, poll.registry(), WATCH)?;
+        let shared = Shared {
+            buffer: vec![0; TURN_BYTES_MAX],
+            out: Vec::new(),
+            console: Console::open(poll.registry(), CONSOLE, options.colour),
+            copy_all: options.console,
+        };
+        Ok(Self {
+            run_dir: options.run_dir.clone(),
+            poll,
+            watch,
+            signals,
+            units: BTreeMap::new(),
+            tokens: BTreeMap::new(),
+            next_token: FIRST_UNIT,
+            ready: VecDeque::new(),
+            shared,
+            part_due: None,
+            stopping: false,
+            is_gone: false,
+            _lock: lock,
+        })
+    }
+
+    fn run(&mut self) -> io::Result<()> {
+        for id in self.watch.present()? {
+            self.look_at(&id);
+        }
+        let mut events = Events::with_capacity(EVENTS_MAX);
+        while !(self.stopping && self.units.is_empty()) {
+            match self.poll.poll(&mut events, self.timeout()) {
+                Err(error) if error.kind() == ErrorKind::Interrupted => events.clear(),
+                polled => polled?,
+            }
+            let (mut changed, mut signalled) = (false, false);
+            for event in &events {
+                match event.token() {
+                    WATCH => changed = true,
+                    SIGNALS => signalled = true,
+                    CONSOLE => {}
+                    token => self.wake(token),
+                }
+            }
+            if changed {
+                self.take_changes()?;
+            }
+            if signalled && self.signals.pending().any(|signal| signal == SIGTERM) {
+                // Instructions that were written before the signal count.
+                self.take_changes()?;
+                self.stop();
+            }
+            self.take_turns();
+            self.end_lines();
+            self.shared.console.flush();
+        }
+        self.shared.console.finish();
+        if self.is_gone { Err(io::Error::other("it was removed or moved")) } else { Ok(()) }
+    }
+
+    fn timeout(&self) -> Option<Duration> {
+        if self.ready.is_empty() {
+            self.part_due.map(|due| Duration::from_millis(due.saturating_sub(now_ms())))
+        } else {
+            Some(Duration::ZERO)
+        }
+    }
+
+    /// Gives an instance a turn.
+    fn wake(&mut self, token: Token) {
+        if let Some(unit) = self.units.get_mut(&token)
+            && !unit.is_queued
+        {
+            unit.is_queued = true;
+            self.ready.push_back(token);
+        }
+    }
+
+    fn take_changes(&mut self) -> io::Result<()> {
+        if self.stopping {
+            return Ok(());
+        }
+        let mut changes = self.watch.take()?;
+        if changes.is_gone {
+            self.is_gone = true;
+            self.stop();
+            return Ok(());
+        }
+        if changes.is_all {
+            changes.instances.extend(self.tokens.keys().cloned());
+        }
+        for id in changes.instances {
+            self.look_at(&id);
+        }
+        Ok(())
+    }
+
+    /// Does what an instance's files say now.
+    fn look_at(&mut self, id: &InstanceId) {
+        let known = self.tokens.get(id).copied();
+        let instruction = match Instruction::read(&self.run_dir, id) {
+            Ok(instruction) => instruction,
+            Err(error) => {
+                log::error!("cannot read log instruction of `{id}`: {error}");
+                return;
+            }
+        };
+        let token = match (instruction, known) {
+            (None, None) => return,
+            (None, Some(token)) => {
+                if let Some(unit) = self.units.get_mut(&token) {
+                    unit.leave();
+                }
+                token
+            }
+            (Some(instruction), Some(token)) => {
+                if let Some(unit) = self.units.get_mut(&token) {
+                    unit.change(&instruction);
+                }
+                self.attach(id, token);
+                token
+            }
+            (Some(instruction), None) => {
+                let token = Token(self.next_token);
+                self.next_token = self.next_token.saturating_add(1);
+                self.units.insert(token, Unit::new(id.to_string(), &instruction));
+                self.tokens.insert(id.clone(), token);
+                self.attach(id, token);
+                token
+            }
+        };
+        self.wake(token);
+    }
+
+    fn attach(&mut self, id: &InstanceId, token: Token) {
+        let path = instruction::fifo_path(&self.run_dir, id);
+        if let Some(unit) = self.units.get_mut(&token)
+            && let Err(error) = unit.attach(&path, self.poll.registry(), token, &mut self.shared)
+        {
+            log::error!("cannot open `{}`: {error}", path.display());
+        }
+    }
+
+    fn stop(&mut self) {
+        self.stopping = true;
+        let tokens: Vec<Token> = self.units.keys().copied().collect();
+        for token in tokens {
+            if let Some(unit) = self.units.get_mut(&token) {
+                unit.leave();
+            }
+            self.wake(token);
+        }
+    }
+
+    /// One turn for each instance that is ready.
+    fn take_turns(&mut self) {
+        for _ in 0..self.ready.len() {
+            let Some(token) = self.ready.pop_front() else { break };
+            let Some(unit) = self.units.get_mut(&token) else { continue };
+            match unit.turn(&mut self.shared) {
+                Turn::Again => self.ready.push_back(token),
+                Turn::Idle => unit.is_queued = false,
+                Turn::Over => {
+                    // Closing the FIFO takes it out of the poll set: nobody else has it.
+                    unit.end_line(&mut self.shared);
+                    self.units.remove(&token);
+                    self.tokens.retain(|_, other| *other != token);
+                    continue;
+                }
+            }
+            self.part_due = sooner(self.part_due, unit.part_due);
+        }
+    }
+
+    /// Stores the unfinished lines that have waited long enough.
+    fn end_lines(&mut self) {
+        let Some(due) = self.part_due else { return };
+        let now = now_ms();
+        if now < due {
+            return;
+        }
+        self.part_due = None;
+        for unit in self.units.values_mut() {
+            if unit.part_due.is_some_and(|due| due <= now) {
+                unit.end_line(&mut self.shared);
+            }
+            self.part_due = sooner(self.part_due, unit.part_due);
+        }
+    }
+}
+
+/// The sooner of two times, where there is any.
+fn sooner(one: Option<u64>, other: Option<u64>) -> Option<u64> {
+    one.into_iter().chain(other).min()
+}

@@ -1,0 +1,231 @@
+//! The files behind a [`Store`](super::store::Store): their names, opening and rotation.
+//!
+//! Knows nothing of records, except that each ends with a newline where they are stamped: the rest
+//! of one that a killed keeper left behind is cut off when the file is opened.
+
+use std::ffi::OsString;
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, ErrorKind, Write};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::OFlag;
+
+use super::instruction::{Destination, Instruction};
+use super::split::PART_BYTES_MAX;
+use super::store::Failure;
+use crate::logs::segment::{self, FileId, NUMBER_DIGITS_MIN};
+
+/// Most bytes behind the last newline that are taken for a torn record and cut off. More were not
+/// written by a keeper: they get a newline and stay.
+const TORN_BYTES_MAX: u64 = PART_BYTES_MAX as u64 + 64;
+/// Mode of a log file.
+const FILE_MODE: u32 = 0o640;
+/// Mode of a log directory.
+const DIR_MODE: u32 = 0o750;
+
+/// The file that is being written.
+#[derive(Debug)]
+pub(super) struct Open {
+    pub(super) file: File,
+    id: FileId,
+    /// How long it is, in bytes; zero for a device.
+    pub(super) length: u64,
+    /// False for devices and FIFOs: they are not rotated, and nothing can be cut off.
+    pub(super) regular: bool,
+}
+
+/// Where an instance's output is kept, and what of it.
+#[derive(Debug)]
+pub(super) struct Place {
+    to: Destination,
+    path: PathBuf,
+    keep: usize,
+    /// The number of the next finished file, where no larger one is found.
+    next: u64,
+}
+
+impl Place {
+    pub(super) fn new(instruction: &Instruction) -> Self {
+        let keep = usize::try_from(instruction.keep).unwrap_or(usize::MAX);
+        let path = path_of(instruction);
+        Self { to: instruction.to.clone(), path, keep, next: 1 }
+    }
+
+    /// Takes over a changed instruction; whether the open file is still the right one.
+    pub(super) fn change(&mut self, instruction: &Instruction) -> bool {
+        let new = Self::new(instruction);
+        self.keep = new.keep;
+        let same = (&self.path, &self.to) == (&new.path, &new.to);
+        if !same {
+            *self = new;
+        }
+        same
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether nothing is kept at all.
+    pub(super) fn is_nowhere(&self) -> bool {
+        self.to == Destination::Console
+    }
+
+    /// Whether each line is a record with a stamp.
+    pub(super) fn is_stamped(&self) -> bool {
+        self.to == Destination::File
+    }
+
+    /// Whether this file is the one at the path; takes over how long it has become.
+    pub(super) fn still_has(&self, open: &mut Open) -> bool {
+        match fs::metadata(&self.path) {
+            Ok(metadata) if FileId::of(&metadata) == open.id => {
+                if open.regular {
+                    open.length = metadata.size();
+                }
+                true
+            }
+            Ok(_) | Err(_) => false,
+        }
+    }
+
+    /// Opens the file at the path; makes it, and its directory, where they are missing.
+    pub(super) fn open(&self) -> Result<Open, Failure> {
+        let file = match self.open_file() {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                if let Some(dir) = self.path.parent() {
+                    DirBuilder::new()
+                        .recursive(true)
+                        .mode(DIR_MODE)
+                        .create(dir)
+                        .map_err(Failure::of("make the directory of log"))?;
+                }
+                self.open_file()
+            }
+            file => file,
+        };
+        let file = file.map_err(Failure::of("open log"))?;
+        let metadata = file.metadata().map_err(Failure::of("look at log"))?;
+        let regular = metadata.is_file();
+        let mut open = Open {
+            file,
+            id: FileId::of(&metadata),
+            length: if regular { metadata.size() } else { 0 },
+            regular,
+        };
+        if regular && self.is_stamped() {
+            let torn = mend(&mut open).map_err(Failure::of("mend log"))?;
+            if torn > 0 {
+                log::warn!("cut {torn} bytes of a torn record off `{}`", self.path.display());
+            }
+        }
+        Ok(open)
+    }
+
+    fn open_file(&self) -> io::Result<File> {
+        // O_NONBLOCK: a FIFO or a terminal at this path must not stop us.
+        let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+        OpenOptions::new()
+            .read(self.is_stamped())
+            .append(true)
+            .create(true)
+            .mode(FILE_MODE)
+            .custom_flags(flags.bits())
+            .open(&self.path)
+    }
+
+    /// Gives the current file its number. One that is gone already is none to finish.
+    pub(super) fn finish(&mut self) -> Result<(), Failure> {
+        let doing = "rotate log";
+        let last = self.numbers().map_err(Failure::of(doing))?.last().copied().unwrap_or(0);
+        let number = self.next.max(last.saturating_add(1));
+        match fs::rename(&self.path, self.finished_path(number)) {
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(Failure::of(doing)(error)),
+            Ok(()) | Err(_) => {
+                self.next = number.saturating_add(1);
+                Ok(())
+            }
+        }
+    }
+
+    /// Removes the oldest finished files that are too many.
+    pub(super) fn prune(&self) -> Result<(), Failure> {
+        let doing = "remove old files";
+        let numbers = self.numbers().map_err(Failure::of(doing))?;
+        let surplus = numbers.len().saturating_sub(self.keep);
+        for number in numbers.into_iter().take(surplus) {
+            match fs::remove_file(self.finished_path(number)) {
+                Err(error) if error.kind() != ErrorKind::NotFound => {
+                    return Err(Failure::of(doing)(error));
+                }
+                Ok(()) | Err(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// The numbers of the finished files, the oldest first; none where there is no directory.
+    fn numbers(&self) -> io::Result<Vec<u64>> {
+        let dir = self.path.parent().unwrap_or(Path::new("/"));
+        let found = if self.is_stamped() {
+            segment::numbers_in(dir, b"", segment::SUFFIX.as_bytes())
+        } else {
+            let mut prefix = self.path.file_name().unwrap_or_default().to_owned();
+            prefix.push(".");
+            segment::numbers_in(dir, prefix.as_encoded_bytes(), b"")
+        };
+        match found {
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
+            numbers => numbers,
+        }
+    }
+
+    fn finished_path(&self, number: u64) -> PathBuf {
+        if self.is_stamped() {
+            return segment::finished_path(self.path.parent().unwrap_or(Path::new("/")), number);
+        }
+        let mut path: OsString = self.path.clone().into_os_string();
+        path.push(format!(".{number:0NUMBER_DIGITS_MIN$}"));
+        path.into()
+    }
+}
+
+fn path_of(instruction: &Instruction) -> PathBuf {
+    match &instruction.to {
+        Destination::File => instruction.dir.as_path().join(segment::CURRENT),
+        Destination::Path(path) => path.0.clone(),
+        Destination::Console => PathBuf::new(),
+    }
+}
+
+/// Cuts off what a killed keeper left of a record; how many bytes that were.
+fn mend(open: &mut Open) -> io::Result<u64> {
+    let torn = torn_bytes(open)?;
+    if torn > TORN_BYTES_MAX {
+        open.file.write_all(b"\n")?;
+        open.length += 1;
+        return Ok(0);
+    }
+    if torn > 0 {
+        open.length = open.length.saturating_sub(torn);
+        open.file.set_len(open.length)?;
+    }
+    Ok(torn)
+}
+
+/// How many bytes stand behind the last newline; not counted far beyond [`TORN_BYTES_MAX`].
+fn torn_bytes(open: &Open) -> io::Result<u64> {
+    let mut last = [b'\n'];
+    if let Some(end) = open.length.checked_sub(1) {
+        open.file.read_exact_at(&mut last, end)?;
+    }
+    if last == *b"\n" {
+        return Ok(0);
+    }
+    let from = open.length.saturating_sub(TORN_BYTES_MAX + 1);
+    let mut tail = vec![0; usize::try_from(open.length - from).unwrap_or(0)];
+    open.file.read_exact_at(&mut tail, from)?;
+    let kept = tail.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+    Ok((tail.len() - kept) as u64)
+}

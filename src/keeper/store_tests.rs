@@ -1,0 +1,221 @@
+//! Tests of [`Store`] on real files.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use super::instruction::{Destination, Instruction};
+use super::split::Part;
+use super::stamp::Stamp;
+use super::store::Store;
+use crate::model::FilePath;
+
+const STAMP: &str = "2026-11-25T10:32:00.123456Z";
+
+fn instruction(dir: &Path, to: Destination, max_size: u64, keep: u32) -> Instruction {
+    Instruction { to, max_size, keep, dir: FilePath::from(dir) }
+}
+
+fn put(store: &mut Store, lines: &[&[u8]]) {
+    let mut out = Vec::new();
+    let mut batch = store.batch(&mut out, Stamp::at(1_795_602_720, 123_456_000));
+    for line in lines {
+        let (bytes, full) = match line.split_last() {
+            Some((b'\n', bytes)) => (bytes, true),
+            _ => (*line, false),
+        };
+        batch.push(Part { bytes, full });
+    }
+    batch.finish();
+}
+
+fn names(dir: &Path) -> Vec<String> {
+    let mut names: Vec<String> = fs::read_dir(dir)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
+
+/// A directory that does not exist yet, in one that goes away with the first value.
+fn place() -> (tempfile::TempDir, PathBuf) {
+    let root = tempfile::tempdir().unwrap();
+    let dir = root.path().join("log/web");
+    (root, dir)
+}
+
+#[test]
+fn records_have_stamp_stream_mark_and_the_bytes() {
+    let (_root, dir) = place();
+    let mut store = Store::new("web", &instruction(&dir, Destination::File, 10_000, 5));
+    put(&mut store, &[b"a\xc1b\0c\n", b"\n", b"no end"]);
+    let expected = [
+        STAMP.as_bytes(),
+        b" stdout F a\xc1b\0c\n",
+        STAMP.as_bytes(),
+        b" stdout F \n",
+        STAMP.as_bytes(),
+        b" stdout P no end\n",
+    ];
+    assert_eq!(fs::read(dir.join("current")).unwrap(), expected.concat());
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o7777;
+    assert_eq!(mode(&dir.join("current")) & !0o640, 0);
+    assert_eq!(mode(&dir) & !0o750, 0);
+}
+
+#[test]
+fn rotation_is_exact_to_the_byte() {
+    let (_root, dir) = place();
+    // A record of a 3-byte line has 27 + 10 + 3 + 1 = 41 bytes: two of them fit exactly.
+    let mut store = Store::new("web", &instruction(&dir, Destination::File, 82, 2));
+    for batch in [&[&b"001\n"[..], b"002\n", b"003\n"][..], &[b"004\n"], &[b"005\n"]] {
+        put(&mut store, batch);
+    }
+    assert_eq!(names(&dir), ["00000001.log", "00000002.log", "current"]);
+    for (name, last, length) in
+        [("00000001.log", "002\n", 82), ("00000002.log", "004\n", 82), ("current", "005\n", 41)]
+    {
+        let text = fs::read_to_string(dir.join(name)).unwrap();
+        assert!(text.ends_with(last), "{name}: {text}");
+        assert_eq!(text.len(), length, "{name}");
+    }
+    // A record that is larger than the limit has a file of its own.
+    let long = [&[b'x'; 200][..], b"\n"].concat();
+    put(&mut store, &[&long, b"006\n"]);
+    assert_eq!(names(&dir), ["00000003.log", "00000004.log", "current"]);
+    assert_eq!(fs::metadata(dir.join("00000004.log")).unwrap().len(), 27 + 10 + 200 + 1);
+    assert_eq!(fs::metadata(dir.join("current")).unwrap().len(), 41);
+}
+
+#[test]
+fn numbers_go_on_from_the_largest_and_a_smaller_keep_holds_at_once() {
+    let (_root, dir) = place();
+    fs::create_dir_all(&dir).unwrap();
+    for name in ["00000007.log", "00000009.log", "9.log", "notes"] {
+        fs::write(dir.join(name), "").unwrap();
+    }
+    let mut store = Store::new("web", &instruction(&dir, Destination::File, 50, 5));
+    put(&mut store, &[b"001\n", b"002\n"]);
+    let kept = ["00000007.log", "00000009.log", "00000010.log", "9.log", "current", "notes"];
+    assert_eq!(names(&dir), kept);
+    store.change(&instruction(&dir, Destination::File, 50, 1));
+    assert_eq!(names(&dir), ["00000010.log", "9.log", "current", "notes"]);
+    store.change(&instruction(&dir, Destination::File, 50, 0));
+    put(&mut store, &[b"003\n"]);
+    assert_eq!(names(&dir), ["9.log", "current", "notes"]);
+}
+
+#[test]
+fn a_path_gets_the_bytes_as_they_came() {
+    let (root, _) = place();
+    let path = root.path().join("new/app.log");
+    let to = Destination::Path(FilePath::from(path.as_path()));
+    let mut store = Store::new("web", &instruction(root.path(), to, 10, 1));
+    put(&mut store, &[b"part", b" two\n", b"three\n", b"4\n"]);
+    assert_eq!(names(path.parent().unwrap()), ["app.log", "app.log.00000001"]);
+    assert_eq!(fs::read(path.with_file_name("app.log.00000001")).unwrap(), b"part two\n");
+    assert_eq!(fs::read(path).unwrap(), b"three\n4\n");
+}
+
+#[test]
+fn case_069_a_deleted_file_and_a_removed_directory_come_back() {
+    let (_root, dir) = place();
+    let mut store = Store::new("web", &instruction(&dir, Destination::File, 10_000, 5));
+    put(&mut store, &[b"one\n"]);
+    fs::remove_file(dir.join("current")).unwrap();
+    put(&mut store, &[b"two\n"]);
+    assert!(fs::read_to_string(dir.join("current")).unwrap().ends_with(" two\n"));
+    fs::remove_dir_all(&dir).unwrap();
+    put(&mut store, &[b"three\n"]);
+    let text = fs::read_to_string(dir.join("current")).unwrap();
+    assert_eq!(text, format!("{STAMP} stdout F three\n"));
+    fs::rename(dir.join("current"), dir.join("mine")).unwrap();
+    put(&mut store, &[b"four\n"]);
+    assert_eq!(fs::read_to_string(dir.join("mine")).unwrap(), text);
+}
+
+#[test]
+fn a_place_that_cannot_be_written_loses_output_and_says_so_later() {
+    let (root, dir) = place();
+    fs::write(root.path().join("log"), "a file where a directory should be").unwrap();
+    let mut store = Store::new("web", &instruction(&dir, Destination::File, 10_000, 5));
+    put(&mut store, &[b"12345\n", b"678"]);
+    put(&mut store, &[b"9\n"]);
+    fs::remove_file(root.path().join("log")).unwrap();
+    put(&mut store, &[b"back\n"]);
+    put(&mut store, &[b"again\n"]);
+    let text = fs::read_to_string(dir.join("current")).unwrap();
+    let expected = format!(
+        "{STAMP} opm F [opm: dropped 11 bytes: Not a directory]\n{STAMP} stdout F back\n\
+         {STAMP} stdout F again\n"
+    );
+    assert_eq!(text, expected);
+}
+
+#[test]
+fn case_070_a_full_device_is_told_at_the_next_place() {
+    let (root, dir) = place();
+    let full = Destination::Path(FilePath::from("/dev/full"));
+    let mut store = Store::new("web", &instruction(&dir, full, 10_000, 5));
+    put(&mut store, &[b"12345\n", b"678"]);
+    let path = root.path().join("app.log");
+    let to = Destination::Path(FilePath::from(path.as_path()));
+    store.change(&instruction(&dir, to, 10_000, 5));
+    put(&mut store, &[b"back\n"]);
+    let expected = "[opm: dropped 9 bytes: No space left on device]\nback\n";
+    assert_eq!(fs::read_to_string(path).unwrap(), expected);
+}
+
+#[test]
+fn case_074_two_instances_with_one_file_lose_nothing() {
+    let (root, dir) = place();
+    let to = Destination::Path(FilePath::from(root.path().join("same.log")));
+    let instruction = instruction(&dir, to, 1_000, 1_000);
+    let mut stores = [Store::new("a", &instruction), Store::new("b", &instruction)];
+    for number in 0..2_000 {
+        for (index, store) in stores.iter_mut().enumerate() {
+            put(store, &[format!("{index} {number}\n").as_bytes()]);
+        }
+    }
+    let mut lines = Vec::new();
+    for name in names(root.path()) {
+        let text = fs::read_to_string(root.path().join(name)).unwrap();
+        assert!(text.len() <= 1_000);
+        lines.extend(text.lines().map(str::to_owned));
+    }
+    let mut expected: Vec<String> =
+        (0..2_000).flat_map(|n| [format!("0 {n}"), format!("1 {n}")]).collect();
+    lines.sort();
+    expected.sort();
+    assert_eq!(lines, expected);
+}
+
+#[test]
+fn a_torn_record_is_cut_off_and_foreign_text_is_not() {
+    let (_root, dir) = place();
+    fs::create_dir_all(&dir).unwrap();
+    let whole = format!("{STAMP} stdout F one\n");
+    fs::write(dir.join("current"), format!("{whole}{STAMP} stdout F tor")).unwrap();
+    let mut store = Store::new("web", &instruction(&dir, Destination::File, 10_000_000, 5));
+    put(&mut store, &[b"two\n"]);
+    let text = fs::read_to_string(dir.join("current")).unwrap();
+    assert_eq!(text, format!("{whole}{STAMP} stdout F two\n"));
+    let foreign = "x".repeat(100_000);
+    fs::write(dir.join("current"), &foreign).unwrap();
+    let mut store = Store::new("web", &instruction(&dir, Destination::File, 10_000_000, 5));
+    put(&mut store, &[b"two\n"]);
+    let text = fs::read_to_string(dir.join("current")).unwrap();
+    assert_eq!(text, format!("{foreign}\n{STAMP} stdout F two\n"));
+}
+
+#[test]
+fn a_fifo_without_a_reader_stops_nothing() {
+    let (root, dir) = place();
+    let path = root.path().join("pipe");
+    nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let to = Destination::Path(FilePath::from(path.as_path()));
+    let mut store = Store::new("web", &instruction(&dir, to, 10, 5));
+    put(&mut store, &[b"one\n"]);
+    assert!(fs::metadata(&path).unwrap().nlink() == 1);
+}

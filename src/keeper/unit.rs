@@ -1,0 +1,191 @@
+//! One instance in the keeper: its FIFO, its unfinished line and its log.
+
+use std::io;
+use std::path::Path;
+
+use mio::{Registry, Token};
+
+use super::console::Console;
+use super::fifo::{Fifo, Input};
+use super::instruction::{Destination, Instruction};
+use super::sink::now_ms;
+use super::split::{Part, Splitter};
+use super::stamp::Stamp;
+use super::store::Store;
+
+/// Most bytes of one instance in one turn. The others come before it has the next.
+pub(super) const TURN_BYTES_MAX: usize = 64 * 1024;
+/// How long the begin of a line waits for its end before it is stored as a part, in milliseconds:
+/// prompts become visible, and a keeper that is killed loses no old text.
+const PART_WAIT_MS: u64 = 1_000;
+
+/// What all instances use in turn.
+#[derive(Debug)]
+pub(super) struct Shared {
+    /// For one read.
+    pub(super) buffer: Vec<u8>,
+    /// For the records of one read.
+    pub(super) out: Vec<u8>,
+    /// The copy on standard output.
+    pub(super) console: Console,
+    /// Whether every line is copied, not only those of `to: console`.
+    pub(super) copy_all: bool,
+}
+
+/// Whether an instance needs another turn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Turn {
+    /// There may be more to read.
+    Again,
+    /// There is nothing to read until an event says so.
+    Idle,
+    /// It is drained and can be forgotten.
+    Over,
+}
+
+/// An instance.
+#[derive(Debug)]
+pub(super) struct Unit {
+    name: String,
+    fifo: Option<Fifo>,
+    splitter: Splitter,
+    /// Whether the last part that was stored has no newline yet.
+    in_line: bool,
+    store: Store,
+    to_console_only: bool,
+    /// Whether it is in the list of those that get a turn.
+    pub(super) is_queued: bool,
+    /// How many more bytes are read before it is forgotten; `None`: it stays.
+    last_bytes: Option<u64>,
+    /// When the unfinished line is stored as a part.
+    pub(super) part_due: Option<u64>,
+}
+
+impl Unit {
+    pub(super) fn new(name: String, instruction: &Instruction) -> Self {
+        let store = Store::new(&name, instruction);
+        Self {
+            name,
+            fifo: None,
+            splitter: Splitter::default(),
+            in_line: false,
+            store,
+            to_console_only: instruction.to == Destination::Console,
+            is_queued: false,
+            last_bytes: None,
+            part_due: None,
+        }
+    }
+
+    /// Takes over a changed instruction; an instance that was to be forgotten stays.
+    pub(super) fn change(&mut self, instruction: &Instruction) {
+        self.last_bytes = None;
+        self.to_console_only = instruction.to == Destination::Console;
+        self.store.change(instruction);
+    }
+
+    /// Opens the FIFO where that was not done yet, or where there is another one now.
+    pub(super) fn attach(
+        &mut self,
+        path: &Path,
+        registry: &Registry,
+        token: Token,
+        shared: &mut Shared,
+    ) -> io::Result<()> {
+        if let Some(old) = &self.fifo {
+            if !old.is_replaced(path) {
+                return Ok(());
+            }
+            let mut left = old.last_bytes();
+            while left > 0 && self.turn(shared) == Turn::Again {
+                left = left.saturating_sub(TURN_BYTES_MAX as u64);
+            }
+            self.fifo = None;
+        }
+        if let Some(fifo) = Fifo::open(path)? {
+            fifo.register(registry, token)?;
+            self.fifo = Some(fifo);
+        }
+        Ok(())
+    }
+
+    /// Has the instance forgotten as soon as what is in its FIFO now was read.
+    pub(super) fn leave(&mut self) {
+        let last_bytes = self.fifo.as_ref().map_or(0, Fifo::last_bytes);
+        self.last_bytes.get_or_insert(last_bytes);
+    }
+
+    /// Reads once and stores what was read.
+    pub(super) fn turn(&mut self, shared: &mut Shared) -> Turn {
+        let Some(fifo) = &self.fifo else { return self.idle() };
+        match fifo.read(&mut shared.buffer) {
+            Ok(Input::Bytes(count)) => {
+                self.take(count, shared);
+                if let Some(left) = &mut self.last_bytes {
+                    *left = left.saturating_sub(count as u64);
+                    if *left == 0 {
+                        return Turn::Over;
+                    }
+                }
+                Turn::Again
+            }
+            Ok(Input::Empty) => self.idle(),
+            Ok(Input::NoWriter) => {
+                self.end_line(shared);
+                self.idle()
+            }
+            Err(error) => {
+                log::error!("cannot read output of `{}`: {error}", self.name);
+                self.fifo = None;
+                self.idle()
+            }
+        }
+    }
+
+    fn idle(&self) -> Turn {
+        if self.last_bytes.is_some() { Turn::Over } else { Turn::Idle }
+    }
+
+    /// Stores the first bytes of the buffer.
+    fn take(&mut self, count: usize, shared: &mut Shared) {
+        let was_holding = self.splitter.is_holding();
+        let gave = self.store(shared, |splitter, buffer, give| {
+            splitter.feed(buffer.get(..count).unwrap_or_default(), give);
+        });
+        if !self.splitter.is_holding() {
+            self.part_due = None;
+        } else if gave || !was_holding {
+            self.part_due = Some(now_ms() + PART_WAIT_MS);
+        }
+    }
+
+    /// Stores an unfinished line as a part.
+    pub(super) fn end_line(&mut self, shared: &mut Shared) {
+        self.part_due = None;
+        self.store(shared, |splitter, _, give| splitter.flush(give));
+    }
+
+    /// Stores what the splitter gives; whether that was anything.
+    fn store(
+        &mut self,
+        shared: &mut Shared,
+        split: impl FnOnce(&mut Splitter, &[u8], &mut dyn FnMut(Part<'_>)),
+    ) -> bool {
+        let Self { name, splitter, in_line, store, to_console_only, .. } = self;
+        let Shared { buffer, out, console, copy_all } = shared;
+        let copy = *copy_all || *to_console_only;
+        let mut gave = false;
+        let mut batch = store.batch(out, Stamp::now());
+        split(splitter, buffer, &mut |part| {
+            gave = true;
+            batch.push(part);
+            // A newline that came after the text of its line adds no empty one to the console.
+            if copy && !(*in_line && part.bytes.is_empty()) {
+                console.push(name, part.bytes);
+            }
+            *in_line = !part.full;
+        });
+        batch.finish();
+        gave
+    }
+}

@@ -1,0 +1,292 @@
+//! One log from some record on, over all files that come: no record left out, none given twice.
+//!
+//! A file keeps its identity when it is finished. So when another file is `current`, ours is read
+//! to its end, which does not move any more, and the next one is that with the smallest number
+//! above ours, or `current` where there is none.
+
+use std::io;
+use std::mem;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use super::LogsError;
+use super::backward::Start;
+use super::record::{Record, STREAM_OPM};
+use super::segment::{self, FileId, Segment};
+
+/// How much is read at once, in bytes.
+const BLOCK_BYTES: usize = 32 * 1024;
+/// Longest line that is given as one record, in bytes. What is longer was written by no keeper and
+/// comes out in pieces.
+const LINE_BYTES_MAX: usize = 1024 * 1024;
+
+/// A place in a log that moves forward.
+#[derive(Debug)]
+pub(super) struct Cursor {
+    dir: PathBuf,
+    instance: String,
+    segment: Option<Segment>,
+    /// Where in the file the buffer starts.
+    offset: u64,
+    buffer: Vec<u8>,
+    /// How much of the buffer is given.
+    given: usize,
+    /// The number of the last finished file before this one; younger files have larger ones.
+    after: u64,
+    /// Whether a number that is left out is worth a word: not before the first file.
+    began: bool,
+    next: Option<Record>,
+    /// The time of the last record that had one.
+    time: String,
+    /// Where to end for good.
+    end: Option<(FileId, u64)>,
+    is_over: bool,
+}
+
+impl Cursor {
+    /// Before the oldest record.
+    pub(super) fn at_begin(dir: &Path, instance: &str) -> Self {
+        Self {
+            dir: dir.join(instance),
+            instance: instance.to_owned(),
+            segment: None,
+            offset: 0,
+            buffer: Vec::new(),
+            given: 0,
+            after: 0,
+            began: false,
+            next: None,
+            time: String::new(),
+            end: None,
+            is_over: false,
+        }
+    }
+
+    /// At a place that was found; without one, before the oldest record.
+    pub(super) fn at(dir: &Path, instance: &str, start: Option<Start>) -> Self {
+        let mut cursor = Self::at_begin(dir, instance);
+        if let Some(start) = start {
+            cursor.offset = start.offset;
+            cursor.after = start.after;
+            cursor.began = true;
+            cursor.segment = Some(start.segment);
+        }
+        cursor
+    }
+
+    /// Leaves out what is written from now on.
+    pub(super) fn end_here(&mut self) -> io::Result<()> {
+        match Segment::open(&self.dir, None)? {
+            Some(current) => self.end = Some((current.id, current.file.metadata()?.len())),
+            None if self.segment.is_none() && segment::finished(&self.dir)?.is_empty() => {
+                self.is_over = true;
+            }
+            None => {}
+        }
+        Ok(())
+    }
+
+    /// Forgets the numbers: the directory was made anew.
+    pub(super) fn forget_numbers(&mut self) {
+        self.after = 0;
+        self.began = false;
+    }
+
+    pub(super) fn instance(&self) -> &str {
+        &self.instance
+    }
+
+    /// What an error of this log is for the caller.
+    pub(super) fn error(&self, error: io::Error) -> LogsError {
+        LogsError::Read { path: self.dir.clone(), error }
+    }
+
+    pub(super) fn has_next(&self) -> bool {
+        self.next.is_some()
+    }
+
+    pub(super) fn next_time(&self) -> Option<&str> {
+        self.next.as_ref().map(|record| record.time.as_str())
+    }
+
+    pub(super) fn take(&mut self) -> Option<Record> {
+        self.next.take()
+    }
+
+    /// Reads the next record, where there is one.
+    pub(super) fn advance(&mut self) -> io::Result<()> {
+        // Whether the file is known to grow no more, so that its end is the end.
+        let mut is_finished = self.segment.as_ref().is_some_and(|s| s.number.is_some());
+        while !self.is_over && self.next.is_none() {
+            if self.take_line() || self.fill()? {
+                continue;
+            }
+            if self.segment.is_some() && !is_finished {
+                let current = segment::current_id(&self.dir)?;
+                if current.is_some() && current == self.segment.as_ref().map(|s| s.id) {
+                    break;
+                }
+                // Once more: something may have been written before it was finished.
+                is_finished = true;
+                continue;
+            }
+            if self.rest_of_file() {
+                continue;
+            }
+            if !self.go_on()? {
+                break;
+            }
+            is_finished = self.segment.as_ref().is_some_and(|s| s.number.is_some());
+        }
+        if self.next.is_none() {
+            // An unfinished line is read anew when there is more: it may have been cut off.
+            self.forget_buffer();
+        }
+        Ok(())
+    }
+
+    /// Takes the next full line out of the buffer.
+    fn take_line(&mut self) -> bool {
+        let rest = self.buffer.get(self.given..).unwrap_or_default();
+        let end = rest.iter().position(|byte| *byte == b'\n');
+        let (length, newline) = match end {
+            Some(end) => (end, 1),
+            None if rest.len() >= LINE_BYTES_MAX => (rest.len(), 0),
+            None => return false,
+        };
+        if self.is_behind_end(length) {
+            self.is_over = true;
+            return false;
+        }
+        self.give(length);
+        self.given += length + newline;
+        true
+    }
+
+    /// Whether a line of this length at the present place was written after our end.
+    fn is_behind_end(&self, length: usize) -> bool {
+        match (&self.end, &self.segment) {
+            (Some((id, end)), Some(segment)) if *id == segment.id => {
+                self.offset + (self.given + length) as u64 >= *end
+            }
+            _ => false,
+        }
+    }
+
+    fn give(&mut self, length: usize) {
+        let rest = self.buffer.get(self.given..).unwrap_or_default();
+        let line = rest.get(..length).unwrap_or(rest);
+        let record = Record::parse(line, &self.instance, &self.time);
+        self.time.clone_from(&record.time);
+        self.next = Some(record);
+    }
+
+    /// Reads more of the file; false at its end.
+    fn fill(&mut self) -> io::Result<bool> {
+        let Some(segment) = &self.segment else { return Ok(false) };
+        self.buffer.drain(..self.given.min(self.buffer.len()));
+        self.offset += mem::take(&mut self.given) as u64;
+        let have = self.buffer.len();
+        self.buffer.resize(have + BLOCK_BYTES, 0);
+        let room = self.buffer.get_mut(have..).unwrap_or_default();
+        let read = segment.file.read_at(room, self.offset + have as u64);
+        self.buffer.truncate(have + read.as_ref().copied().unwrap_or(0));
+        if read? > 0 {
+            return Ok(true);
+        }
+        if segment.file.metadata()?.len() < self.offset {
+            // Cut by someone else: whatever is in it now is new.
+            self.offset = 0;
+            self.buffer.clear();
+            return Ok(segment.file.metadata()?.len() > 0);
+        }
+        Ok(false)
+    }
+
+    /// Gives the bytes behind the last newline of a file that grows no more.
+    fn rest_of_file(&mut self) -> bool {
+        let length = self.buffer.len().saturating_sub(self.given);
+        if length == 0 || self.is_behind_end(length) {
+            return false;
+        }
+        self.give(length);
+        self.given += length;
+        true
+    }
+
+    fn forget_buffer(&mut self) {
+        self.offset += self.given as u64;
+        self.given = 0;
+        self.buffer = Vec::new();
+    }
+
+    /// Goes over to the next file; false where there is none yet.
+    fn go_on(&mut self) -> io::Result<bool> {
+        let left = self.segment.take();
+        if let (Some(left), Some((end, _))) = (&left, &self.end)
+            && left.id == *end
+        {
+            self.is_over = true;
+            return Ok(false);
+        }
+        // First `current`: whatever was finished before it began is in the list then.
+        let current = Segment::open(&self.dir, None)?;
+        let numbers = segment::finished(&self.dir)?;
+        let number = self.number_of(left.as_ref(), &numbers)?;
+        // A file without a number was deleted as `current`, or finished, numbered and removed.
+        let uncertain = u64::from(left.is_some() && number.is_none());
+        self.after = number.unwrap_or(0).max(self.after);
+        let mut found = None;
+        for number in numbers.into_iter().filter(|number| *number > self.after) {
+            found = Segment::open(&self.dir, Some(number))?;
+            if found.is_some() {
+                break;
+            }
+        }
+        let next = match (found, current) {
+            (Some(found), Some(current)) if found.id == current.id => Some(current),
+            (Some(found), _) => Some(found),
+            (None, current) => current,
+        };
+        let Some(next) = next else { return Ok(false) };
+        self.note_gap(next.number, uncertain);
+        self.began = true;
+        if let Some(number) = next.number {
+            self.after = number;
+        }
+        self.forget_buffer();
+        self.offset = 0;
+        self.segment = Some(next);
+        Ok(true)
+    }
+
+    /// The number that a file was given when it was finished.
+    fn number_of(&self, left: Option<&Segment>, numbers: &[u64]) -> io::Result<Option<u64>> {
+        let Some(left) = left else { return Ok(None) };
+        if left.number.is_some() {
+            return Ok(left.number);
+        }
+        for number in numbers.iter().copied().filter(|number| *number > self.after) {
+            if Segment::open(&self.dir, Some(number))?.is_some_and(|found| found.id == left.id) {
+                return Ok(Some(number));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Says that files were removed before they were read, where their numbers are missing.
+    fn note_gap(&mut self, number: Option<u64>, uncertain: u64) {
+        let read = self.after + 1 + uncertain;
+        let missing = number.map_or(0, |number| number.saturating_sub(read));
+        if self.began && missing > 0 {
+            self.next = Some(Record {
+                time: self.time.clone(),
+                stream: STREAM_OPM.to_owned(),
+                partial: false,
+                bytes: format!("[opm: {missing} log files were removed before they were read]")
+                    .into_bytes(),
+                instance: self.instance.clone(),
+            });
+        }
+    }
+}

@@ -1,0 +1,217 @@
+//! What is due. [`decide`] looks at what is wanted and what is known of one instance, and says what
+//! to do about it and when to look again.
+//!
+//! It has no memory of its own and reads no clock: level-triggered, so that lost, doubled or late
+//! events may delay it and never mislead it. Each decision looks at an instance, its unit, and its
+//! unit's neighbours in the graph, and at nothing farther away: a wish to stop spreads as facts
+//! (`Phase::Stopping` with [`Rung::Dependents`]) from neighbour to neighbour, before anything is
+//! signalled.
+
+mod changes;
+mod order;
+mod restart;
+mod start;
+mod stop;
+mod why;
+
+pub use changes::{Change, Class, Effect, FieldChange, Plan, fields_of, plan};
+pub use order::{Standing, blockers, standing};
+pub use restart::verdict;
+pub use start::reload_action;
+pub use why::why;
+
+use crate::model::{
+    Action, Desired, Graph, Instance, InstanceId, Monotonic, Observed, Phase, Reason, Rung, Span,
+    Spec, Step, Unit,
+};
+
+/// Everything a decision may look at.
+#[derive(Debug, Clone, Copy)]
+pub struct View<'a> {
+    /// What is wanted.
+    pub desired: &'a Desired,
+    /// How the units of `desired` hang together.
+    pub graph: &'a Graph,
+    /// What is known.
+    pub observed: &'a Observed,
+    /// Set while opm is shutting down.
+    pub shutdown: Option<&'a Shutdown>,
+}
+
+/// opm is going down.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shutdown {
+    /// Since when.
+    pub began: Monotonic,
+    /// When everything must be gone; `None`: when each unit's own time is over.
+    pub deadline: Option<Monotonic>,
+    /// How much patience is left.
+    pub hurry: Hurry,
+    /// The exit code that opm will have.
+    pub code: u8,
+    /// Why, in words.
+    pub why: String,
+}
+
+/// How much patience a shutdown has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Hurry {
+    /// Dependents first, each in its own time.
+    Ordered,
+    /// Everything at once, each in its own time.
+    Unordered,
+    /// Everything is killed.
+    Kill,
+}
+
+/// What is due for one instance.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Due {
+    /// What to do now; usually one step or none.
+    pub steps: Vec<Step>,
+    /// When to look again if nothing happens before.
+    pub wake: Option<Monotonic>,
+}
+
+impl Due {
+    const NOTHING: Self = Self { steps: Vec::new(), wake: None };
+
+    fn step(id: &InstanceId, action: Action, reason: Reason) -> Self {
+        Self { steps: vec![Step { instance: id.clone(), action, reason }], wake: None }
+    }
+
+    fn at(wake: Monotonic) -> Self {
+        Self { steps: Vec::new(), wake: Some(wake) }
+    }
+}
+
+impl<'a> View<'a> {
+    /// The unit of an instance.
+    pub fn unit(&self, id: &InstanceId) -> Option<&'a Unit> {
+        self.desired.units.get(&id.unit)
+    }
+
+    /// Whether an instance is to be up.
+    pub fn wants(&self, id: &InstanceId) -> bool {
+        self.shutdown.is_none()
+            && self.graph.is_wanted(&id.unit)
+            && self.unit(id).is_some_and(|unit| {
+                !unit.removed && unit.hold_of(id).is_none() && unit.spec.has_instance(id)
+            })
+    }
+
+    /// All instances of a unit that are wanted or known.
+    pub fn instances(&self, unit: &crate::model::UnitName) -> Vec<InstanceId> {
+        let mut ids: Vec<InstanceId> =
+            self.observed.of_unit(unit).map(|(id, _)| id.clone()).collect();
+        if let Some(unit) = self.desired.units.get(unit).filter(|unit| !unit.removed) {
+            for id in unit.spec.instance_ids() {
+                if !ids.contains(&id) {
+                    ids.push(id);
+                }
+            }
+        }
+        ids
+    }
+
+    /// The patience of the shutdown, if there is one.
+    fn hurry(&self) -> Hurry {
+        self.shutdown.map_or(Hurry::Ordered, |shutdown| shutdown.hurry)
+    }
+}
+
+/// What is due for one instance now.
+pub fn decide(view: &View<'_>, id: &InstanceId, now: Monotonic) -> Due {
+    let blank = Instance::default();
+    let instance = view.observed.get(id).unwrap_or(&blank);
+    match (&instance.phase, &instance.run) {
+        (Phase::Unproven { .. }, _) => Due::NOTHING,
+        (Phase::Stopping { cause, rung, rung_since }, Some(run)) => {
+            let (rung, since) = (*rung, *rung_since);
+            stop::Stopping { id, instance, run, cause, rung, since, now }.decide(view)
+        }
+        (_, Some(run)) => start::running(view, id, instance, run, now),
+        (_, None) => idle(view, id, instance, now),
+    }
+}
+
+/// What is due for all instances: what an incremental pass must agree with.
+pub fn reconcile(view: &View<'_>, now: Monotonic) -> Due {
+    let mut all = Due::default();
+    let known = view.observed.iter().map(|(id, _)| id.clone());
+    let wanted = view.desired.units.values().flat_map(|unit| unit.spec.instance_ids());
+    let ids: std::collections::BTreeSet<InstanceId> = known.chain(wanted).collect();
+    for id in ids {
+        let due = decide(view, &id, now);
+        all.steps.extend(due.steps);
+        all.wake = [all.wake, due.wake].into_iter().flatten().min();
+    }
+    all
+}
+
+/// What is due for an instance without a run.
+fn idle(view: &View<'_>, id: &InstanceId, instance: &Instance, now: Monotonic) -> Due {
+    let known = view.observed.get(id).is_some();
+    let Some(unit) = view.unit(id) else {
+        return if known { Due::step(id, Action::Forget, Reason::Removed) } else { Due::NOTHING };
+    };
+    let spec = &unit.spec;
+    if unit.removed || !spec.has_instance(id) {
+        return if known { Due::step(id, Action::Forget, Reason::Removed) } else { Due::NOTHING };
+    }
+    if let Some(code) = restart::ends_opm(view, spec, instance) {
+        let outcome = instance.last.as_ref().and_then(|end| end.outcome.clone());
+        return Due::step(id, Action::Shutdown(code), Reason::Ended(outcome));
+    }
+    if !view.wants(id) {
+        let settles = match instance.phase {
+            Phase::Waiting { .. } | Phase::Backoff { .. } => true,
+            Phase::Failed { .. } | Phase::Skipped { .. } => view.shutdown.is_none(),
+            _ => false,
+        };
+        if settles {
+            let down = crate::model::Verdict::Down;
+            return Due::step(id, Action::Settle(down), Reason::GoalDown);
+        }
+        return Due::NOTHING;
+    }
+    match restart::due(view, unit, id, instance, now) {
+        restart::Next::Stay(wake) => wake.map_or(Due::NOTHING, Due::at),
+        restart::Next::Settle(verdict, reason) => Due::step(id, Action::Settle(verdict), reason),
+        restart::Next::Begin { fresh, reason } => begin(view, id, instance, fresh, reason),
+    }
+}
+
+/// Begin, or wait for what is in the way.
+fn begin(
+    view: &View<'_>,
+    id: &InstanceId,
+    instance: &Instance,
+    fresh: bool,
+    reason: Reason,
+) -> Due {
+    let on = blockers(view, &id.unit);
+    if on.is_empty() {
+        return Due::step(id, Action::Begin { fresh }, reason);
+    }
+    match &instance.phase {
+        Phase::Waiting { on: known, .. } if *known == on => Due::NOTHING,
+        _ => Due::step(id, Action::Wait { on, fresh }, Reason::Blocked),
+    }
+}
+
+/// The first rung above `Dependents` at which a stop of this spec acts.
+fn first_stop_rung(spec: &Spec, with_hooks: bool) -> Rung {
+    if with_hooks && !spec.hooks.pre_stop.is_empty() {
+        Rung::PreStop(0)
+    } else if spec.stop.steps.is_empty() {
+        Rung::Kill
+    } else {
+        Rung::Step(0)
+    }
+}
+
+/// The time that a helper beside the stop steps may take.
+fn helper_time(spec: &Spec) -> Span {
+    spec.stop.steps.first().map_or(Span::seconds(10), |step| step.wait)
+}

@@ -1,0 +1,177 @@
+//! Order: may it start now, must it go, who has to be down before it.
+
+use super::View;
+use crate::model::{
+    Blocker, Condition, InstanceId, Kind, Life, Need, Phase, Run, StopCause, Strength, Unit,
+    UnitName, Until,
+};
+
+/// How a needed unit stands towards what is needed of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Standing {
+    /// It is so.
+    Met,
+    /// It is not so yet, and something is under way.
+    Pending,
+    /// It is not so, and nothing is under way that would make it so.
+    Stuck,
+}
+
+/// Everything in the way of a start of this unit; nothing where it may start.
+pub fn blockers(view: &View<'_>, unit: &UnitName) -> Vec<Blocker> {
+    let Some(node) = view.graph.node(unit) else { return Vec::new() };
+    let mut on: Vec<Blocker> = node
+        .needs
+        .iter()
+        .filter_map(|need| {
+            let standing = standing(view, need);
+            let blocks = match need.strength {
+                Strength::Requires => standing != Standing::Met,
+                Strength::Wants | Strength::After => standing == Standing::Pending,
+            };
+            blocks.then(|| Blocker {
+                unit: need.unit.clone(),
+                until: Until::Is(need.condition),
+                stuck: standing == Standing::Stuck,
+            })
+        })
+        .collect();
+    for other in &node.conflicts {
+        let runs = view.observed.of_unit(other).any(|(_, instance)| instance.run.is_some());
+        // Of two that are wanted and both down, the first by name goes first.
+        let first = other < unit && view.graph.is_wanted(other) && may_run(view, other);
+        if runs || first {
+            on.push(Blocker { unit: other.clone(), until: Until::Down, stuck: runs || first });
+        }
+    }
+    on.sort_by(|a, b| a.unit.cmp(&b.unit));
+    on.dedup_by(|a, b| a.unit == b.unit && a.until == b.until);
+    on
+}
+
+/// Whether any instance of the unit is wanted.
+fn may_run(view: &View<'_>, unit: &UnitName) -> bool {
+    view.desired
+        .units
+        .get(unit)
+        .is_some_and(|unit| unit.spec.instance_ids().iter().any(|id| view.wants(id)))
+}
+
+/// How a needed unit stands: as its worst instance.
+pub fn standing(view: &View<'_>, need: &Need) -> Standing {
+    let Some(unit) = view.desired.units.get(&need.unit).filter(|unit| !unit.removed) else {
+        return Standing::Stuck;
+    };
+    let ids = unit.spec.instance_ids();
+    ids.iter().map(|id| standing_of(view, unit, id, need.condition)).max().unwrap_or(Standing::Met)
+}
+
+fn standing_of(view: &View<'_>, unit: &Unit, id: &InstanceId, wanted: Condition) -> Standing {
+    let wants = view.wants(id);
+    let idle = if wants { Standing::Pending } else { Standing::Stuck };
+    let Some(instance) = view.observed.get(id) else { return idle };
+    let current = instance.epoch == unit.epoch_of(id)
+        && (instance.hash == unit.hash || !wants || unit.spec.kind == Kind::Task);
+    let completes = wanted == Condition::Completed || unit.spec.kind == Kind::Task;
+    match &instance.phase {
+        Phase::Done if completes => {
+            // A task whose definition changed has yet to run as it is now.
+            if (current && instance.hash == unit.hash) || !wants {
+                Standing::Met
+            } else {
+                Standing::Pending
+            }
+        }
+        Phase::Up if !current => Standing::Pending,
+        Phase::Up => match wanted {
+            Condition::Started => Standing::Met,
+            Condition::Ready if unit.spec.kind != Kind::Task => Standing::Met,
+            Condition::Ready | Condition::Completed => Standing::Pending,
+        },
+        Phase::Starting => match (wanted, instance.run.as_ref().is_some_and(is_started)) {
+            (Condition::Started, true) => Standing::Met,
+            _ => Standing::Pending,
+        },
+        Phase::Stopping { .. } => idle,
+        Phase::Down => idle,
+        Phase::Waiting { on, .. } if on.iter().any(|blocker| blocker.stuck) => Standing::Stuck,
+        Phase::Waiting { .. } => idle,
+        Phase::Failed { .. } | Phase::Skipped { .. } | Phase::Done if !current => idle,
+        Phase::Backoff { .. }
+        | Phase::Failed { .. }
+        | Phase::Done
+        | Phase::Skipped { .. }
+        | Phase::Unproven { .. } => Standing::Stuck,
+    }
+}
+
+fn is_started(run: &Run) -> bool {
+    run.main.as_ref().is_some_and(|main| matches!(main.state, Life::Running(_)))
+}
+
+/// The required unit because of which a running instance must go, if there is one.
+pub(super) fn lost(view: &View<'_>, unit: &UnitName) -> Option<UnitName> {
+    let needs = view.graph.node(unit)?.needs.iter();
+    needs
+        .filter(|need| need.strength == Strength::Requires)
+        .find(|need| is_lost(view, need))
+        .map(|need| need.unit.clone())
+}
+
+/// Whether no instance of a required unit is what it has to be, or on its way there.
+fn is_lost(view: &View<'_>, need: &Need) -> bool {
+    let Some(unit) = view.desired.units.get(&need.unit) else { return true };
+    let completes = need.condition == Condition::Completed || unit.spec.kind == Kind::Task;
+    view.instances(&need.unit).iter().all(|id| {
+        let Some(instance) = view.observed.get(id) else { return !view.wants(id) };
+        match &instance.phase {
+            Phase::Failed { .. } | Phase::Skipped { .. } => {
+                instance.epoch == unit.epoch_of(id) || !view.wants(id)
+            }
+            Phase::Stopping { cause, .. } => cause.spreads(),
+            Phase::Done => !completes,
+            Phase::Down | Phase::Waiting { .. } | Phase::Backoff { .. } => !view.wants(id),
+            Phase::Starting | Phase::Up | Phase::Unproven { .. } => false,
+        }
+    })
+}
+
+/// A required unit that came up again after `since`, with the time of that.
+pub(super) fn recovered_since(
+    view: &View<'_>,
+    unit: &UnitName,
+    since: crate::model::Monotonic,
+) -> Option<UnitName> {
+    let needs = view.graph.node(unit)?.needs.iter();
+    needs
+        .filter(|need| {
+            need.strength == Strength::Requires && need.condition != Condition::Completed
+        })
+        .find(|need| {
+            view.observed.of_unit(&need.unit).any(|(_, instance)| {
+                instance.phase == Phase::Up
+                    && instance.run.as_ref().and_then(|run| run.ready).is_some_and(|at| at > since)
+            })
+        })
+        .map(|need| need.unit.clone())
+}
+
+/// Whether units that need this one are still to go down before it may.
+pub(super) fn dependents_are_up(view: &View<'_>, id: &InstanceId, cause: &StopCause) -> bool {
+    let Some(node) = view.graph.node(&id.unit) else { return false };
+    // While other instances stay, those who need the unit need not go.
+    let unit_leaves = view.observed.of_unit(&id.unit).all(|(_, instance)| {
+        match (&instance.phase, &instance.run) {
+            (Phase::Stopping { cause, .. }, Some(_)) => cause.spreads(),
+            (_, run) => run.is_none(),
+        }
+    });
+    cause.spreads()
+        && unit_leaves
+        && node.dependents.iter().any(|(dependent, strength)| {
+            view.observed.of_unit(dependent).any(|(_, instance)| match &instance.phase {
+                Phase::Stopping { .. } => true,
+                _ => *strength == Strength::Requires && instance.run.is_some(),
+            })
+        })
+}

@@ -1,0 +1,202 @@
+//! A run on its way up, and while it is up.
+
+use super::{Due, View, order};
+use crate::model::{
+    Action, Instance, InstanceId, Kind, Life, Monotonic, OnDependencyRestart, Outcome, Phase,
+    Process, Ready, Reason, Reload, Role, Run, Spec, StopCause, Unit,
+};
+
+/// What is due for an instance with a run that is not being ended.
+pub(super) fn running(
+    view: &View<'_>,
+    id: &InstanceId,
+    instance: &Instance,
+    run: &Run,
+    now: Monotonic,
+) -> Due {
+    let cause = match view.unit(id) {
+        None => Some(StopCause::GoalDown),
+        Some(unit) => leave_cause(view, unit, id, instance, run),
+    };
+    if let Some(cause) = cause {
+        let reason = Reason::Stop(cause.clone());
+        return Due::step(id, Action::StopBegin(run.id, cause), reason);
+    }
+    let Some(unit) = view.unit(id) else { return Due::NOTHING };
+    match instance.phase {
+        Phase::Up => up(view, unit, id, run, now),
+        _ => starting(&unit.spec, id, instance, run, now),
+    }
+}
+
+/// Why the run must end now, if it must.
+fn leave_cause(
+    view: &View<'_>,
+    unit: &Unit,
+    id: &InstanceId,
+    instance: &Instance,
+    run: &Run,
+) -> Option<StopCause> {
+    if !view.wants(id) {
+        let shutdown = view.shutdown.is_some();
+        return Some(if shutdown { StopCause::Shutdown } else { StopCause::GoalDown });
+    }
+    if run.main.as_ref().is_some_and(|main| !main.is_alive()) {
+        return Some(StopCause::MainEnded);
+    }
+    if instance.epoch != unit.epoch_of(id) {
+        return Some(StopCause::Restart);
+    }
+    // A task in progress is not altered by a new definition; it runs once more afterwards.
+    if instance.hash != unit.hash && unit.spec.kind != Kind::Task {
+        return Some(StopCause::Changed);
+    }
+    if let Some(lost) = order::lost(view, &id.unit) {
+        return Some(StopCause::Dependency(lost));
+    }
+    if unit.spec.relations.on_dependency_restart == OnDependencyRestart::Restart {
+        return order::recovered_since(view, &id.unit, run.began)
+            .map(StopCause::DependencyRestarted);
+    }
+    None
+}
+
+/// The next thing in a start: condition, hooks, main process, readiness, hooks, up.
+fn starting(spec: &Spec, id: &InstanceId, instance: &Instance, run: &Run, now: Monotonic) -> Due {
+    let deadline = instance.since.after(spec.start_timeout);
+    let due = match next_in_start(spec, run, now) {
+        Next::Do(action) => return Due::step(id, action, Reason::Next),
+        Next::Fail(cause) => {
+            let reason = Reason::Stop(cause.clone());
+            return Due::step(id, Action::StopBegin(run.id, cause), reason);
+        }
+        Next::WaitUntil(at) => at,
+        Next::Wait => None,
+    };
+    if now >= deadline {
+        let cause = StopCause::StartTimeout;
+        let reason = Reason::Stop(cause.clone());
+        return Due::step(id, Action::StopBegin(run.id, cause), reason);
+    }
+    Due::at(due.map_or(deadline, |at| at.min(deadline)))
+}
+
+enum Next {
+    Do(Action),
+    Fail(StopCause),
+    WaitUntil(Option<Monotonic>),
+    Wait,
+}
+
+fn next_in_start(spec: &Spec, run: &Run, now: Monotonic) -> Next {
+    if run.helper_alive().is_some() {
+        return Next::Wait;
+    }
+    let Some(process) = &spec.process else {
+        let marked = run.ready.is_some();
+        return Next::Do(if marked { Action::MarkUp(run.id) } else { Action::MarkReady(run.id) });
+    };
+    match &run.main {
+        None => match before_main(spec, run.helper.as_ref()) {
+            Ok(role) => Next::Do(Action::Spawn(run.id, role)),
+            Err(cause) => Next::Fail(cause),
+        },
+        Some(Process { state: Life::Running(since), .. }) if run.ready.is_none() => {
+            match &process.ready {
+                _ if spec.kind == Kind::Task => Next::Do(Action::MarkReady(run.id)),
+                Ready::Started => Next::Do(Action::MarkReady(run.id)),
+                Ready::Delay(span) if now >= since.after(*span) => {
+                    Next::Do(Action::MarkReady(run.id))
+                }
+                Ready::Delay(span) => Next::WaitUntil(Some(since.after(*span))),
+                Ready::Notify | Ready::Fd(_) | Ready::File(_) => Next::Wait,
+            }
+        }
+        Some(Process { state: Life::Running(_), .. }) => after_ready(spec, run),
+        Some(_) => Next::Wait,
+    }
+}
+
+/// The next process before or with the main one, or why there is none.
+fn before_main(spec: &Spec, helper: Option<&(Role, Process)>) -> Result<Role, StopCause> {
+    let hook = |n: u16| match spec.hooks.pre_start.get(usize::from(n)) {
+        Some(_) => Role::PreStart(n),
+        None => Role::Main,
+    };
+    match helper {
+        None if spec.conditions.command.is_some() => Ok(Role::Condition),
+        None => Ok(hook(0)),
+        Some((Role::Condition, process)) => match process.outcome() {
+            Some(Outcome::Exited(0)) => Ok(hook(0)),
+            Some(Outcome::NotStarted(_)) => Err(StopCause::HookFailed(Role::Condition)),
+            outcome => {
+                let how = outcome.map(ToString::to_string).unwrap_or_default();
+                Err(StopCause::ConditionUnmet(format!("its command {how}")))
+            }
+        },
+        Some((Role::PreStart(n), process)) => {
+            let ignored =
+                spec.hooks.pre_start.get(usize::from(*n)).is_none_or(|h| h.ignore_failure);
+            match process.outcome() {
+                Some(Outcome::Exited(0)) => Ok(hook(n.saturating_add(1))),
+                _ if ignored => Ok(hook(n.saturating_add(1))),
+                _ => Err(StopCause::HookFailed(Role::PreStart(*n))),
+            }
+        }
+        Some(_) => Ok(Role::Main),
+    }
+}
+
+/// Hooks once ready, then up.
+fn after_ready(spec: &Spec, run: &Run) -> Next {
+    let hooks = &spec.hooks.post_start;
+    let next = match &run.helper {
+        Some((Role::PostStart(n), process)) => {
+            let ignored = hooks.get(usize::from(*n)).is_none_or(|hook| hook.ignore_failure);
+            if !ignored && process.outcome() != Some(&Outcome::Exited(0)) {
+                return Next::Fail(StopCause::HookFailed(Role::PostStart(*n)));
+            }
+            n.saturating_add(1)
+        }
+        _ => 0,
+    };
+    match hooks.get(usize::from(next)) {
+        Some(_) => Next::Do(Action::Spawn(run.id, Role::PostStart(next))),
+        None => Next::Do(Action::MarkUp(run.id)),
+    }
+}
+
+/// While a run is up: follow the reload of a required unit, and bound a reload command's time.
+fn up(view: &View<'_>, unit: &Unit, id: &InstanceId, run: &Run, now: Monotonic) -> Due {
+    let spec = &unit.spec;
+    if let Some((role @ Role::Reload, process)) = &run.helper
+        && let Life::Running(since) = process.state
+    {
+        let deadline = since.after(spec.start_timeout);
+        if now >= deadline {
+            return Due::step(id, Action::KillHelper(run.id, *role), Reason::StopTimedOut);
+        }
+        return Due::at(deadline);
+    }
+    if spec.relations.on_dependency_restart != OnDependencyRestart::Reload {
+        return Due::NOTHING;
+    }
+    let since = run.reloaded.unwrap_or(run.began);
+    match order::recovered_since(view, &id.unit, since) {
+        Some(cause) => {
+            let action = reload_action(spec, run);
+            action.map_or(Due::NOTHING, |action| {
+                Due::step(id, action, Reason::DependencyRestarted(cause))
+            })
+        }
+        None => Due::NOTHING,
+    }
+}
+
+/// The action that reloads this run, if its spec has one.
+pub fn reload_action(spec: &Spec, run: &Run) -> Option<Action> {
+    Some(match spec.reload.as_ref()? {
+        Reload::Signal(_) => Action::ReloadSignal(run.id),
+        Reload::Command(_) => Action::Spawn(run.id, Role::Reload),
+    })
+}

@@ -1,0 +1,186 @@
+//! The stop ladder: dependents first, then the unit's own hooks and steps, then the kill, then the
+//! hooks that follow when everything is gone.
+
+use super::{Due, Hurry, View, first_stop_rung, helper_time, order, restart};
+use crate::model::{
+    Action, End, Instance, InstanceId, Monotonic, Process, Reason, Role, Run, Rung, Span, Spec,
+    StopCause, Verdict,
+};
+
+/// A run that is being ended.
+pub(super) struct Stopping<'a> {
+    pub(super) id: &'a InstanceId,
+    pub(super) instance: &'a Instance,
+    pub(super) run: &'a Run,
+    pub(super) cause: &'a StopCause,
+    pub(super) rung: Rung,
+    /// Since when it is on this rung.
+    pub(super) since: Monotonic,
+    pub(super) now: Monotonic,
+}
+
+impl Stopping<'_> {
+    pub(super) fn decide(&self, view: &View<'_>) -> Due {
+        let now = self.now;
+        let fallback = Spec::default();
+        let spec = view.unit(self.id).map_or(&fallback, |unit| &*unit.spec);
+        let over = view.shutdown.and_then(|shutdown| shutdown.deadline).filter(|at| now >= *at);
+        if self.rung < Rung::Kill && (over.is_some() || view.hurry() == Hurry::Kill) {
+            return self.climb(Rung::Kill, Reason::BudgetSpent);
+        }
+        match self.rung {
+            Rung::Dependents => self.at_dependents(view, spec),
+            Rung::PreStop(n) => match self.helper(view, spec, Role::PreStop(n)) {
+                Some(due) => due,
+                None => self.climb(self.after_pre_stop(spec, n), Reason::Next),
+            },
+            Rung::Step(n) => self.at_step(view, spec, n),
+            Rung::Kill => self.when_gone(view, spec).unwrap_or(Due::NOTHING),
+            Rung::PostStop(n) => match self.helper(view, spec, Role::PostStop(n)) {
+                Some(due) => due,
+                None => self.after_post_stop(view, spec, n),
+            },
+        }
+    }
+
+    fn climb(&self, rung: Rung, reason: Reason) -> Due {
+        Due::step(self.id, Action::Climb(self.run.id, rung), reason)
+    }
+
+    fn count(&self) -> Due {
+        Due::step(self.id, Action::WatchTree(self.run.id), Reason::Next)
+    }
+
+    fn at_dependents(&self, view: &View<'_>, spec: &Spec) -> Due {
+        let ordered = view.hurry() == Hurry::Ordered;
+        if ordered && order::dependents_are_up(view, self.id, self.cause) {
+            return self.capped_wake(view, None);
+        }
+        if !self.run.is_alive() {
+            return match self.run.left {
+                None => self.count(),
+                Some(0) => self.finish(view, spec, None),
+                Some(_) => self.climb(first_stop_rung(spec, false), self.reason()),
+            };
+        }
+        let main_alive = self.run.main.as_ref().is_some_and(Process::is_alive);
+        let with_hooks = ordered && self.cause.spreads() && main_alive;
+        self.climb(first_stop_rung(spec, with_hooks), self.reason())
+    }
+
+    fn reason(&self) -> Reason {
+        Reason::Stop(self.cause.clone())
+    }
+
+    fn after_pre_stop(&self, spec: &Spec, n: u16) -> Rung {
+        let next = n.saturating_add(1);
+        let main_alive = self.run.main.as_ref().is_some_and(Process::is_alive);
+        match spec.hooks.pre_stop.get(usize::from(next)) {
+            Some(_) if main_alive => Rung::PreStop(next),
+            _ => first_stop_rung(spec, false),
+        }
+    }
+
+    fn at_step(&self, view: &View<'_>, spec: &Spec, n: u16) -> Due {
+        if let Some(due) = self.when_gone(view, spec) {
+            return due;
+        }
+        let wait = spec.stop.steps.get(usize::from(n)).map_or(Span::ZERO, |step| step.wait);
+        let deadline = self.deadline(view, wait);
+        if deadline.is_some_and(|at| self.now >= at) {
+            let next = n.saturating_add(1);
+            let more = spec.stop.steps.get(usize::from(next)).is_some();
+            let rung = if more { Rung::Step(next) } else { Rung::Kill };
+            return self.climb(rung, Reason::StopTimedOut);
+        }
+        self.capped_wake(view, deadline)
+    }
+
+    /// The end of a wait on this rung, within the time that a shutdown leaves to this stage.
+    fn deadline(&self, view: &View<'_>, wait: Span) -> Option<Monotonic> {
+        let own = (wait != Span::FOREVER).then(|| self.since.after(wait));
+        let budget = view.shutdown.and_then(|shutdown| shutdown.deadline).map(|deadline| {
+            let stages = view.graph.node(&self.id.unit).map_or(1, |node| node.depth);
+            self.since.after(deadline.since(self.since).share(stages))
+        });
+        [own, budget].into_iter().flatten().min()
+    }
+
+    /// Look again at the end of the wait, or when the whole shutdown is over.
+    fn capped_wake(&self, view: &View<'_>, wait: Option<Monotonic>) -> Due {
+        let over = view.shutdown.and_then(|shutdown| shutdown.deadline).filter(|at| *at > self.now);
+        Due { steps: Vec::new(), wake: [wait, over].into_iter().flatten().min() }
+    }
+
+    /// What is due once no process with a role lives: count the rest, or finish.
+    fn when_gone(&self, view: &View<'_>, spec: &Spec) -> Option<Due> {
+        if self.run.is_alive() {
+            return None;
+        }
+        match self.run.left {
+            None => Some(self.count()),
+            Some(0) => Some(self.finish(view, spec, None)),
+            Some(_) => None,
+        }
+    }
+
+    /// Everything is gone: the next hook, or the verdict.
+    fn finish(&self, view: &View<'_>, spec: &Spec, last_hook: Option<u16>) -> Due {
+        let next = last_hook.map_or(0, |n| n.saturating_add(1));
+        let any = self.run.main.is_some() || self.run.helper.is_some();
+        let hooks = any && view.hurry() == Hurry::Ordered;
+        if hooks && spec.hooks.post_stop.get(usize::from(next)).is_some() {
+            return self.climb(Rung::PostStop(next), Reason::Next);
+        }
+        let decisive = match self.cause {
+            StopCause::HookFailed(role) => self.run.process(*role),
+            _ => self.run.main.as_ref(),
+        };
+        let end = End {
+            run: self.run.id,
+            cause: self.cause.clone(),
+            outcome: decisive.and_then(Process::outcome).cloned(),
+            at: self.now,
+            ready_for: self.run.ready.map(|ready| self.instance.since.since(ready)),
+        };
+        let wanted = view.wants(self.id);
+        let verdict = view
+            .unit(self.id)
+            .map_or(Verdict::Down, |unit| restart::verdict(unit, self.instance, &end, wanted));
+        let reason = match &verdict {
+            Verdict::Failed { at_limit: true } => Reason::Limit,
+            _ => Reason::Ended(end.outcome),
+        };
+        let mut due = Due::step(self.id, Action::Settle(verdict.clone()), reason.clone());
+        if let Some(unit) = restart::starts_unit(spec, &verdict) {
+            due.steps.extend(Due::step(self.id, Action::StartUnit(unit), reason).steps);
+        }
+        due
+    }
+
+    fn after_post_stop(&self, view: &View<'_>, spec: &Spec, n: u16) -> Due {
+        match self.run.left {
+            None => self.count(),
+            Some(0) => self.finish(view, spec, Some(n)),
+            // What a hook left behind is nobody's: away with it.
+            Some(_) => {
+                let action = Action::KillHelper(self.run.id, Role::PostStop(n));
+                Due::step(self.id, action, Reason::Next)
+            }
+        }
+    }
+
+    /// What is due for a helper on this rung; `None` once it has ended.
+    fn helper(&self, view: &View<'_>, spec: &Spec, role: Role) -> Option<Due> {
+        let process = self.run.process(role)?;
+        if !process.is_alive() {
+            return None;
+        }
+        let deadline = self.deadline(view, helper_time(spec));
+        if deadline.is_some_and(|at| self.now >= at) {
+            let action = Action::KillHelper(self.run.id, role);
+            return Some(Due::step(self.id, action, Reason::StopTimedOut));
+        }
+        Some(self.capped_wake(view, deadline))
+    }
+}

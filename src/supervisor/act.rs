@@ -1,0 +1,200 @@
+//! Carrying out steps. Nothing here changes a fact: every result comes back as an event.
+
+use super::Supervisor;
+use crate::model::{
+    Action, Event, Happening, InstanceId, Outcome, Output, Reason, Reload, Role, RunId, Rung,
+    Signal, Spec, StartError, Step, StopAction, StopCause, StopTo,
+};
+use crate::system::{Launch, RunRef, System, SystemError};
+use std::sync::Arc;
+
+impl<S: System> Supervisor<S> {
+    pub(super) fn carry_out(&mut self, step: Step) {
+        let Step { instance: id, action, reason } = step;
+        log::debug!("{id}: {action:?}: {reason}");
+        match action {
+            Action::Begin { fresh } => self.begin(&id, fresh, reason),
+            Action::Spawn(run, role) => {
+                self.spawn(&id, run, role, Some(reason));
+                if role == Role::Reload {
+                    self.happens(&id, Happening::Reloaded { run }, None);
+                }
+            }
+            Action::MarkReady(run) => self.happens(&id, Happening::Ready { run }, Some(reason)),
+            Action::MarkUp(run) => self.happens(&id, Happening::Up { run }, Some(reason)),
+            Action::ReloadSignal(run) => self.reload_signal(&id, run, reason),
+            Action::StopBegin(run, cause) => {
+                self.happens(&id, Happening::StopBegan { run, cause }, Some(reason));
+            }
+            Action::Climb(run, rung) => self.climb(&id, run, rung, reason),
+            Action::KillHelper(run, role) => self.kill_helper(&id, run, role),
+            Action::WatchTree(run) => {
+                let left = self.run_ref(&id).map_or(0, |run| self.system.watch_tree(&run));
+                self.happens(&id, Happening::Tree { run, left }, None);
+            }
+            Action::Settle(verdict) => {
+                if let Some(run) = self.instance(&id).and_then(|instance| instance.run.as_ref()) {
+                    let run = run.id;
+                    self.system.release(&id, run);
+                }
+                self.happens(&id, Happening::Settled { verdict }, Some(reason));
+            }
+            Action::Wait { on, fresh } => {
+                self.happens(&id, Happening::Waits { on, fresh }, Some(reason));
+            }
+            Action::Forget => {
+                self.system.forget(&id);
+                self.happens(&id, Happening::Forgotten, Some(reason));
+                self.set_wake(id.clone(), None);
+                self.dirty.remove(&id);
+                self.purge(&id);
+            }
+            Action::StartUnit(unit) => self.start_by_spec(&unit, &id),
+            Action::Shutdown(code) => {
+                let budget = self.shutdown_budget;
+                self.begin_shutdown(code, budget, format!("`{id}` ended for good: {reason}"));
+            }
+        }
+    }
+
+    fn happens(&mut self, id: &InstanceId, what: Happening, reason: Option<Reason>) {
+        let event = self.event(id, what);
+        self.apply(event, reason);
+    }
+
+    fn spec_of(&self, id: &InstanceId) -> Option<Arc<Spec>> {
+        self.desired.units.get(&id.unit).map(|unit| Arc::clone(&unit.spec))
+    }
+
+    fn begin(&mut self, id: &InstanceId, fresh: bool, reason: Reason) {
+        let Some(unit) = self.desired.units.get(&id.unit) else { return };
+        let (epoch, hash, spec) = (unit.epoch_of(id), unit.hash, Arc::clone(&unit.spec));
+        let run = RunId(self.system.random());
+        let wall = self.system.wall();
+        let began = Happening::Began { run, epoch, hash, wall, fresh };
+        self.happens(id, began, Some(reason));
+        let index = spec.instance_index(id).unwrap_or(1);
+        if let Err(condition) = self.system.conditions(id, index, &spec) {
+            let cause = StopCause::ConditionUnmet(condition);
+            self.happens(
+                id,
+                Happening::StopBegan { run, cause: cause.clone() },
+                Some(Reason::Stop(cause)),
+            );
+            return;
+        }
+        let reads = spec.process.as_ref().is_some_and(|process| process.output == Output::Keeper);
+        if reads && let Err(error) = self.system.instruct(id, index, &spec) {
+            self.not_started(id, run, Role::Main, &error);
+        }
+    }
+
+    fn not_started(&mut self, id: &InstanceId, run: RunId, role: Role, error: &SystemError) {
+        let error = StartError {
+            stage: crate::model::Stage::Prepare,
+            subject: error.subject.clone(),
+            reason: error.reason.clone(),
+            passing: true,
+        };
+        let outcome = Outcome::NotStarted(error);
+        self.happens(id, Happening::Ended { run, role, outcome }, None);
+    }
+
+    pub(super) fn launch(&self, id: &InstanceId, run: RunId, role: Role) -> Option<Launch> {
+        let spec = self.spec_of(id)?;
+        let index = spec.instance_index(id).unwrap_or(1);
+        Some(Launch { instance: id.clone(), index, run, role, spec })
+    }
+
+    fn spawn(&mut self, id: &InstanceId, run: RunId, role: Role, reason: Option<Reason>) {
+        let Some(launch) = self.launch(id, run, role) else { return };
+        let at = self.system.now();
+        let what = match self.system.spawn(&launch, at) {
+            Ok(identity) => Happening::Spawned { run, role, identity },
+            Err(error) => Happening::Ended { run, role, outcome: Outcome::NotStarted(error) },
+        };
+        self.apply(Event { instance: id.clone(), at, what }, reason);
+    }
+
+    fn reload_signal(&mut self, id: &InstanceId, run: RunId, reason: Reason) {
+        let Some(spec) = self.spec_of(id) else { return };
+        if let Some(Reload::Signal(signal)) = spec.reload {
+            self.signal_main(id, signal);
+        }
+        self.happens(id, Happening::Reloaded { run }, Some(reason));
+    }
+
+    /// Sends a signal to the main process of an instance, where there is one.
+    pub(super) fn signal_main(&mut self, id: &InstanceId, signal: Signal) -> bool {
+        let main = self
+            .instance(id)
+            .and_then(|instance| instance.run.as_ref()?.main.as_ref())
+            .filter(|main| main.is_alive())
+            .and_then(|main| main.identity);
+        let Some(identity) = main else { return false };
+        if let Err(error) = self.system.signal(&identity, signal) {
+            log::error!("{id}: {error}");
+        }
+        true
+    }
+
+    fn climb(&mut self, id: &InstanceId, run: RunId, rung: Rung, reason: Reason) {
+        let tree = self.run_ref(id);
+        self.happens(id, Happening::Rung { run, rung }, Some(reason));
+        match rung {
+            Rung::Dependents => {}
+            Rung::PreStop(n) => self.spawn(id, run, Role::PreStop(n), None),
+            Rung::PostStop(n) => self.spawn(id, run, Role::PostStop(n), None),
+            Rung::Kill => {
+                if let Some(tree) = tree {
+                    self.system.kill_tree(&tree);
+                }
+            }
+            Rung::Step(n) => {
+                let spec = self.spec_of(id);
+                let step = spec.as_ref().and_then(|spec| spec.stop.steps.get(usize::from(n)));
+                match step.map(|step| &step.action) {
+                    Some(StopAction::Command(_)) => self.spawn(id, run, Role::Stop(n), None),
+                    Some(StopAction::Signal(signal, StopTo::Main)) => {
+                        let signal = *signal;
+                        self.signal_main(id, signal);
+                    }
+                    Some(StopAction::Signal(signal, StopTo::All)) => {
+                        if let Some(tree) = tree {
+                            self.system.signal_tree(&tree, *signal);
+                            // What is stopped (SIGSTOP) could not end.
+                            if *signal == Signal::TERM {
+                                self.system.signal_tree(&tree, Signal::CONT);
+                            }
+                        }
+                    }
+                    None => {}
+                }
+            }
+        }
+    }
+
+    fn kill_helper(&mut self, id: &InstanceId, run: RunId, role: Role) {
+        let Some(tree) = self.run_ref(id) else { return };
+        if let Role::PostStop(_) = role {
+            self.system.kill_tree(&tree);
+            let left = self.system.watch_tree(&tree);
+            self.happens(id, Happening::Tree { run, left }, None);
+            return;
+        }
+        let helper = tree.leaders.iter().find(|(of, _)| *of == role).map(|(_, identity)| *identity);
+        if let Some(identity) = helper
+            && let Err(error) = self.system.signal(&identity, Signal::KILL)
+        {
+            log::error!("{id}: {error}");
+        }
+    }
+
+    /// An instance's run as its processes are found.
+    pub(super) fn run_ref(&self, id: &InstanceId) -> Option<RunRef> {
+        let run = self.instance(id)?.run.as_ref()?;
+        let leaders =
+            run.processes().filter_map(|(role, process)| Some((role, process.identity?))).collect();
+        Some(RunRef { instance: id.clone(), run: run.id, leaders, adopted: run.adopted })
+    }
+}

@@ -1,0 +1,192 @@
+//! The first state: what was saved, and what is found alive. Boot, restore after a crash, and the
+//! new image after `opm reexec` are all this; starting is left to the first turn.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use super::Supervisor;
+use super::keeper_unit::{self, KeeperOptions};
+use crate::model::{
+    Event, Graph, Happening, InstanceId, Kind, Life, Outcome, Phase, Role, RunId, Span, Spec,
+    Stage, StartError,
+};
+use crate::system::{Launch, Loaded, Proof, Replay, System};
+
+/// What a supervisor begins with.
+#[derive(Debug)]
+pub struct Boot<S> {
+    /// The world.
+    pub system: S,
+    /// What was saved.
+    pub loaded: Loaded,
+    /// What was let run.
+    pub replay: Replay,
+    /// The log keeper, unless none is to run.
+    pub keeper: Option<KeeperOptions>,
+    /// How long a shutdown may take; `None`: as long as the units' own times.
+    pub shutdown_budget: Option<Span>,
+    /// Whether this process was the supervisor before, by `opm reexec`: its children are ours.
+    pub same_process: bool,
+}
+
+impl<S: System> Boot<S> {
+    /// Takes over what lives, notes what is dead, and is ready for its first turn.
+    pub fn supervisor(self) -> Supervisor<S> {
+        for problem in self.loaded.problems.iter().chain(&self.replay.problems) {
+            log::warn!("{problem}");
+        }
+        let mut desired = self.loaded.desired.unwrap_or_default();
+        let observed = self.replay.observed;
+        desired.units.retain(|name, unit| !unit.removed || observed.of_unit(name).next().is_some());
+        if let Some(keeper) = &self.keeper {
+            keeper_unit::add_to(&mut desired, keeper);
+        }
+        let running = observed
+            .iter()
+            .filter(|(id, instance)| instance.run.is_some() && !keeper_unit::is_keeper(&id.unit))
+            .count();
+        let graph = Graph::build(&desired);
+        let mut supervisor = Supervisor {
+            system: self.system,
+            desired,
+            graph,
+            observed,
+            shutdown: None,
+            keeper: self.keeper,
+            shutdown_budget: self.shutdown_budget,
+            dirty: BTreeSet::new(),
+            wakes: BTreeSet::new(),
+            wake_of: BTreeMap::new(),
+            running,
+            notices: Vec::new(),
+            ledger_fails: false,
+            minimal: false,
+        };
+        supervisor.adopt_all(self.same_process);
+        supervisor.touch_all();
+        supervisor
+    }
+}
+
+/// A process that the ledger names.
+struct Claim {
+    run: RunId,
+    role: Role,
+    identity: crate::model::Identity,
+    execed: bool,
+}
+
+impl<S: System> Supervisor<S> {
+    fn adopt_all(&mut self, same_process: bool) {
+        let ids: Vec<InstanceId> = self
+            .observed
+            .iter()
+            .filter(|(_, instance)| instance.run.is_some())
+            .map(|(id, _)| id.clone())
+            .collect();
+        let mut alive = 0usize;
+        for id in &ids {
+            alive += usize::from(self.adopt(id, same_process));
+        }
+        if !ids.is_empty() {
+            log::info!("of {} runs in the ledger, {alive} are alive and adopted", ids.len());
+        }
+    }
+
+    /// Proves every process of an instance's run. Returns whether any lives.
+    fn adopt(&mut self, id: &InstanceId, same_process: bool) -> bool {
+        let Some(run) = self.instance(id).and_then(|instance| instance.run.as_ref()) else {
+            return false;
+        };
+        let run_id = run.id;
+        let claims: Vec<Claim> = run
+            .processes()
+            .filter(|(_, process)| process.is_alive())
+            .filter_map(|(role, process)| {
+                let execed = process.state != Life::Born;
+                Some(Claim { run: run_id, role, identity: process.identity?, execed })
+            })
+            .collect();
+        if !same_process {
+            let event = self.event(id, Happening::Adopted { run: run_id });
+            self.apply(event, None);
+        }
+        let mut any = false;
+        for claim in claims {
+            any |= self.adopt_process(id, &claim);
+        }
+        any
+    }
+
+    fn adopt_process(&mut self, id: &InstanceId, claim: &Claim) -> bool {
+        let Claim { run, role, identity, execed } = *claim;
+        let spec = self.desired.units.get(&id.unit).map(|unit| Arc::clone(&unit.spec));
+        let spec = spec.unwrap_or_else(|| Arc::new(Spec::new(Kind::Service, id.unit.clone())));
+        let index = spec.instance_index(id).unwrap_or(1);
+        let launch = Launch { instance: id.clone(), index, run, role, spec };
+        match self.system.adopt(&launch, &identity, execed) {
+            Proof::Alive => {
+                if !execed {
+                    self.happened(id, Happening::Execed { run, role });
+                }
+                true
+            }
+            Proof::Dead => {
+                // One that was never seen to run its program had, as far as is known, not begun:
+                // the gate closes when a supervisor dies.
+                let outcome = if execed { Outcome::Unknown } else { never_started() };
+                self.happened(id, Happening::Ended { run, role, outcome });
+                false
+            }
+            Proof::Unknown(why) => {
+                log::error!("{id}: {why}; it is held, and neither started nor killed");
+                self.happened(id, Happening::Unproven { run, why });
+                false
+            }
+        }
+    }
+
+    fn happened(&mut self, id: &InstanceId, what: Happening) {
+        let event: Event = self.event(id, what);
+        self.apply(event, None);
+    }
+
+    /// Leaves a ledger that says what a new supervisor of this boot must know after an orderly
+    /// end: which tasks have run, and nothing that would keep a service down.
+    pub fn close(&mut self) {
+        let settled: Vec<InstanceId> = self
+            .observed
+            .iter()
+            .filter(|(_, instance)| instance.run.is_none() && instance.phase != Phase::Done)
+            .map(|(id, _)| id.clone())
+            .collect();
+        for id in settled {
+            self.happened(&id, Happening::Forgotten);
+        }
+        let services: Vec<InstanceId> = self
+            .observed
+            .iter()
+            .filter(|(id, _)| {
+                let unit = self.desired.units.get(&id.unit);
+                unit.is_none_or(|unit| unit.spec.kind != Kind::Task)
+            })
+            .filter(|(_, instance)| instance.run.is_none())
+            .map(|(id, _)| id.clone())
+            .collect();
+        for id in services {
+            self.happened(&id, Happening::Forgotten);
+        }
+        if let Err(error) = self.system.compact(&self.observed, true) {
+            log::warn!("{error}");
+        }
+    }
+}
+
+fn never_started() -> Outcome {
+    Outcome::NotStarted(StartError {
+        stage: Stage::Gate,
+        subject: String::new(),
+        reason: "the supervisor ended before it was let go".to_owned(),
+        passing: true,
+    })
+}

@@ -1,0 +1,351 @@
+//! The cycle: take events, note them as facts, reconcile what they touched, carry out what is due;
+//! each result is an event again, until nothing is due.
+//!
+//! - The supervisor is the only writer: of facts, of the ledger, of the desired state.
+//! - Wishes before acts: every wish to stop has spread through the graph before anything is
+//!   signalled or started.
+//! - The work of a turn grows with what was touched, not with how many units there are.
+
+mod act;
+mod boot;
+mod keeper_unit;
+mod requests;
+mod status;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+pub use boot::Boot;
+pub use keeper_unit::KeeperOptions;
+pub use requests::{Applied, Refusal, Source};
+pub use status::Row;
+
+use crate::model::{
+    Action, Desired, Event, Graph, Happening, Instance, InstanceId, Monotonic, Observed, Phase,
+    Reason, Rung, Span, Step,
+};
+use crate::plan::{self, Hurry, Shutdown, View};
+use crate::system::System;
+
+/// Most rounds of one turn. A start takes fewer than ten; a chain of a thousand units that stops
+/// takes one per link. What is left at the end is taken up in the next turn.
+const ROUNDS_MAX: usize = 20_000;
+
+/// Something that was done, or happened, for those who watch.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Notice {
+    /// What happened.
+    pub event: Event,
+    /// Why, where it was decided here.
+    pub reason: Option<Reason>,
+}
+
+/// The supervisor over a world `S`.
+#[derive(Debug)]
+pub struct Supervisor<S> {
+    system: S,
+    desired: Desired,
+    graph: Graph,
+    observed: Observed,
+    shutdown: Option<Shutdown>,
+    keeper: Option<KeeperOptions>,
+    /// How long a shutdown may take; `None`: as long as the units' own times.
+    shutdown_budget: Option<Span>,
+    /// Instances that a new look may find something due for.
+    dirty: BTreeSet<InstanceId>,
+    wakes: BTreeSet<(Monotonic, InstanceId)>,
+    wake_of: BTreeMap<InstanceId, Monotonic>,
+    /// How many instances have a run, the log keeper's apart.
+    running: usize,
+    notices: Vec<Notice>,
+    /// Set by the first failed write to the ledger, so that it is said once.
+    ledger_fails: bool,
+    /// Set after too many bugs.
+    minimal: bool,
+}
+
+impl<S: System> Supervisor<S> {
+    /// The world.
+    pub fn system(&self) -> &S {
+        &self.system
+    }
+
+    /// The world, for those who bring its events.
+    pub fn system_mut(&mut self) -> &mut S {
+        &mut self.system
+    }
+
+    /// What is wanted.
+    pub fn desired(&self) -> &Desired {
+        &self.desired
+    }
+
+    /// What is known.
+    pub fn observed(&self) -> &Observed {
+        &self.observed
+    }
+
+    /// Set while opm is going down.
+    pub fn shutdown(&self) -> Option<&Shutdown> {
+        self.shutdown.as_ref()
+    }
+
+    /// Everything that a decision may look at.
+    pub fn view(&self) -> View<'_> {
+        View {
+            desired: &self.desired,
+            graph: &self.graph,
+            observed: &self.observed,
+            shutdown: self.shutdown.as_ref(),
+        }
+    }
+
+    /// What happened since this was last asked.
+    pub fn take_notices(&mut self) -> Vec<Notice> {
+        std::mem::take(&mut self.notices)
+    }
+
+    /// When to take the next turn if no event comes before.
+    pub fn wake_at(&self) -> Option<Monotonic> {
+        if !self.dirty.is_empty() && !self.minimal {
+            return Some(self.system.now());
+        }
+        self.wakes.first().map(|(at, _)| *at)
+    }
+
+    /// The exit code, once opm is going down and all runs are over.
+    pub fn is_over(&self) -> Option<u8> {
+        let shutdown = self.shutdown.as_ref()?;
+        let over = self.observed.iter().all(|(_, instance)| {
+            instance.run.is_none() || matches!(instance.phase, Phase::Unproven { .. })
+        });
+        over.then_some(shutdown.code)
+    }
+
+    /// One turn: facts first, then whatever is due, until nothing is.
+    pub fn turn(&mut self, events: Vec<Event>) {
+        for event in events {
+            self.apply(event, None);
+        }
+        let now = self.system.now();
+        while let Some((at, id)) = self.wakes.first().cloned() {
+            if at > now {
+                break;
+            }
+            self.wakes.remove(&(at, id.clone()));
+            self.wake_of.remove(&id);
+            self.dirty.insert(id);
+        }
+        for _ in 0..ROUNDS_MAX {
+            if self.dirty.is_empty() || (self.minimal && self.shutdown.is_none()) {
+                break;
+            }
+            self.round();
+        }
+        self.flush();
+        if let Err(error) = self.system.compact(&self.observed, false) {
+            log::warn!("{error}");
+        }
+    }
+
+    /// Looks at everything touched. Where anything wishes to stop, only wishes are carried out, so
+    /// that they spread; else everything is.
+    fn round(&mut self) {
+        let now = self.system.now();
+        let dirty = std::mem::take(&mut self.dirty);
+        let mut due: Vec<Step> = Vec::new();
+        let mut wakes = Vec::with_capacity(dirty.len());
+        let view = self.view();
+        for id in dirty {
+            let found = plan::decide(&view, &id, now);
+            due.extend(found.steps);
+            wakes.push((id, found.wake));
+        }
+        for (id, wake) in wakes {
+            self.set_wake(id, wake);
+        }
+        let wishes = due.iter().any(|step| step.action.is_wish());
+        for step in due {
+            if wishes && !step.action.is_wish() {
+                self.dirty.insert(step.instance);
+            } else {
+                self.carry_out(step);
+            }
+        }
+    }
+
+    fn set_wake(&mut self, id: InstanceId, wake: Option<Monotonic>) {
+        if self.wake_of.get(&id) == wake.as_ref() {
+            return;
+        }
+        if let Some(old) = self.wake_of.remove(&id) {
+            self.wakes.remove(&(old, id.clone()));
+        }
+        if let Some(at) = wake {
+            self.wake_of.insert(id.clone(), at);
+            self.wakes.insert((at, id));
+        }
+    }
+
+    /// The one way by which a fact changes.
+    fn apply(&mut self, event: Event, reason: Option<Reason>) {
+        let id = event.instance.clone();
+        let before = self.observed.get(&id).map(Standing::of);
+        if !self.observed.apply(&event) {
+            log::debug!("passed over: {} {:?}", event.instance, event.what);
+            return;
+        }
+        let after = self.observed.get(&id).map(Standing::of);
+        let had_run = before.as_ref().is_some_and(|standing| standing.run);
+        let has_run = after.as_ref().is_some_and(|standing| standing.run);
+        if had_run != has_run && !keeper_unit::is_keeper(&id.unit) {
+            self.running = if has_run {
+                self.running.saturating_add(1)
+            } else {
+                self.running.saturating_sub(1)
+            };
+            self.last_stage();
+        }
+        // The entry of a process was written before it was let go.
+        let written = matches!(event.what, Happening::Spawned { .. });
+        if event.what.is_lasting() && !written {
+            self.system.note(&event);
+        }
+        if before != after {
+            self.touch_neighbours(&id);
+        }
+        self.dirty.insert(id.clone());
+        let killing = matches!(event.what, Happening::Tree { left: 1.., .. })
+            && self.observed.get(&id).is_some_and(|instance| {
+                matches!(instance.phase, Phase::Stopping { rung: Rung::Kill, .. })
+            });
+        if killing && let Some(run) = self.run_ref(&id) {
+            self.system.kill_tree(&run);
+        }
+        self.notices.push(Notice { event, reason });
+    }
+
+    /// The log keeper goes when nobody else is left.
+    fn last_stage(&mut self) {
+        if self.shutdown.is_some() && self.running == 0 {
+            self.dirty.insert(keeper_unit::instance());
+        }
+    }
+
+    fn touch_neighbours(&mut self, id: &InstanceId) {
+        let mut touched: Vec<InstanceId> = Vec::new();
+        let neighbours = self.graph.neighbours(&id.unit).chain([&id.unit]);
+        for unit in neighbours {
+            touched.extend(self.view().instances(unit));
+        }
+        self.dirty.extend(touched);
+    }
+
+    /// Everything is looked at anew.
+    fn touch_all(&mut self) {
+        let known = self.observed.iter().map(|(id, _)| id.clone());
+        let wanted = self.desired.units.values().flat_map(|unit| unit.spec.instance_ids());
+        self.dirty.extend(known.chain(wanted).collect::<Vec<_>>());
+    }
+
+    fn flush(&mut self) {
+        match self.system.flush() {
+            Ok(()) if self.ledger_fails => {
+                self.ledger_fails = false;
+                log::info!("the ledger can be written again");
+            }
+            Ok(()) => {}
+            Err(error) if !self.ledger_fails => {
+                self.ledger_fails = true;
+                log::error!("{error}; nothing is started until it can be written");
+            }
+            Err(_) => {}
+        }
+    }
+
+    /// Begins to shut down, or has less patience with a shutdown that has begun.
+    pub fn begin_shutdown(&mut self, code: u8, budget: Option<Span>, why: String) {
+        let now = self.system.now();
+        match &mut self.shutdown {
+            Some(shutdown) => {
+                shutdown.hurry = match shutdown.hurry {
+                    Hurry::Ordered => Hurry::Unordered,
+                    Hurry::Unordered | Hurry::Kill => Hurry::Kill,
+                };
+                log::warn!("{why}; {:?}", shutdown.hurry);
+            }
+            None => {
+                log::info!("shutting down: {why}");
+                let deadline = budget.map(|budget| now.after(budget));
+                let hurry = Hurry::Ordered;
+                self.shutdown = Some(Shutdown { began: now, deadline, hurry, code, why });
+            }
+        }
+        self.touch_all();
+        self.last_stage();
+    }
+
+    /// Looks at everything anew in the next turn, as at boot.
+    pub fn look_at_everything(&mut self) {
+        self.graph = Graph::build(&self.desired);
+        self.touch_all();
+    }
+
+    /// After too many bugs: reap, answer, obey a shutdown, and start nothing.
+    pub fn enter_minimal_mode(&mut self) {
+        log::error!("minimal mode: nothing is started or stopped any more but by a shutdown");
+        self.minimal = true;
+        self.dirty.clear();
+        self.wakes.clear();
+        self.wake_of.clear();
+    }
+
+    /// Passes a signal on to the command that opm was started with: to its whole group.
+    pub fn signal_command(&mut self, signal: crate::model::Signal) {
+        let ids: Vec<InstanceId> = self.observed.iter().map(|(id, _)| id.clone()).collect();
+        let runs: Vec<_> = ids.iter().filter_map(|id| self.run_ref(id)).collect();
+        for run in runs {
+            self.system.signal_tree(&run, signal);
+        }
+    }
+
+    fn instance(&self, id: &InstanceId) -> Option<&Instance> {
+        self.observed.get(id)
+    }
+
+    fn event(&self, id: &InstanceId, what: Happening) -> Event {
+        Event { instance: id.clone(), at: self.system.now(), what }
+    }
+
+    /// What is due at this moment by a look at everything; for tests of the incremental pass.
+    pub fn due_by_full_look(&self) -> Vec<Action> {
+        let due = plan::reconcile(&self.view(), self.system.now());
+        due.steps.into_iter().map(|step| step.action).collect()
+    }
+}
+
+/// What neighbours can see of an instance.
+#[derive(PartialEq)]
+struct Standing {
+    phase: std::mem::Discriminant<Phase>,
+    run: bool,
+    ready: bool,
+    started: bool,
+    stuck: bool,
+}
+
+impl Standing {
+    fn of(instance: &Instance) -> Self {
+        let run = instance.run.as_ref();
+        let main = run.and_then(|run| run.main.as_ref());
+        Self {
+            phase: std::mem::discriminant(&instance.phase),
+            run: run.is_some(),
+            ready: run.is_some_and(|run| run.ready.is_some()),
+            started: main.is_some_and(|main| main.state != crate::model::Life::Born),
+            stuck: match &instance.phase {
+                Phase::Waiting { on, .. } => on.iter().any(|blocker| blocker.stuck),
+                _ => false,
+            },
+        }
+    }
+}

@@ -1,0 +1,478 @@
+//! What commands ask for: each changes the desired state, and is acknowledged when that is saved.
+//! The processes follow in the next turn.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::sync::Arc;
+
+use super::Supervisor;
+use super::keeper_unit::{self, is_internal, without_internal};
+use crate::config::{self, Diagnostic, SourceFile};
+use crate::model::{
+    Desired, Graph, Happening, Hold, InstanceId, Phase, Reason, Role, Signal, Step, Strength, Unit,
+    UnitName,
+};
+use crate::plan::{self, Plan};
+use crate::system::System;
+
+/// Why a request changes nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refusal {
+    /// There is no such unit or instance.
+    Unknown {
+        /// What was asked for.
+        name: String,
+        /// A known name that is close to it.
+        similar: Option<String>,
+    },
+    /// It cannot be done now, or not with this unit.
+    Impossible(String),
+    /// The desired state could not be saved; the old one is in force.
+    NotSaved(String),
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unknown { name, similar: Some(similar) } => {
+                write!(f, "no unit `{name}`; did you mean `{similar}`?")
+            }
+            Self::Unknown { name, similar: None } => write!(f, "no unit `{name}`"),
+            Self::Impossible(why) | Self::NotSaved(why) => f.write_str(why),
+        }
+    }
+}
+
+impl std::error::Error for Refusal {}
+
+/// A source as it is to be from now on.
+#[derive(Debug, Clone)]
+pub struct Source {
+    /// Its name: a directory's path, or `-`.
+    pub name: String,
+    /// All its files.
+    pub files: Vec<SourceFile>,
+}
+
+/// What an apply does, or did.
+#[derive(Debug)]
+pub struct Applied {
+    /// What changes.
+    pub plan: Plan,
+    /// The generation in force; the old one where nothing changed.
+    pub generation: u64,
+    /// The units that the source has now.
+    pub units: Vec<UnitName>,
+    /// Warnings; with an error nothing is applied.
+    pub diagnostics: Vec<Diagnostic>,
+}
+
+/// A unit with all its instances, or one of them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Target {
+    Unit(UnitName),
+    Instance(InstanceId),
+}
+
+impl Target {
+    fn unit(&self) -> &UnitName {
+        match self {
+            Self::Unit(unit) => unit,
+            Self::Instance(id) => &id.unit,
+        }
+    }
+}
+
+impl<S: System> Supervisor<S> {
+    /// What applying a source would do. Changes nothing.
+    pub fn plan(&self, source: &Source) -> Applied {
+        let (applied, _) = self.with_source(source);
+        applied
+    }
+
+    /// Makes a source what it is to be. With any mistake in it, nothing changes.
+    pub fn apply_source(&mut self, source: &Source) -> Result<Applied, Refusal> {
+        let (mut applied, desired) = self.with_source(source);
+        if config::has_errors(&applied.diagnostics) {
+            return Ok(applied);
+        }
+        if desired.units != self.desired.units {
+            self.commit(desired)?;
+            applied.generation = self.desired.generation;
+            self.instruct_live(&applied.plan);
+        }
+        Ok(applied)
+    }
+
+    fn with_source(&self, source: &Source) -> (Applied, Desired) {
+        let foreign =
+            |unit: &&Unit| unit.source != source.name && !unit.removed && !is_internal(unit);
+        let others: BTreeMap<UnitName, String> = self
+            .desired
+            .units
+            .iter()
+            .filter(|(_, unit)| foreign(unit))
+            .map(|(name, unit)| (name.clone(), unit.source.clone()))
+            .collect();
+        let specs: Vec<_> =
+            self.desired.units.values().filter(foreign).map(|unit| &*unit.spec).collect();
+        let loaded = config::load(&source.files, &others, &specs);
+        let units = loaded.specs.iter().map(|spec| spec.name.clone()).collect();
+        let mut desired = self.desired.clone();
+        if !config::has_errors(&loaded.diagnostics) {
+            let keep: BTreeSet<UnitName> =
+                loaded.specs.iter().map(|spec| spec.name.clone()).collect();
+            for spec in loaded.specs {
+                set_spec(&mut desired, spec, &source.name);
+            }
+            for (name, unit) in &mut desired.units {
+                if unit.source == source.name && !keep.contains(name) {
+                    unit.removed = true;
+                }
+            }
+            desired
+                .units
+                .retain(|name, unit| !unit.removed || self.observed.of_unit(name).next().is_some());
+            if let Some(keeper) = &self.keeper {
+                keeper_unit::add_to(&mut desired, keeper);
+            }
+        }
+        let mut plan = plan::plan(&self.desired, &desired, &self.observed);
+        plan.changes.retain(|change| !keeper_unit::is_keeper(&change.unit));
+        let generation = self.desired.generation;
+        (Applied { plan, generation, units, diagnostics: loaded.diagnostics }, desired)
+    }
+
+    /// Log settings are taken over by the keeper while a run goes on.
+    fn instruct_live(&mut self, plan: &Plan) {
+        for change in &plan.changes {
+            let Some(unit) = self.desired.units.get(&change.unit) else { continue };
+            if !unit.spec.needs_keeper() {
+                continue;
+            }
+            let spec = Arc::clone(&unit.spec);
+            let ids: Vec<InstanceId> = self
+                .observed
+                .of_unit(&change.unit)
+                .filter(|(_, instance)| instance.run.is_some())
+                .map(|(id, _)| id.clone())
+                .collect();
+            for id in ids {
+                let index = spec.instance_index(&id).unwrap_or(1);
+                if let Err(error) = self.system.instruct(&id, index, &spec) {
+                    log::error!("{id}: {error}");
+                }
+            }
+        }
+    }
+
+    /// Saves a desired state and puts it in force.
+    fn commit(&mut self, mut desired: Desired) -> Result<(), Refusal> {
+        desired.generation = self.desired.generation.saturating_add(1);
+        self.system.save(&without_internal(&desired)).map_err(|error| {
+            Refusal::NotSaved(format!("{error}; generation {} stays", self.desired.generation))
+        })?;
+        self.graph = Graph::build(&desired);
+        self.desired = desired;
+        self.touch_all();
+        Ok(())
+    }
+
+    /// Saves the desired state again; returns its generation.
+    pub fn save(&mut self) -> Result<u64, Refusal> {
+        self.system
+            .save(&without_internal(&self.desired))
+            .map_err(|error| Refusal::NotSaved(error.to_string()))?;
+        self.touch_all();
+        Ok(self.desired.generation)
+    }
+
+    /// Starts units or instances: lifts holds, wants what they require, and tries anew what failed
+    /// or is done.
+    pub fn start(&mut self, names: &[String]) -> Result<Vec<InstanceId>, Refusal> {
+        let targets = self.targets(names)?;
+        let mut desired = self.desired.clone();
+        for target in &targets {
+            lift_hold(&mut desired, target);
+            self.want(&mut desired, target.unit());
+            for id in self.ids(target) {
+                let anew = self.observed.get(&id).is_some_and(|instance| match instance.phase {
+                    Phase::Failed { .. }
+                    | Phase::Done
+                    | Phase::Skipped { .. }
+                    | Phase::Backoff { .. } => true,
+                    Phase::Down
+                    | Phase::Waiting { .. }
+                    | Phase::Starting
+                    | Phase::Up
+                    | Phase::Stopping { .. }
+                    | Phase::Unproven { .. } => false,
+                });
+                if anew {
+                    raise_epoch(&mut desired, &id);
+                }
+            }
+        }
+        self.commit_changed(desired)?;
+        Ok(self.all_ids(&targets))
+    }
+
+    /// Holds units or instances down.
+    pub fn stop(
+        &mut self,
+        names: &[String],
+        by: &str,
+        reason: &str,
+    ) -> Result<Vec<InstanceId>, Refusal> {
+        let targets = self.targets(names)?;
+        let at = self.system.wall();
+        let mut desired = self.desired.clone();
+        for target in &targets {
+            let Some(unit) = desired.units.get_mut(target.unit()) else { continue };
+            let hold = Hold { by: by.to_owned(), reason: reason.to_owned(), at };
+            match target {
+                Target::Unit(_) => unit.hold.get_or_insert(hold),
+                Target::Instance(id) => {
+                    unit.instances.entry(id.clone()).or_default().hold.get_or_insert(hold)
+                }
+            };
+            unit.started = false;
+        }
+        self.commit_changed(desired)?;
+        Ok(self.all_ids(&targets))
+    }
+
+    /// Asks for one restart of units or instances; what is down is started.
+    pub fn restart(&mut self, names: &[String]) -> Result<Vec<InstanceId>, Refusal> {
+        let targets = self.targets(names)?;
+        let mut desired = self.desired.clone();
+        for target in &targets {
+            lift_hold(&mut desired, target);
+            self.want(&mut desired, target.unit());
+            match target {
+                Target::Unit(unit) => {
+                    if let Some(unit) = desired.units.get_mut(unit) {
+                        unit.epoch = unit.epoch.saturating_add(1);
+                    }
+                }
+                Target::Instance(id) => raise_epoch(&mut desired, id),
+            }
+        }
+        self.commit_changed(desired)?;
+        Ok(self.all_ids(&targets))
+    }
+
+    /// Lifts holds, and lets go of what the ledger could not prove.
+    pub fn release(&mut self, names: &[String]) -> Result<Vec<InstanceId>, Refusal> {
+        let targets = self.targets(names)?;
+        let mut desired = self.desired.clone();
+        for target in &targets {
+            lift_hold(&mut desired, target);
+        }
+        self.commit_changed(desired)?;
+        let ids = self.all_ids(&targets);
+        for id in &ids {
+            let unproven = self.observed.get(id).and_then(|instance| match instance.phase {
+                Phase::Unproven { .. } => instance.run.as_ref().map(|run| run.id),
+                _ => None,
+            });
+            if let Some(run) = unproven {
+                self.system.release(id, run);
+                let event = self.event(id, Happening::Forgotten);
+                self.apply(event, Some(Reason::Asked));
+            }
+        }
+        Ok(ids)
+    }
+
+    /// Tells runs to read their configuration again.
+    pub fn reload(&mut self, names: &[String]) -> Result<Vec<InstanceId>, Refusal> {
+        let targets = self.targets(names)?;
+        let ids = self.all_ids(&targets);
+        let mut steps = Vec::new();
+        for id in &ids {
+            let instance = self.observed.get(id).filter(|instance| instance.phase == Phase::Up);
+            let run = instance.and_then(|instance| instance.run.as_ref());
+            let run = run.ok_or_else(|| Refusal::Impossible(format!("`{id}` is not up")))?;
+            let unit = self.desired.units.get(&id.unit);
+            let action = unit.and_then(|unit| plan::reload_action(&unit.spec, run));
+            let action = action.ok_or_else(|| {
+                Refusal::Impossible(format!("`{}` has no `reload:` in its unit file", id.unit))
+            })?;
+            if run.helper_alive() == Some(Role::Reload) {
+                return Err(Refusal::Impossible(format!("`{id}` is reloading already")));
+            }
+            steps.push(Step { instance: id.clone(), action, reason: Reason::Asked });
+        }
+        for step in steps {
+            self.carry_out(step);
+        }
+        Ok(ids)
+    }
+
+    /// Sends a signal to the main processes of running instances, or to whole runs.
+    pub fn kill(
+        &mut self,
+        names: &[String],
+        signal: Signal,
+        all: bool,
+    ) -> Result<Vec<InstanceId>, Refusal> {
+        let targets = self.targets(names)?;
+        let ids = self.all_ids(&targets);
+        let mut reached = Vec::new();
+        for id in ids {
+            if all {
+                if let Some(run) = self.run_ref(&id) {
+                    self.system.signal_tree(&run, signal);
+                    reached.push(id);
+                }
+            } else if self.signal_main(&id, signal) {
+                reached.push(id);
+            }
+        }
+        Ok(reached)
+    }
+
+    /// Starts a unit because another one's spec says so.
+    pub(super) fn start_by_spec(&mut self, unit: &UnitName, because: &InstanceId) {
+        if let Err(refusal) = self.start(&[unit.to_string()]) {
+            log::error!("{because} is to start `{unit}` at its end: {refusal}");
+        }
+    }
+
+    /// An instance is forgotten: with the last one, a removed unit is gone.
+    pub(super) fn purge(&mut self, id: &InstanceId) {
+        let gone = self.desired.units.get(&id.unit).is_some_and(|unit| unit.removed)
+            && self.observed.of_unit(&id.unit).next().is_none();
+        if gone {
+            self.desired.units.remove(&id.unit);
+            self.graph = Graph::build(&self.desired);
+        }
+    }
+
+    fn commit_changed(&mut self, desired: Desired) -> Result<(), Refusal> {
+        if desired.units == self.desired.units { Ok(()) } else { self.commit(desired) }
+    }
+
+    /// Wants a unit, and whatever it requires that nothing else would bring up.
+    fn want(&self, desired: &mut Desired, name: &UnitName) {
+        let mut queue = vec![name.clone()];
+        let mut seen = BTreeSet::new();
+        while let Some(name) = queue.pop() {
+            if !seen.insert(name.clone()) {
+                continue;
+            }
+            if let Some(unit) = desired.units.get_mut(&name)
+                && !self.graph.is_wanted(&name)
+                && unit.hold.is_none()
+            {
+                unit.started = true;
+            }
+            let Some(node) = self.graph.node(&name) else { continue };
+            let required = node.needs.iter().filter(|need| need.strength == Strength::Requires);
+            queue.extend(required.map(|need| need.unit.clone()));
+            // The one that was asked for last is the one that is meant.
+            for other in &node.conflicts {
+                if let Some(unit) = desired.units.get_mut(other)
+                    && self.graph.is_wanted(other)
+                {
+                    let reason = format!("conflicts with `{name}`, which was started");
+                    let at = self.system.wall();
+                    unit.hold.get_or_insert(Hold { by: "opm".to_owned(), reason, at });
+                    unit.started = false;
+                }
+            }
+        }
+    }
+
+    fn targets(&self, names: &[String]) -> Result<Vec<Target>, Refusal> {
+        names.iter().map(|name| self.target(name)).collect()
+    }
+
+    fn target(&self, name: &str) -> Result<Target, Refusal> {
+        let unknown = || {
+            let known = self.desired.units.iter().filter(|(_, unit)| !is_internal(unit));
+            let similar = known
+                .map(|(known, _)| (strsim::damerau_levenshtein(known.as_str(), name), known))
+                .filter(|(distance, _)| *distance <= 2)
+                .min();
+            let similar = similar.map(|(_, name)| name.to_string());
+            Refusal::Unknown { name: name.to_owned(), similar }
+        };
+        let id = InstanceId::parse(name).map_err(|_| unknown())?;
+        let unit = self.desired.units.get(&id.unit).filter(|unit| !unit.removed);
+        let unit = unit.ok_or_else(unknown)?;
+        match id.label() {
+            None => Ok(Target::Unit(id.unit)),
+            Some(_) if unit.spec.has_instance(&id) || self.observed.get(&id).is_some() => {
+                Ok(Target::Instance(id))
+            }
+            Some(_) => Err(unknown()),
+        }
+    }
+
+    fn ids(&self, target: &Target) -> Vec<InstanceId> {
+        match target {
+            Target::Unit(unit) => self.view().instances(unit),
+            Target::Instance(id) => vec![id.clone()],
+        }
+    }
+
+    fn all_ids(&self, targets: &[Target]) -> Vec<InstanceId> {
+        targets.iter().flat_map(|target| self.ids(target)).collect()
+    }
+
+    /// The instances that names stand for; all of them where there are no names.
+    pub fn select(&self, names: &[String]) -> Result<Vec<InstanceId>, Refusal> {
+        if names.is_empty() {
+            let units = self.desired.units.iter().filter(|(_, unit)| !is_internal(unit));
+            return Ok(units.flat_map(|(name, _)| self.view().instances(name)).collect());
+        }
+        Ok(self.all_ids(&self.targets(names)?))
+    }
+}
+
+fn set_spec(desired: &mut Desired, spec: crate::model::Spec, source: &str) {
+    let name = spec.name.clone();
+    let mut unit = Unit::new(Arc::new(spec), source.to_owned());
+    if let Some(old) = desired.units.get(&name) {
+        if old.spec.kind == unit.spec.kind && old.spec.process == unit.spec.process {
+            unit.hash = old.hash;
+        }
+        unit.hold.clone_from(&old.hold);
+        unit.started = old.started;
+        unit.epoch = old.epoch;
+        unit.instances.clone_from(&old.instances);
+    }
+    desired.units.insert(name, unit);
+}
+
+fn lift_hold(desired: &mut Desired, target: &Target) {
+    let Some(unit) = desired.units.get_mut(target.unit()) else { return };
+    match target {
+        Target::Unit(_) => {
+            unit.hold = None;
+            for wish in unit.instances.values_mut() {
+                wish.hold = None;
+            }
+        }
+        Target::Instance(id) => {
+            // A hold of the whole unit stays with the others.
+            if let Some(hold) = unit.hold.take() {
+                for other in unit.spec.instance_ids().into_iter().filter(|other| other != id) {
+                    unit.instances.entry(other).or_default().hold.get_or_insert(hold.clone());
+                }
+            }
+            if let Some(wish) = unit.instances.get_mut(id) {
+                wish.hold = None;
+            }
+        }
+    }
+}
+
+fn raise_epoch(desired: &mut Desired, id: &InstanceId) {
+    if let Some(unit) = desired.units.get_mut(&id.unit) {
+        let wish = unit.instances.entry(id.clone()).or_default();
+        wish.epoch = wish.epoch.saturating_add(1);
+    }
+}

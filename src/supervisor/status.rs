@@ -1,0 +1,146 @@
+//! How things are, for output: one row per instance.
+
+use serde::{Deserialize, Serialize};
+
+use super::Supervisor;
+use super::keeper_unit::is_internal;
+use crate::model::{InstanceId, Life, Phase};
+use crate::plan;
+use crate::system::System;
+
+/// How one instance is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Row {
+    /// Which one.
+    pub instance: String,
+    /// Its unit.
+    pub unit: String,
+    /// `service`, `task` or `target`.
+    pub kind: String,
+    /// The word for its phase.
+    pub phase: String,
+    /// How long it has been in it, in milliseconds.
+    pub since_ms: u64,
+    /// Whether it is to be up.
+    pub wanted: bool,
+    /// Whether its readiness rule is met.
+    pub ready: bool,
+    /// Its main process.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pid: Option<i32>,
+    /// Automatic restarts since it was last started on purpose.
+    pub restarts: u64,
+    /// How its last run ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last: Option<String>,
+    /// The exit code of its last run; 128+n for a signal.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub code: Option<u8>,
+    /// Why it is as it is, where that needs a word.
+    pub why: String,
+    /// Who holds it down.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub held_by: Option<String>,
+    /// What its run says about itself.
+    #[serde(skip_serializing_if = "String::is_empty", default)]
+    pub says: String,
+    /// Whether its run was taken over from an earlier supervisor.
+    pub adopted: bool,
+    /// When it will be started again, in milliseconds from now.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub restart_in_ms: Option<u64>,
+    /// What the unit file says it is.
+    #[serde(skip_serializing_if = "String::is_empty", default)]
+    pub description: String,
+    /// The unit's labels.
+    #[serde(default)]
+    pub labels: std::collections::BTreeMap<String, String>,
+    /// Whether nothing will happen to it by itself, apart from time passing in a backoff.
+    pub settled: bool,
+}
+
+impl<S: System> Supervisor<S> {
+    /// How one instance is.
+    pub fn row(&self, id: &InstanceId) -> Row {
+        let view = self.view();
+        let unit = view.unit(id);
+        let instance = view.observed.get(id);
+        let phase = instance.map_or(&Phase::Down, |instance| &instance.phase);
+        let now = self.system.now();
+        let run = instance.and_then(|instance| instance.run.as_ref());
+        let main = run.and_then(|run| run.main.as_ref()).filter(|main| main.is_alive());
+        let last = instance.and_then(|instance| instance.last.as_ref());
+        let wanted = view.wants(id);
+        let why = match phase {
+            Phase::Up => String::new(),
+            Phase::Down
+            | Phase::Waiting { .. }
+            | Phase::Starting
+            | Phase::Stopping { .. }
+            | Phase::Backoff { .. }
+            | Phase::Failed { .. }
+            | Phase::Done
+            | Phase::Skipped { .. }
+            | Phase::Unproven { .. } => {
+                let lines = plan::why(&view, id);
+                let first = lines.first().and_then(|line| line.split_once(": "));
+                first.map(|(_, why)| why.to_owned()).unwrap_or_default()
+            }
+        };
+        Row {
+            instance: id.to_string(),
+            unit: id.unit.to_string(),
+            kind: unit.map_or("unknown", |unit| unit.spec.kind.as_str()).to_owned(),
+            phase: phase.as_str().to_owned(),
+            since_ms: instance
+                .map_or(0, |instance| now.since(instance.since).as_nanos() / 1_000_000),
+            wanted,
+            ready: run.is_some_and(|run| run.ready.is_some()),
+            pid: main
+                .filter(|main| matches!(main.state, Life::Running(_) | Life::Born))
+                .and_then(|main| main.identity)
+                .map(|identity| identity.pid),
+            restarts: instance.map_or(0, |instance| instance.restarts),
+            last: last.and_then(|end| end.outcome.as_ref()).map(ToString::to_string),
+            code: last.and_then(|end| end.outcome.as_ref()).map(crate::model::Outcome::code),
+            why,
+            held_by: unit.and_then(|unit| unit.hold_of(id)).map(|hold| hold.by.clone()),
+            says: run.map(|run| run.status.clone()).unwrap_or_default(),
+            adopted: run.is_some_and(|run| run.adopted),
+            restart_in_ms: match phase {
+                Phase::Backoff { until } => Some(until.since(now).as_millis_up()),
+                _ => None,
+            },
+            description: unit.map(|unit| unit.spec.description.clone()).unwrap_or_default(),
+            labels: unit.map(|unit| unit.spec.labels.clone()).unwrap_or_default(),
+            settled: settled(phase, wanted),
+        }
+    }
+
+    /// All instances that are wanted or known, in order; opm's own where `internal`.
+    pub fn all_ids_known(&self, internal: bool) -> Vec<InstanceId> {
+        let view = self.view();
+        let mut ids: std::collections::BTreeSet<InstanceId> =
+            self.observed.iter().map(|(id, _)| id.clone()).collect();
+        for unit in self.desired.units.values() {
+            ids.extend(view.instances(&unit.spec.name));
+        }
+        ids.retain(|id| internal || view.unit(id).is_none_or(|unit| !is_internal(unit)));
+        ids.into_iter().collect()
+    }
+}
+
+/// Whether nothing is under way. A unit that waits for one that is stuck has come to rest too.
+fn settled(phase: &Phase, wanted: bool) -> bool {
+    match phase {
+        Phase::Down => !wanted,
+        Phase::Waiting { on, .. } => on.iter().any(|blocker| blocker.stuck),
+        Phase::Starting | Phase::Stopping { .. } => false,
+        Phase::Up
+        | Phase::Backoff { .. }
+        | Phase::Failed { .. }
+        | Phase::Done
+        | Phase::Skipped { .. }
+        | Phase::Unproven { .. } => true,
+    }
+}

@@ -1,0 +1,271 @@
+//! How a run tells that it is ready: notify socket, descriptor, or file.
+//!
+//! Each exists before the process does, and outlives a crash of the supervisor by its name: the
+//! next supervisor opens it again.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::fs;
+use std::io::{self, ErrorKind, IoSliceMut, Read};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg, setsockopt, sockopt};
+
+use super::SOCKET_PATH_MAX;
+use crate::model::RunId;
+
+/// Longest notify message, in bytes; the rest is cut. sd_notify(3) messages are far shorter.
+const MESSAGE_BYTES_MAX: usize = 4096;
+
+/// Makes a FIFO, or takes the one that is there, and opens it for reading and writing, so that it
+/// has no end while we live.
+pub(super) fn open_fifo(path: &Path, owner: Option<u32>) -> io::Result<OwnedFd> {
+    use nix::sys::stat::Mode;
+    // Write only: a unit cannot read back what others wrote. Without privileges we would lock
+    // ourselves out too.
+    let mode = if nix::unistd::geteuid().is_root() {
+        Mode::S_IWUSR
+    } else {
+        Mode::S_IRUSR | Mode::S_IWUSR
+    };
+    match nix::unistd::mkfifo(path, mode) {
+        Ok(()) | Err(nix::errno::Errno::EEXIST) => {}
+        Err(errno) => return Err(errno.into()),
+    }
+    if let Some(uid) = owner {
+        std::os::unix::fs::chown(path, Some(uid), None)?;
+    }
+    let file = fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOFOLLOW)
+        .open(path)?;
+    Ok(file.into())
+}
+
+/// A second opening of a FIFO that a child gets: blocking, whatever ours is.
+pub(super) fn child_end(fifo: &OwnedFd) -> io::Result<OwnedFd> {
+    let path = format!("/proc/self/fd/{}", fifo.as_raw_fd());
+    Ok(fs::OpenOptions::new().read(true).write(true).open(path)?.into())
+}
+
+/// What a service said on its notify socket.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Message {
+    pub(super) ready: bool,
+    pub(super) status: Option<String>,
+    pub(super) sender: Option<i32>,
+}
+
+/// Reads the assignments of a message, sd_notify(3). Unknown ones are passed over.
+fn parse_message(bytes: &[u8]) -> Message {
+    let mut message = Message::default();
+    for line in bytes.split(|byte| *byte == b'\n') {
+        if line == b"READY=1" {
+            message.ready = true;
+        } else if let Some(status) = line.strip_prefix(b"STATUS=") {
+            message.status = Some(String::from_utf8_lossy(status).into_owned());
+        }
+    }
+    message
+}
+
+/// A socket of one instance for sd_notify(3).
+#[derive(Debug)]
+pub(super) struct NotifySocket {
+    socket: UnixDatagram,
+}
+
+impl NotifySocket {
+    /// Binds the socket, private to `owner`.
+    pub(super) fn bind(path: PathBuf, owner: Option<u32>) -> Result<Self, String> {
+        let length = path.as_os_str().len();
+        if length > SOCKET_PATH_MAX {
+            return Err(format!(
+                "the path of its notify socket has {length} bytes, and the kernel allows \
+                 {SOCKET_PATH_MAX}; use a shorter --root"
+            ));
+        }
+        let bind = || -> io::Result<UnixDatagram> {
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+            let socket = UnixDatagram::bind(&path)?;
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
+            if let Some(uid) = owner {
+                std::os::unix::fs::chown(&path, Some(uid), None)?;
+            }
+            socket.set_nonblocking(true)?;
+            setsockopt(&socket, sockopt::PassCred, &true)?;
+            Ok(socket)
+        };
+        let socket = bind().map_err(|error| super::plain(&error.to_string()))?;
+        Ok(Self { socket })
+    }
+
+    pub(super) fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
+    /// The next message, if one is there.
+    pub(super) fn receive(&self) -> Option<Message> {
+        let mut bytes = [0u8; MESSAGE_BYTES_MAX];
+        let mut parts = [IoSliceMut::new(&mut bytes)];
+        let mut space = nix::cmsg_space!(nix::sys::socket::UnixCredentials);
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;
+        let (length, sender) = loop {
+            match recvmsg::<()>(self.socket.as_raw_fd(), &mut parts, Some(&mut space), flags) {
+                Ok(received) => {
+                    let sender = received.cmsgs().ok().and_then(|mut all| {
+                        all.find_map(|message| match message {
+                            ControlMessageOwned::ScmCredentials(who) => Some(who.pid()),
+                            _ => None,
+                        })
+                    });
+                    break (received.bytes, sender);
+                }
+                Err(nix::errno::Errno::EINTR) => {}
+                Err(_) => return None,
+            }
+        };
+        let message = parse_message(bytes.get(..length).unwrap_or_default());
+        Some(Message { sender, ..message })
+    }
+}
+
+/// Whether a newline came on a readiness FIFO.
+pub(super) fn newline_came(fifo: &OwnedFd) -> bool {
+    let Ok(fd) = fifo.try_clone() else { return false };
+    let mut file = fs::File::from(fd);
+    let mut bytes = [0u8; 256];
+    let mut came = false;
+    while let Ok(length @ 1..) = file.read(&mut bytes) {
+        came |= bytes.get(..length).unwrap_or_default().contains(&b'\n');
+    }
+    came
+}
+
+/// A file's identity and last change: enough to tell whether it was made or changed since.
+pub(super) type Mark = Option<(u64, i64, i64)>;
+
+pub(super) fn mark(path: &Path) -> Mark {
+    fs::metadata(path).ok().map(|file| (file.ino(), file.ctime(), file.ctime_nsec()))
+}
+
+/// Runs that wait for a file, and one inotify instance for all of them.
+#[derive(Debug, Default)]
+pub(super) struct FileWaits {
+    inotify: Option<Inotify>,
+    waits: BTreeMap<RunId, FileWait>,
+}
+
+#[derive(Debug)]
+struct FileWait {
+    path: PathBuf,
+    before: Mark,
+    watch: Option<WatchDescriptor>,
+}
+
+impl FileWaits {
+    /// Begins to wait for a file that is not as `before`. Returns the descriptor to be watched, the
+    /// first time.
+    pub(super) fn add(
+        &mut self,
+        run: RunId,
+        path: PathBuf,
+        before: Mark,
+    ) -> io::Result<Option<i32>> {
+        let new = if self.inotify.is_none() {
+            let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
+            Some(self.inotify.insert(inotify).as_fd().as_raw_fd())
+        } else {
+            None
+        };
+        let mut wait = FileWait { path, before, watch: None };
+        wait.watch = self.watch(&wait.path);
+        self.waits.insert(run, wait);
+        Ok(new)
+    }
+
+    /// Watches the nearest directory above the file that exists.
+    fn watch(&self, path: &Path) -> Option<WatchDescriptor> {
+        let inotify = self.inotify.as_ref()?;
+        let flags = AddWatchFlags::IN_CREATE
+            | AddWatchFlags::IN_MOVED_TO
+            | AddWatchFlags::IN_ATTRIB
+            | AddWatchFlags::IN_MODIFY
+            | AddWatchFlags::IN_DELETE_SELF;
+        path.ancestors().skip(1).find_map(|dir| {
+            let dir =
+                if dir.as_os_str().is_empty() { OsStr::from_bytes(b".") } else { dir.as_os_str() };
+            inotify.add_watch(dir, flags).ok()
+        })
+    }
+
+    pub(super) fn remove(&mut self, run: RunId) {
+        let Some(gone) = self.waits.remove(&run) else { return };
+        let Some(watch) = gone.watch else { return };
+        if self.waits.values().any(|wait| wait.watch == Some(watch)) {
+            return;
+        }
+        if let Some(Err(error)) = self.inotify.as_ref().map(|inotify| inotify.rm_watch(watch)) {
+            log::debug!("cannot end a file watch: {error}");
+        }
+    }
+
+    /// The runs whose file is there now.
+    pub(super) fn look(&mut self) -> Vec<RunId> {
+        if let Some(inotify) = &self.inotify {
+            while inotify.read_events().is_ok_and(|events| !events.is_empty()) {}
+        }
+        // The directory may have come only now: watch before looking, so that nothing is missed.
+        let pending: Vec<(RunId, PathBuf)> =
+            self.waits.iter().map(|(run, wait)| (*run, wait.path.clone())).collect();
+        for (run, path) in pending {
+            let watch = self.watch(&path);
+            if let Some(wait) = self.waits.get_mut(&run) {
+                wait.watch = watch;
+            }
+        }
+        let is_there = |wait: &FileWait| {
+            let now = mark(&wait.path);
+            now.is_some() && now != wait.before
+        };
+        self.waits.iter().filter(|(_, wait)| is_there(wait)).map(|(run, _)| *run).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_are_lines_of_assignments() {
+        let message = parse_message(b"STATUS=almost\xff\nREADY=1\nX=1\nREADY=0");
+        assert!(message.ready);
+        assert_eq!(message.status.as_deref(), Some("almost\u{fffd}"));
+        assert_eq!(parse_message(b"READY=11"), Message::default());
+    }
+
+    #[test]
+    fn a_file_counts_only_when_it_is_new_or_changed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("deep/down/ready");
+        let mut waits = FileWaits::default();
+        waits.add(RunId(1), path.clone(), mark(&path)).unwrap();
+        assert!(waits.look().is_empty());
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        assert!(waits.look().is_empty());
+        fs::write(&path, "1").unwrap();
+        assert_eq!(waits.look(), [RunId(1)]);
+        waits.remove(RunId(1));
+        waits.add(RunId(2), path.clone(), mark(&path)).unwrap();
+        assert!(waits.look().is_empty(), "a file of an earlier run does not count");
+    }
+}

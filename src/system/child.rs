@@ -1,0 +1,285 @@
+//! The child's half of a start, from its birth to exec.
+//!
+//! The child is a copy of the supervisor: it may not allocate, lock, log or panic, since any of
+//! these may need something that is half changed in the copy. It calls only: read, write, close,
+//! dup3, fcntl, close_range, setsid, setpgid, tcsetpgrp, open, prlimit, setpriority, umask, chdir,
+//! rt_sigaction, rt_sigprocmask, the raw set*id calls (glibc's wrappers signal all threads), execve
+//! and _exit. All strings and arrays are made before by the parent ([`Prepared`]).
+//!
+//! Whatever can hang (a dead NFS server) comes after the gate.
+#![expect(unsafe_code, reason = "between fork and exec only raw system calls are sound")]
+
+use std::ffi::{CStr, CString};
+use std::os::fd::RawFd;
+
+use crate::model::{EXIT_NEVER_STARTED, Stage};
+
+/// What the parent writes to let the child go.
+pub(super) const GO: u8 = b'g';
+/// Bytes of a failure report: stage, errno (little endian), and which of several.
+pub(super) const REPORT_BYTES: usize = 6;
+/// `CLOSE_RANGE_CLOEXEC` (Linux 5.11).
+const CLOSE_RANGE_CLOEXEC: libc::c_uint = 4;
+/// The largest signal number.
+const SIGNAL_MAX: libc::c_int = 64;
+
+/// Everything the child needs, made by the parent before the fork.
+#[derive(Debug)]
+pub(super) struct Prepared {
+    /// The program's file.
+    pub(super) program: CString,
+    /// Its arguments; they own what [`Prepared::argv`] points to.
+    pub(super) args: Vec<CString>,
+    /// Its environment, `NAME=value`.
+    pub(super) env: Vec<CString>,
+    /// Where it runs: before or after the change of user.
+    pub(super) dir: CString,
+    /// Whether `dir` was asked for: then it must be open to the user, else `/` will do.
+    pub(super) dir_asked: bool,
+    /// File for standard input.
+    pub(super) stdin: Option<CString>,
+    /// Descriptors to hand over: (ours, the child's).
+    pub(super) descriptors: Vec<(RawFd, RawFd)>,
+    /// Limits: resource, soft, hard.
+    pub(super) limits: Vec<(u32, u64, u64)>,
+    /// Supplementary groups; `None` leaves them.
+    pub(super) groups: Option<Vec<u32>>,
+    /// Group; `None` leaves it.
+    pub(super) gid: Option<u32>,
+    /// User; `None` leaves it.
+    pub(super) uid: Option<u32>,
+    /// File mode creation mask.
+    pub(super) umask: u32,
+    /// Niceness.
+    pub(super) nice: Option<i32>,
+    /// Text for `/proc/self/oom_score_adj`.
+    pub(super) oom_score_adjust: Option<CString>,
+    /// A session of its own, or only a process group, in the foreground of the terminal if any.
+    pub(super) own_session: bool,
+}
+
+/// Arrays of pointers as execve(2) wants them, made before the fork.
+#[derive(Debug)]
+pub(super) struct Pointers {
+    argv: Vec<*const libc::c_char>,
+    envp: Vec<*const libc::c_char>,
+}
+
+impl Pointers {
+    pub(super) fn of(prepared: &Prepared) -> Self {
+        let list = |texts: &[CString]| {
+            texts.iter().map(|text| text.as_ptr()).chain([std::ptr::null()]).collect()
+        };
+        Self { argv: list(&prepared.args), envp: list(&prepared.env) }
+    }
+}
+
+/// A step that failed: stage and errno, and which of several it was.
+struct Failure(Stage, i32, u8);
+
+/// Waits at the gate, then becomes the program. `gate` is our end of the channel, `other` the
+/// parent's end, of which we are a copy.
+pub(super) fn run(
+    prepared: &Prepared,
+    pointers: &Pointers,
+    gate: RawFd,
+    other: RawFd,
+    clear_handlers: bool,
+) -> ! {
+    // SAFETY: closing our copy: else we would hold the gate's other end open ourselves.
+    unsafe { libc::close(other) };
+    if clear_handlers {
+        default_dispositions();
+    }
+    if !passes(gate) {
+        leave();
+    }
+    let Failure(stage, errno, which) = become_program(prepared, pointers, gate);
+    let [a, b, c, d] = errno.to_le_bytes();
+    let report: [u8; REPORT_BYTES] = [stage as u8, a, b, c, d, which];
+    // SAFETY: sends bytes of a local array; MSG_NOSIGNAL: a parent that is gone must not kill us.
+    unsafe {
+        libc::send(gate, report.as_ptr().cast(), report.len(), libc::MSG_NOSIGNAL);
+    }
+    leave();
+}
+
+fn leave() -> ! {
+    // SAFETY: ends the process at once, running nothing of the copy.
+    unsafe { libc::_exit(i32::from(EXIT_NEVER_STARTED)) }
+}
+
+/// Reads the one byte that lets us go. The end of the channel means that the parent is gone.
+fn passes(gate: RawFd) -> bool {
+    loop {
+        let mut byte = 0u8;
+        // SAFETY: one byte is read into a local.
+        let got = unsafe { libc::read(gate, (&raw mut byte).cast(), 1) };
+        if got < 0 && errno() == libc::EINTR {
+            continue;
+        }
+        return got == 1 && byte == GO;
+    }
+}
+
+fn errno() -> i32 {
+    std::io::Error::last_os_error().raw_os_error().unwrap_or(0)
+}
+
+fn fail(stage: Stage, which: u8) -> Failure {
+    Failure(stage, errno(), which)
+}
+
+/// Handlers and ignored signals of the supervisor mean nothing to the program.
+fn default_dispositions() {
+    for signal in 1..=SIGNAL_MAX {
+        // SAFETY: sets the default; KILL, STOP and reserved numbers give an error and stay.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
+}
+
+fn become_program(prepared: &Prepared, pointers: &Pointers, gate: RawFd) -> Failure {
+    let steps = [session, descriptors, limits, identity_of_group, user, stdin];
+    for step in steps {
+        if let Err(failure) = step(prepared, gate) {
+            return failure;
+        }
+    }
+    // The mask last: a signal that was sent meanwhile arrives with default dispositions.
+    let mut none = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: fills in the local set.
+    unsafe { libc::sigemptyset(none.as_mut_ptr()) };
+    // SAFETY: the set was filled in above; no old set is asked for.
+    unsafe { libc::sigprocmask(libc::SIG_SETMASK, none.as_ptr(), std::ptr::null_mut()) };
+    // SAFETY: both arrays end with a null pointer, and what they point to lives in `prepared`.
+    unsafe {
+        libc::execve(prepared.program.as_ptr(), pointers.argv.as_ptr(), pointers.envp.as_ptr())
+    };
+    fail(Stage::Exec, 0)
+}
+
+fn session(prepared: &Prepared, _gate: RawFd) -> Result<(), Failure> {
+    if prepared.own_session {
+        // SAFETY: no arguments. We are no group leader yet, so it cannot fail.
+        let session = unsafe { libc::setsid() };
+        return if session < 0 { Err(fail(Stage::Session, 0)) } else { Ok(()) };
+    }
+    // SAFETY: takes numbers.
+    if unsafe { libc::setpgid(0, 0) } < 0 {
+        return Err(fail(Stage::Session, 1));
+    }
+    // Where standard input is our terminal, the program gets it: with every signal blocked,
+    // tcsetpgrp(3) is allowed from the background. Elsewhere this fails, and need not work.
+    // SAFETY: no arguments.
+    let group = unsafe { libc::getpgrp() };
+    // SAFETY: takes numbers.
+    unsafe { libc::tcsetpgrp(0, group) };
+    Ok(())
+}
+
+fn descriptors(prepared: &Prepared, gate: RawFd) -> Result<(), Failure> {
+    // SAFETY: takes numbers; nothing is closed before exec. Older kernels lack it: there the
+    // supervisor's own descriptors are close-on-exec one by one.
+    unsafe { libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, CLOSE_RANGE_CLOEXEC) };
+    for (place, (ours, theirs)) in (0u8..).zip(&prepared.descriptors) {
+        if *theirs == gate {
+            return Err(Failure(Stage::Descriptors, libc::EBUSY, place));
+        }
+        if ours == theirs {
+            // SAFETY: clears a flag of an open descriptor.
+            if unsafe { libc::fcntl(*ours, libc::F_SETFD, 0) } < 0 {
+                return Err(fail(Stage::Descriptors, place));
+            }
+        // SAFETY: takes numbers.
+        } else if unsafe { libc::dup2(*ours, *theirs) } < 0 {
+            return Err(fail(Stage::Descriptors, place));
+        }
+    }
+    Ok(())
+}
+
+fn limits(prepared: &Prepared, _gate: RawFd) -> Result<(), Failure> {
+    for (place, (resource, soft, hard)) in (0u8..).zip(&prepared.limits) {
+        let limit = libc::rlimit { rlim_cur: *soft, rlim_max: *hard };
+        // SAFETY: reads a local struct; no old limit is asked for.
+        let result = unsafe { libc::prlimit(0, *resource, &raw const limit, std::ptr::null_mut()) };
+        if result < 0 {
+            return Err(fail(Stage::Limits, place));
+        }
+    }
+    if let Some(nice) = prepared.nice {
+        // SAFETY: takes numbers.
+        if unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, nice) } < 0 {
+            return Err(fail(Stage::Nice, 0));
+        }
+    }
+    if let Some(text) = &prepared.oom_score_adjust {
+        write_file(c"/proc/self/oom_score_adj", text).map_err(|()| fail(Stage::OomScore, 0))?;
+    }
+    // SAFETY: takes a number and cannot fail.
+    unsafe { libc::umask(prepared.umask) };
+    Ok(())
+}
+
+fn write_file(path: &CStr, text: &CStr) -> Result<(), ()> {
+    // SAFETY: the path ends with NUL.
+    let fd = unsafe { libc::open(path.as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC) };
+    if fd < 0 {
+        return Err(());
+    }
+    let length = text.count_bytes();
+    // SAFETY: `text` has that many bytes.
+    let wrote = unsafe { libc::write(fd, text.as_ptr().cast(), length) };
+    if usize::try_from(wrote) == Ok(length) { Ok(()) } else { Err(()) }
+}
+
+fn identity_of_group(prepared: &Prepared, _gate: RawFd) -> Result<(), Failure> {
+    if !prepared.dir_asked {
+        change_dir(&prepared.dir)
+            .or_else(|()| change_dir(c"/"))
+            .map_err(|()| fail(Stage::WorkingDir, 0))?;
+    }
+    if let Some(groups) = &prepared.groups {
+        // SAFETY: the array has that many members.
+        let result = unsafe { libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) };
+        if result < 0 {
+            return Err(fail(Stage::Groups, 0));
+        }
+    }
+    if let Some(gid) = prepared.gid {
+        // SAFETY: takes numbers.
+        if unsafe { libc::syscall(libc::SYS_setresgid, gid, gid, gid) } < 0 {
+            return Err(fail(Stage::Gid, 0));
+        }
+    }
+    Ok(())
+}
+
+fn user(prepared: &Prepared, _gate: RawFd) -> Result<(), Failure> {
+    if let Some(uid) = prepared.uid {
+        // SAFETY: takes numbers.
+        if unsafe { libc::syscall(libc::SYS_setresuid, uid, uid, uid) } < 0 {
+            return Err(fail(Stage::Uid, 0));
+        }
+    }
+    if prepared.dir_asked {
+        change_dir(&prepared.dir).map_err(|()| fail(Stage::WorkingDir, 0))?;
+    }
+    Ok(())
+}
+
+fn change_dir(path: &CStr) -> Result<(), ()> {
+    // SAFETY: the path ends with NUL.
+    if unsafe { libc::chdir(path.as_ptr()) } < 0 { Err(()) } else { Ok(()) }
+}
+
+fn stdin(prepared: &Prepared, _gate: RawFd) -> Result<(), Failure> {
+    let Some(path) = &prepared.stdin else { return Ok(()) };
+    // SAFETY: the path ends with NUL.
+    let fd = unsafe { libc::open(path.as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC) };
+    // SAFETY: takes numbers; a refused open gives -1, which dup2 refuses too.
+    if fd < 0 || unsafe { libc::dup2(fd, 0) } < 0 {
+        return Err(fail(Stage::Stdin, 0));
+    }
+    Ok(())
+}

@@ -1,0 +1,254 @@
+//! Where opm keeps things, and the lock that says who owns them.
+
+use std::fmt;
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{Read, Seek, Write};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+
+use super::{SystemError, sys};
+use crate::model::Span;
+
+/// Longest path of a unix socket, in bytes: `sun_path` has 108 with the final NUL, unix(7).
+pub const SOCKET_PATH_MAX: usize = 107;
+/// How long a start waits for the half-born child of a killed supervisor to let the lock go.
+const ORPHANED_LOCK_WAIT: Span = Span::seconds(5);
+/// Variable that hands the lock over an exec.
+const LOCK_FD: &str = "OPM_LOCK_FD";
+
+/// The directories of one opm.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Dirs {
+    /// Sockets, FIFOs and the ledger; best on tmpfs.
+    pub run: PathBuf,
+    /// The saved desired state and the lock.
+    pub state: PathBuf,
+    /// The units' logs.
+    pub logs: PathBuf,
+}
+
+impl Dirs {
+    /// Everything under one directory.
+    pub fn under(root: &Path) -> Self {
+        Self { run: root.join("run"), state: root.join("state"), logs: root.join("log") }
+    }
+
+    /// The directories of the system scope for root, else those of the user by the XDG rules.
+    /// `variable` looks up the caller's environment.
+    pub fn of_scope(variable: &dyn Fn(&str) -> Option<PathBuf>) -> Self {
+        if sys::own_uid() == 0 {
+            return Self {
+                run: "/run/opm".into(),
+                state: "/var/lib/opm".into(),
+                logs: "/var/log/opm".into(),
+            };
+        }
+        let uid = sys::own_uid();
+        let home = variable("HOME").filter(|home| home.is_absolute() && home.is_dir());
+        let volatile = PathBuf::from(format!("/tmp/opm-{uid}"));
+        let run = variable("XDG_RUNTIME_DIR").filter(|dir| dir.is_dir());
+        let run = run.map_or_else(|| volatile.join("run"), |dir| dir.join("opm"));
+        let state = variable("XDG_STATE_HOME")
+            .or_else(|| home.map(|home| home.join(".local/state")))
+            .map_or_else(|| volatile.join("state"), |dir| dir.join("opm"));
+        Self { run, logs: state.join("log"), state }
+    }
+
+    /// Where clients find the daemon.
+    pub fn socket(&self) -> PathBuf {
+        self.run.join("control.sock")
+    }
+
+    /// Where the units' output FIFOs are.
+    pub fn fifos(&self) -> PathBuf {
+        self.run.join("log")
+    }
+
+    /// Where the notify sockets are.
+    pub fn notify(&self) -> PathBuf {
+        self.run.join("notify")
+    }
+
+    /// Makes the directories. On a root that cannot be written, those that cannot be made move to
+    /// `/dev/shm` or `/tmp`; returns what was moved, in words.
+    pub fn prepare(&mut self) -> Result<Vec<String>, SystemError> {
+        let mut moved = Vec::new();
+        if let Err(first) = make(&self.run, 0o755) {
+            let places = ["/dev/shm", "/tmp"]
+                .map(|place| Path::new(place).join(format!("opm-{}", sys::own_uid())).join("run"));
+            let found = places.into_iter().find(|place| make(place, 0o755).is_ok()).ok_or(first)?;
+            moved.push(format!("{} cannot be made; using {}", self.run.display(), found.display()));
+            self.run = found;
+        }
+        for (dir, name, mode) in
+            [(&mut self.state, "state", 0o700), (&mut self.logs, "logs", 0o750)]
+        {
+            if make(dir, mode).is_err() {
+                let found = self.run.join(name);
+                make(&found, mode)?;
+                moved.push(format!(
+                    "{} cannot be made; using {}, which does not survive a reboot",
+                    dir.display(),
+                    found.display()
+                ));
+                *dir = found;
+            }
+        }
+        make(&self.fifos(), 0o700)?;
+        make(&self.notify(), 0o711)?;
+        Ok(moved)
+    }
+
+    /// The directories as a daemon that could not make the usual ones will have chosen them.
+    #[must_use]
+    pub fn where_found(self) -> Self {
+        if self.socket().exists() {
+            return self;
+        }
+        let uid = sys::own_uid();
+        let others = ["/dev/shm", "/tmp"].map(|place| format!("{place}/opm-{uid}/run"));
+        match others.into_iter().find(|run| Path::new(run).join("control.sock").exists()) {
+            Some(run) => {
+                let run = PathBuf::from(run);
+                let logs = if self.logs.is_dir() { self.logs } else { run.join("logs") };
+                Self { run, logs, state: self.state }
+            }
+            None => self,
+        }
+    }
+}
+
+/// Makes a directory that is ours and writable.
+fn make(dir: &Path, mode: u32) -> Result<(), SystemError> {
+    let fail =
+        |reason: &dyn fmt::Display| SystemError::new("make directory", dir.display(), reason);
+    DirBuilder::new().recursive(true).mode(mode).create(dir).map_err(|error| fail(&error))?;
+    let metadata = fs::metadata(dir).map_err(|error| fail(&error))?;
+    // A directory under /tmp could be somebody else's.
+    if metadata.uid() != sys::own_uid() && sys::own_uid() != 0 {
+        return Err(fail(&format!("it belongs to user {}", metadata.uid())));
+    }
+    nix::unistd::access(dir, nix::unistd::AccessFlags::W_OK | nix::unistd::AccessFlags::X_OK)
+        .map_err(|errno| fail(&std::io::Error::from(errno)))
+}
+
+/// The lock that makes one supervisor the owner of a state directory.
+///
+/// It belongs to the open file, so that a child that has not reached exec holds it too: a new
+/// supervisor cannot read the ledger while a half-started child of the old one exists.
+#[derive(Debug)]
+pub(super) struct Lock {
+    file: File,
+}
+
+/// Why the lock could not be had.
+#[derive(Debug)]
+pub enum LockError {
+    /// Another opm has it.
+    Held {
+        /// Its pid, as it wrote it.
+        pid: Option<i32>,
+        /// The lock's file.
+        path: PathBuf,
+    },
+    /// The file cannot be used.
+    Failed(SystemError),
+}
+
+impl fmt::Display for LockError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Held { pid: Some(pid), path } => {
+                write!(f, "opm runs already: process {pid} holds `{}`", path.display())
+            }
+            Self::Held { pid: None, path } => {
+                write!(f, "opm runs already: `{}` is locked", path.display())
+            }
+            Self::Failed(error) => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for LockError {}
+
+impl Lock {
+    /// Takes the lock, or the one that the program before us handed over by exec.
+    pub(super) fn take(dirs: &Dirs) -> Result<Self, LockError> {
+        let path = dirs.state.join("lock");
+        let fail = |error: std::io::Error| {
+            LockError::Failed(SystemError::new("lock", path.display(), error))
+        };
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)
+            .map_err(fail)?;
+        if let Some(inherited) = handed_over(&file) {
+            file = inherited;
+        }
+        let mut waited = Span::ZERO;
+        while let Err(error) = file.try_lock() {
+            let fs::TryLockError::WouldBlock = error else {
+                return Err(fail(std::io::Error::from(error)));
+            };
+            let pid = holder(&mut file);
+            // A holder that wrote its pid and lives is a supervisor. One that is dead has left a
+            // child between fork and exec, which ends by itself.
+            let alive =
+                pid.is_none_or(|pid| super::process::stat(pid).is_some_and(|s| !s.is_dead()));
+            if alive || waited >= ORPHANED_LOCK_WAIT {
+                return Err(LockError::Held { pid, path });
+            }
+            waited = Span::nanos(waited.as_nanos().saturating_add(Span::millis(5).as_nanos()));
+            // Waiting for another process's exec; there is nothing to poll for.
+            nix::poll::poll(&mut [], nix::poll::PollTimeout::from(5u8))
+                .map_err(|e| fail(e.into()))?;
+        }
+        let lock = Self { file };
+        lock.sign().map_err(fail)?;
+        Ok(lock)
+    }
+
+    fn sign(&self) -> std::io::Result<()> {
+        let mut file = &self.file;
+        file.rewind()?;
+        file.set_len(0)?;
+        writeln!(file, "{}", std::process::id())
+    }
+
+    /// Lets the lock live on over an exec of opm; returns the variable that says where it is.
+    pub(super) fn hand_over(&self) -> (&'static str, RawFd) {
+        sys::set_inheritable(self.file.as_fd(), true);
+        (LOCK_FD, self.file.as_raw_fd())
+    }
+
+    /// The exec failed: children must not inherit the lock beyond their own exec.
+    pub(super) fn take_back(&self) {
+        sys::set_inheritable(self.file.as_fd(), false);
+    }
+}
+
+fn holder(file: &mut File) -> Option<i32> {
+    let mut text = String::new();
+    file.rewind().ok()?;
+    file.take(32).read_to_string(&mut text).ok()?;
+    text.trim().parse().ok()
+}
+
+/// The descriptor that an opm before us left open for us, if it is the lock's.
+fn handed_over(file: &File) -> Option<File> {
+    let fd: RawFd = std::env::var(LOCK_FD).ok()?.parse().ok()?;
+    let (ours, theirs) = (file.metadata().ok()?, fs::metadata(format!("/proc/self/fd/{fd}")).ok()?);
+    if (ours.dev(), ours.ino()) != (theirs.dev(), theirs.ino()) || fd == file.as_raw_fd() {
+        return None;
+    }
+    let inherited = File::from(sys::take_inherited(fd));
+    fcntl(&inherited, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).ok()?;
+    Some(inherited)
+}

@@ -1,0 +1,430 @@
+//! From a spec to everything the child needs: arguments, environment, user, directory, limits.
+//!
+//! All of it is worked out before the fork, from the definition and the supervisor's environment at
+//! its start, so that it does not depend on who asked for the start.
+
+use std::collections::BTreeMap;
+use std::ffi::{CString, OsStr, OsString};
+use std::os::fd::RawFd;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use super::child::Prepared;
+use super::{Environment, Launch, accounts, env, errno_words, plain, tree};
+use crate::model::{
+    Command, Hook, InheritEnv, InstanceId, Limit, ProcessSpec, Reload, Resource, Role, Spec, Stage,
+    StartError, Stdin, StopAction, Template, Variable,
+};
+
+/// Where programs are looked for when the unit and the supervisor have no PATH.
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// Mask of a run whose unit names none, whatever the supervisor's own is.
+const DEFAULT_UMASK: u32 = 0o022;
+/// Largest env file, in bytes.
+const ENV_FILE_BYTES_MAX: u64 = 1024 * 1024;
+/// Longest first line of a script that is looked at for its interpreter.
+const SHEBANG_BYTES_MAX: usize = 256;
+
+/// What launching needs to know of the supervisor.
+#[derive(Debug)]
+pub(super) struct Origin {
+    /// Its environment at its start.
+    pub(super) env: Environment,
+    /// Its limit of open descriptors before it raised it.
+    pub(super) nofile: (u64, u64),
+}
+
+/// A text of a unit file with its places filled in.
+pub(super) fn fill(
+    template: &Template,
+    origin: &Origin,
+    id: &InstanceId,
+    index: u32,
+    spec: &Spec,
+) -> OsString {
+    template.fill(&|variable| match variable {
+        Variable::Env { name, default } => origin
+            .env
+            .get(OsStr::new(name))
+            .filter(|value| !value.is_empty())
+            .map_or_else(|| OsString::from(default), OsString::clone),
+        Variable::UnitName => spec.name.as_str().into(),
+        Variable::UnitDir => {
+            let dir = spec.process.as_ref().map(|process| process.base_dir.as_path());
+            dir.unwrap_or(Path::new("/")).into()
+        }
+        Variable::Instance => id.label().unwrap_or("1").into(),
+        Variable::InstanceIndex => index.to_string().into(),
+    })
+}
+
+/// One launch being worked out.
+pub(super) struct Launcher<'a> {
+    pub(super) origin: &'a Origin,
+    pub(super) launch: &'a Launch,
+    pub(super) process: &'a ProcessSpec,
+}
+
+fn error(stage: Stage, subject: impl ToString, reason: impl ToString) -> StartError {
+    StartError { stage, subject: subject.to_string(), reason: reason.to_string(), passing: false }
+}
+
+fn c_string(text: impl Into<OsString>, stage: Stage) -> Result<CString, StartError> {
+    CString::new(text.into().into_vec()).map_err(|error| {
+        let bytes = error.into_vec();
+        let text = String::from_utf8_lossy(&bytes).replace('\0', "\\0");
+        self::error(stage, text, "it holds a NUL byte, which no program can be given")
+    })
+}
+
+impl Launcher<'_> {
+    fn fill(&self, template: &Template) -> OsString {
+        let Launch { instance, index, spec, .. } = self.launch;
+        fill(template, self.origin, instance, *index, spec)
+    }
+
+    /// A path of the unit file: relative ones start at the file's directory.
+    pub(super) fn path(&self, template: &Template) -> PathBuf {
+        self.process.base_dir.as_path().join(self.fill(template))
+    }
+
+    /// What the role runs.
+    fn command(&self) -> Result<(&Command, Option<&Hook>), StartError> {
+        let Launch { spec, role, .. } = self.launch;
+        let found = match role {
+            Role::Main => return Ok((&self.process.command, None)),
+            Role::Condition => {
+                return spec.conditions.command.as_ref().map(|c| (c, None)).ok_or_else(gone);
+            }
+            Role::Reload => {
+                return match &spec.reload {
+                    Some(Reload::Command(command)) => Ok((command, None)),
+                    Some(Reload::Signal(_)) | None => Err(gone()),
+                };
+            }
+            Role::Stop(n) => {
+                return match spec.stop.steps.get(usize::from(*n)).map(|step| &step.action) {
+                    Some(StopAction::Command(command)) => Ok((command, None)),
+                    Some(StopAction::Signal(..)) | None => Err(gone()),
+                };
+            }
+            Role::PreStart(n) => spec.hooks.pre_start.get(usize::from(*n)),
+            Role::PostStart(n) => spec.hooks.post_start.get(usize::from(*n)),
+            Role::PreStop(n) => spec.hooks.pre_stop.get(usize::from(*n)),
+            Role::PostStop(n) => spec.hooks.post_stop.get(usize::from(*n)),
+        };
+        found.map(|hook| (&hook.command, Some(hook))).ok_or_else(gone)
+    }
+
+    /// Everything the child needs. `descriptors` are those it is given; `extra` variables are set
+    /// over all others.
+    pub(super) fn prepare(
+        &self,
+        descriptors: Vec<(RawFd, RawFd)>,
+        extra: &[(&str, OsString)],
+    ) -> Result<Prepared, StartError> {
+        let (command, hook) = self.command()?;
+        let identity = self.identity(hook)?;
+        let env = self.environment(&identity, extra)?;
+        let dir_asked = self.process.working_dir.is_some();
+        let dir = match &self.process.working_dir {
+            Some(dir) => self.path(dir),
+            None => self.process.base_dir.as_path().to_owned(),
+        };
+        let (program, args) = self.arguments(command, &env, &dir)?;
+        let stdin = match (&self.process.stdin, self.launch.role) {
+            (Stdin::File(path), Role::Main) => Some(c_string(self.path(path), Stage::Stdin)?),
+            _ => None,
+        };
+        let score =
+            self.process.oom_score_adjust.map(|score| c_string(score.to_string(), Stage::OomScore));
+        Ok(Prepared {
+            program,
+            args,
+            env: env
+                .into_iter()
+                .map(|(name, value)| {
+                    let mut entry = name;
+                    entry.push("=");
+                    entry.push(value);
+                    c_string(entry, Stage::EnvFile)
+                })
+                .collect::<Result<_, _>>()?,
+            dir: c_string(dir, Stage::WorkingDir)?,
+            dir_asked,
+            stdin,
+            descriptors,
+            limits: self.limits(),
+            groups: identity.groups,
+            gid: identity.gid,
+            uid: identity.uid,
+            umask: self.process.umask.unwrap_or(DEFAULT_UMASK),
+            nice: self.process.nice,
+            oom_score_adjust: score.transpose()?,
+            own_session: self.process.own_session || self.launch.role != Role::Main,
+        })
+    }
+
+    fn identity(&self, hook: Option<&Hook>) -> Result<RunAs, StartError> {
+        let name = hook.and_then(|hook| hook.user.as_ref()).or(self.process.user.as_ref());
+        let account = match name {
+            None => None,
+            Some(name) => Some(
+                accounts::user(name)
+                    .ok_or_else(|| error(Stage::User, name, "no such user in /etc/passwd"))?,
+            ),
+        };
+        let group = match &self.process.group {
+            None => None,
+            Some(name) => Some(
+                accounts::group(name)
+                    .ok_or_else(|| error(Stage::User, name, "no such group in /etc/group"))?,
+            ),
+        };
+        let mut groups = Vec::new();
+        for name in &self.process.supplementary_groups {
+            groups.push(
+                accounts::group(name)
+                    .ok_or_else(|| error(Stage::User, name, "no such group in /etc/group"))?,
+            );
+        }
+        if account.is_none() && group.is_none() && groups.is_empty() {
+            return Ok(RunAs::default());
+        }
+        let gid = group.or(account.as_ref().map(|account| account.gid));
+        let entry = account.as_ref().and_then(|account| account.entry.clone());
+        let uid = account.map(|account| account.uid);
+        if !nix::unistd::geteuid().is_root() {
+            return self.unprivileged(name, uid, gid, entry);
+        }
+        if let Some(entry) = &entry {
+            groups.extend(accounts::groups_of(&entry.name));
+        }
+        groups.extend(gid);
+        groups.sort_unstable();
+        groups.dedup();
+        Ok(RunAs { uid, gid, groups: Some(groups), entry })
+    }
+
+    /// Without privileges only what we are anyway can be asked for.
+    fn unprivileged(
+        &self,
+        name: Option<&String>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        entry: Option<accounts::Entry>,
+    ) -> Result<RunAs, StartError> {
+        let own_user = uid.is_none_or(|uid| uid == nix::unistd::geteuid().as_raw());
+        let own_group = self.process.group.is_none()
+            || gid.is_none_or(|gid| gid == nix::unistd::getegid().as_raw());
+        if own_user && own_group && self.process.supplementary_groups.is_empty() {
+            return Ok(RunAs { entry, ..RunAs::default() });
+        }
+        let subject = name.or(self.process.group.as_ref()).cloned().unwrap_or_default();
+        Err(error(Stage::User, subject, "only root can start a unit as another user or group"))
+    }
+
+    fn environment(
+        &self,
+        identity: &RunAs,
+        extra: &[(&str, OsString)],
+    ) -> Result<Environment, StartError> {
+        let mut env: Environment = match &self.process.inherit_env {
+            InheritEnv::All => self.origin.env.clone(),
+            InheritEnv::Only(names) => names
+                .iter()
+                .filter_map(|name| {
+                    let name = OsStr::new(name);
+                    Some((name.to_owned(), self.origin.env.get(name)?.clone()))
+                })
+                .collect(),
+        };
+        if !env.contains_key(OsStr::new("PATH")) {
+            env.insert("PATH".into(), DEFAULT_PATH.into());
+        }
+        if identity.uid.is_some() || identity.entry.is_some() {
+            let entry = identity.entry.as_ref();
+            let uid = identity.uid.map(|uid| uid.to_string()).unwrap_or_default();
+            let name = entry.map_or(uid, |entry| entry.name.clone());
+            env.insert("HOME".into(), entry.map_or("/", |entry| &entry.home).into());
+            env.insert("USER".into(), name.clone().into());
+            env.insert("LOGNAME".into(), name.into());
+            let shell = entry.map(|entry| entry.shell.as_str()).filter(|shell| !shell.is_empty());
+            env.insert("SHELL".into(), shell.unwrap_or("/bin/sh").into());
+        }
+        for file in &self.process.env_files {
+            env.extend(read_env_file(&self.path(&file.path), file.optional)?);
+        }
+        for (name, value) in &self.process.env {
+            env.insert(name.into(), self.fill(value));
+        }
+        env.insert(tree::COOKIE.into(), self.launch.run.to_string().into());
+        env.insert("OPM_UNIT".into(), self.launch.spec.name.as_str().into());
+        env.insert("OPM_INSTANCE".into(), self.launch.instance.to_string().into());
+        env.extend(extra.iter().map(|(name, value)| (OsString::from(name), value.clone())));
+        Ok(env)
+    }
+
+    fn arguments(
+        &self,
+        command: &Command,
+        env: &Environment,
+        dir: &Path,
+    ) -> Result<(CString, Vec<CString>), StartError> {
+        let texts: Vec<OsString> = match command {
+            Command::Shell(text) => vec!["/bin/sh".into(), "-c".into(), self.fill(text)],
+            Command::Argv(list) => list.iter().map(|item| self.fill(item)).collect(),
+        };
+        let name = texts
+            .first()
+            .filter(|name| !name.is_empty())
+            .ok_or_else(|| error(Stage::Resolve, "", "the command is empty"))?;
+        let program = resolve(name, env, dir)?;
+        let args = texts.into_iter().map(|text| c_string(text, Stage::Exec));
+        Ok((c_string(program, Stage::Exec)?, args.collect::<Result<_, _>>()?))
+    }
+
+    fn limits(&self) -> Vec<(u32, u64, u64)> {
+        let mut limits = BTreeMap::new();
+        // What opm raised for itself is not the unit's.
+        let (soft, hard) = self.origin.nofile;
+        limits.insert(libc::RLIMIT_NOFILE, (soft, hard));
+        for (resource, Limit { soft, hard }) in &self.process.limits {
+            let number = |limit: &Option<u64>| limit.unwrap_or(libc::RLIM_INFINITY);
+            limits.insert(resource_number(*resource), (number(soft), number(hard)));
+        }
+        limits.into_iter().map(|(resource, (soft, hard))| (resource, soft, hard)).collect()
+    }
+
+    /// What a failure report of the child is about, and why.
+    pub(super) fn explain(
+        &self,
+        stage: Stage,
+        errno: i32,
+        which: u8,
+        prepared: &Prepared,
+    ) -> StartError {
+        let text = |text: &CString| text.to_string_lossy().into_owned();
+        let subject = match stage {
+            Stage::Limits => {
+                let number = prepared.limits.get(usize::from(which)).map(|(number, ..)| *number);
+                let found = Resource::ALL.iter().find(|(_, r)| Some(resource_number(*r)) == number);
+                found.map_or_else(String::new, |(name, _)| (*name).to_owned())
+            }
+            Stage::WorkingDir => text(&prepared.dir),
+            Stage::Exec => text(&prepared.program),
+            Stage::Stdin => prepared.stdin.as_ref().map(text).unwrap_or_default(),
+            Stage::Uid | Stage::Gid | Stage::Groups | Stage::User => {
+                self.process.user.clone().unwrap_or_default()
+            }
+            Stage::Nice => self.process.nice.map(|nice| nice.to_string()).unwrap_or_default(),
+            Stage::OomScore => prepared.oom_score_adjust.as_ref().map(text).unwrap_or_default(),
+            _ => String::new(),
+        };
+        let reason = match (stage, errno) {
+            (Stage::Exec, libc::ENOENT) => missing_interpreter(Path::new(&subject)),
+            (Stage::Exec, libc::EACCES) if Path::new(&subject).is_dir() => {
+                Some("it is a directory".to_owned())
+            }
+            (Stage::Exec, libc::ENOEXEC) => {
+                Some("it is no program and no script with a `#!` line".to_owned())
+            }
+            _ => None,
+        };
+        let passing = matches!(errno, libc::EAGAIN | libc::ENOMEM | libc::ENFILE | libc::EMFILE);
+        let reason = reason.unwrap_or_else(|| errno_words(errno));
+        StartError { stage, subject, reason, passing }
+    }
+}
+
+/// The role's command is gone from the spec: it was changed while the run was under way.
+fn gone() -> StartError {
+    error(Stage::Resolve, "", "the unit has no such command any more")
+}
+
+/// Whom a process runs as.
+#[derive(Debug, Default)]
+struct RunAs {
+    uid: Option<u32>,
+    gid: Option<u32>,
+    groups: Option<Vec<u32>>,
+    entry: Option<accounts::Entry>,
+}
+
+fn read_env_file(path: &Path, optional: bool) -> Result<Environment, StartError> {
+    let fail = |reason: String| error(Stage::EnvFile, path.display(), reason);
+    match std::fs::metadata(path) {
+        Err(error) if optional && error.kind() == std::io::ErrorKind::NotFound => {
+            return Ok(Environment::new());
+        }
+        Err(error) => return Err(fail(plain(&error.to_string()))),
+        Ok(metadata) if metadata.len() > ENV_FILE_BYTES_MAX => {
+            return Err(fail(format!("it has more than {ENV_FILE_BYTES_MAX} bytes")));
+        }
+        Ok(metadata) if !metadata.is_file() => return Err(fail("it is no file".to_owned())),
+        Ok(_) => {}
+    }
+    let bytes = std::fs::read(path).map_err(|error| fail(plain(&error.to_string())))?;
+    env::parse_file(&bytes).map_err(|line| fail(format!("line {line} is no `NAME=value`")))
+}
+
+/// The file that a command's name stands for: a name with a slash is relative to the working
+/// directory, another is looked up on the PATH that the child will have.
+fn resolve(name: &OsStr, env: &Environment, dir: &Path) -> Result<PathBuf, StartError> {
+    if name.as_bytes().contains(&b'/') {
+        return Ok(dir.join(name));
+    }
+    let search = env.get(OsStr::new("PATH")).map(OsString::as_os_str).unwrap_or_default();
+    let mut refused = None;
+    for place in std::env::split_paths(search) {
+        let candidate = dir.join(place).join(name);
+        match std::fs::metadata(&candidate) {
+            Ok(metadata) if metadata.is_file() && metadata.permissions().mode() & 0o111 != 0 => {
+                return Ok(candidate);
+            }
+            Ok(metadata) if metadata.is_file() => refused = refused.or(Some(candidate)),
+            Ok(_) | Err(_) => {}
+        }
+    }
+    Err(match refused {
+        Some(file) => error(Stage::Resolve, file.display(), "it is not executable"),
+        None => error(
+            Stage::Resolve,
+            name.display(),
+            format!("no such program on PATH ({})", search.display()),
+        ),
+    })
+}
+
+/// For a script that is there although exec says "no such file": it means the interpreter.
+fn missing_interpreter(path: &Path) -> Option<String> {
+    use std::io::Read;
+    let mut start = [0u8; SHEBANG_BYTES_MAX];
+    let got = std::fs::File::open(path).ok()?.read(&mut start).ok()?;
+    let line = start.get(..got)?.split(|byte| *byte == b'\n').next()?;
+    let interpreter = line.strip_prefix(b"#!")?.trim_ascii();
+    let interpreter = interpreter.split(|byte| *byte == b' ').next()?;
+    Some(format!("its interpreter `{}` does not exist", String::from_utf8_lossy(interpreter)))
+}
+
+fn resource_number(resource: Resource) -> u32 {
+    match resource {
+        Resource::As => libc::RLIMIT_AS,
+        Resource::Core => libc::RLIMIT_CORE,
+        Resource::Cpu => libc::RLIMIT_CPU,
+        Resource::Data => libc::RLIMIT_DATA,
+        Resource::Fsize => libc::RLIMIT_FSIZE,
+        Resource::Locks => libc::RLIMIT_LOCKS,
+        Resource::Memlock => libc::RLIMIT_MEMLOCK,
+        Resource::Msgqueue => libc::RLIMIT_MSGQUEUE,
+        Resource::Nice => libc::RLIMIT_NICE,
+        Resource::Nofile => libc::RLIMIT_NOFILE,
+        Resource::Nproc => libc::RLIMIT_NPROC,
+        Resource::Rss => libc::RLIMIT_RSS,
+        Resource::Rtprio => libc::RLIMIT_RTPRIO,
+        Resource::Rttime => libc::RLIMIT_RTTIME,
+        Resource::Sigpending => libc::RLIMIT_SIGPENDING,
+        Resource::Stack => libc::RLIMIT_STACK,
+    }
+}

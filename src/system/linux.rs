@@ -1,0 +1,848 @@
+//! The real world. Glue over the files beside it; its events come from the descriptors that it
+//! registers with the daemon's poll, and from reaping.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
+use std::fs;
+use std::io::Read;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+
+use mio::unix::SourceFd;
+use mio::{Interest, Registry, Token};
+
+use super::channels::{self, FileWaits, NotifySocket};
+use super::child::{Prepared, REPORT_BYTES};
+use super::dirs::Lock;
+use super::env::inheritable;
+use super::instruction::Instruction;
+use super::launch::{self, Launcher, Origin};
+use super::ledger::Ledger;
+use super::spawn::{self, BirthError, Way};
+use super::store::Store;
+use super::{
+    Dirs, Environment, Launch, Loaded, LockError, Proof, Replay, RunRef, System, SystemError,
+    accounts, plain, process, sys, tree,
+};
+use crate::model::{
+    Desired, EXIT_NEVER_STARTED, Event, Happening, Identity, InstanceId, Monotonic, Observed,
+    Outcome, Output, Ready, Role, RunId, Signal, Spec, Stage, StartError, Stdin, Wall,
+};
+
+/// How long the death of a process that is not our child may take to be reaped by its parent, in
+/// milliseconds: until then the kernel does not tell how it ended.
+const FOREIGN_REAP_MILLIS: u8 = 20;
+/// How often a tree is killed again because something in it was born meanwhile.
+const KILL_ROUNDS_MAX: usize = 16;
+
+/// What the supervisor's process was started with.
+#[derive(Debug, Default)]
+pub struct Options {
+    /// Its environment.
+    pub env: Environment,
+    /// Its limit of open descriptors before it was raised: soft, hard.
+    pub nofile: (u64, u64),
+    /// Without lock, ledger and saved state: the supervisor of one command.
+    pub stateless: bool,
+}
+
+/// The real [`System`].
+#[derive(Debug)]
+pub struct Linux {
+    dirs: Dirs,
+    origin: Origin,
+    /// `None` for the supervisor of one command, which leaves nothing behind.
+    lasting: Option<Lasting>,
+    registry: Registry,
+    null: OwnedFd,
+    way: Way,
+    next_token: usize,
+    watched: BTreeMap<Token, Watched>,
+    runs: BTreeMap<RunId, Kept>,
+    /// Our children with a role.
+    children: BTreeMap<i32, (InstanceId, RunId, Role)>,
+    /// Both ends of the instances' output FIFOs, so that nothing in them is lost with their writer.
+    outputs: BTreeMap<InstanceId, OwnedFd>,
+    files: FileWaits,
+    urandom: fs::File,
+    /// Processes that were not killed with their run, for the last sweep.
+    own: i32,
+}
+
+#[derive(Debug)]
+struct Lasting {
+    lock: Lock,
+    ledger: Ledger,
+    store: Store,
+}
+
+/// What is kept for a run.
+#[derive(Debug)]
+struct Kept {
+    instance: InstanceId,
+    tokens: Vec<Token>,
+    /// Whether its tree is watched.
+    tree: Option<RunRef>,
+    notify: Option<PathBuf>,
+}
+
+/// A descriptor that tells something.
+#[derive(Debug)]
+enum Watched {
+    /// The channel of a process that has not run its program yet.
+    Channel(Box<Launching>),
+    /// The end of a process that is not our child.
+    Foreign { run: RunId, role: Role, pidfd: OwnedFd },
+    /// The end of a process without a role, in a tree that is watched.
+    Member { run: RunId, _pidfd: OwnedFd },
+    /// A notify socket.
+    Notify { run: RunId, socket: NotifySocket },
+    /// A readiness descriptor.
+    ReadyFd { run: RunId, fifo: OwnedFd },
+    /// The inotify instance of all file waits.
+    Files,
+}
+
+#[derive(Debug)]
+struct Launching {
+    launch: Launch,
+    prepared: Prepared,
+    channel: UnixStream,
+}
+
+impl Linux {
+    /// First token of the system's own descriptors; smaller ones are the daemon's.
+    pub const FIRST_TOKEN: usize = 1 << 16;
+
+    /// Takes the lock and reads what was saved and what was let run.
+    pub fn open(
+        dirs: Dirs,
+        options: Options,
+        registry: Registry,
+    ) -> Result<(Self, Loaded, Replay), LockError> {
+        let (lasting, loaded, replay) = if options.stateless {
+            (None, Loaded::default(), Replay::default())
+        } else {
+            let lock = Lock::take(&dirs)?;
+            spawn::crash_point("after-lock");
+            let (ledger, replay) = Ledger::open(&dirs.run).map_err(LockError::Failed)?;
+            let store = Store::new(&dirs.state);
+            let loaded = store.load();
+            (Some(Lasting { lock, ledger, store }), loaded, replay)
+        };
+        let file = |path: &str| {
+            fs::OpenOptions::new()
+                .read(true)
+                .write(path == "/dev/null")
+                .open(path)
+                .map_err(|error| LockError::Failed(SystemError::new("open", path, error)))
+        };
+        let linux = Self {
+            dirs,
+            origin: Origin { env: inheritable(options.env), nofile: options.nofile },
+            lasting,
+            registry,
+            null: file("/dev/null")?.into(),
+            way: Way::Clone3,
+            next_token: Self::FIRST_TOKEN,
+            watched: BTreeMap::new(),
+            runs: BTreeMap::new(),
+            children: BTreeMap::new(),
+            outputs: BTreeMap::new(),
+            files: FileWaits::default(),
+            urandom: file("/dev/urandom")?,
+            own: i32::try_from(std::process::id()).unwrap_or(0),
+        };
+        Ok((linux, loaded, replay))
+    }
+
+    /// The directories in use.
+    pub fn dirs(&self) -> &Dirs {
+        &self.dirs
+    }
+
+    /// Whether anything outlives this process.
+    pub fn is_lasting(&self) -> bool {
+        self.lasting.is_some()
+    }
+
+    /// Keeps the lock over an exec; returns the variable that hands it over.
+    pub fn hand_over_lock(&self) -> Option<(&'static str, RawFd)> {
+        self.lasting.as_ref().map(|lasting| lasting.lock.hand_over())
+    }
+
+    /// The exec failed: the lock is close-on-exec again.
+    pub fn take_back_lock(&self) {
+        if let Some(lasting) = &self.lasting {
+            lasting.lock.take_back();
+        }
+    }
+
+    /// Reaps every child that has ended. Children without a role change no unit's state.
+    pub fn reap(&mut self) -> Vec<Event> {
+        let mut events = Vec::new();
+        while let Some((pid, outcome)) = sys::reap_one() {
+            let Some((instance, run, role)) = self.children.remove(&pid) else {
+                log::debug!("reaped {pid}, which has no role: {outcome}");
+                continue;
+            };
+            let outcome = self.drain_channel(run, role, &outcome, &mut events);
+            events.push(self.event(&instance, Happening::Ended { run, role, outcome }));
+        }
+        events
+    }
+
+    /// What the descriptor with this token has to tell.
+    pub fn ready(&mut self, token: Token) -> Vec<Event> {
+        let mut events = Vec::new();
+        match self.watched.get(&token) {
+            None => {}
+            Some(Watched::Channel(_)) => self.channel_ready(token, &mut events),
+            Some(Watched::Foreign { run, role, pidfd }) => {
+                let (run, role) = (*run, *role);
+                if let Some(outcome) = foreign_end(pidfd) {
+                    self.unwatch(token);
+                    events.extend(self.event_of(run, Happening::Ended { run, role, outcome }));
+                }
+            }
+            Some(Watched::Member { run, .. }) => {
+                let run = *run;
+                self.unwatch(token);
+                let tree = self.runs.get(&run).and_then(|kept| kept.tree.clone());
+                if let Some(tree) = tree {
+                    let left = self.watch_tree(&tree);
+                    events.push(self.event(&tree.instance, Happening::Tree { run, left }));
+                }
+            }
+            Some(Watched::Notify { run, socket }) => {
+                let run = *run;
+                let mut messages = Vec::new();
+                while let Some(message) = socket.receive() {
+                    messages.push(message);
+                }
+                for message in messages {
+                    self.notified(run, message, &mut events);
+                }
+            }
+            Some(Watched::ReadyFd { run, fifo }) => {
+                let run = *run;
+                if channels::newline_came(fifo) {
+                    events.extend(self.event_of(run, Happening::Ready { run }));
+                }
+            }
+            Some(Watched::Files) => {
+                for run in self.files.look() {
+                    self.files.remove(run);
+                    events.extend(self.event_of(run, Happening::Ready { run }));
+                }
+            }
+        }
+        events
+    }
+
+    fn notified(&self, run: RunId, message: channels::Message, events: &mut Vec<Event>) {
+        if let Some(pid) = message.sender
+            && !self.is_of_run(pid, run)
+        {
+            log::warn!("process {pid} is not of the unit whose notify socket it wrote to; ignored");
+            return;
+        }
+        if let Some(status) = message.status {
+            events.extend(self.event_of(run, Happening::Said { run, status }));
+        }
+        if message.ready {
+            events.extend(self.event_of(run, Happening::Ready { run }));
+        }
+    }
+
+    /// Whether a process is of a run. One that is gone already was let write by the socket's mode.
+    fn is_of_run(&self, pid: i32, run: RunId) -> bool {
+        let leaders: Vec<(Role, Identity)> = self
+            .children
+            .iter()
+            .filter(|(_, (_, of, _))| *of == run)
+            .filter_map(|(pid, (_, _, role))| {
+                let start = process::stat(*pid)?.start;
+                Some((*role, Identity { pid: *pid, start, inode: None }))
+            })
+            .collect();
+        let Some(stat) = process::stat(pid) else { return true };
+        if leaders.iter().any(|(_, leader)| leader.pid == pid || leader.pid == stat.session) {
+            return true;
+        }
+        let Some(kept) = self.runs.get(&run) else { return false };
+        let adopted = leaders.is_empty();
+        let instance = kept.instance.clone();
+        let known = self.children.keys().copied().collect();
+        let tree = RunRef { instance, run, leaders, adopted };
+        tree::members(&tree, &known).iter().any(|member| member.pid == pid)
+    }
+
+    fn event(&self, instance: &InstanceId, what: Happening) -> Event {
+        Event { instance: instance.clone(), at: self.now(), what }
+    }
+
+    fn event_of(&self, run: RunId, what: Happening) -> Option<Event> {
+        self.runs.get(&run).map(|kept| self.event(&kept.instance, what))
+    }
+
+    /// What is on the channel of a process that has ended: its exec, or why there was none.
+    fn drain_channel(
+        &mut self,
+        run: RunId,
+        role: Role,
+        outcome: &Outcome,
+        events: &mut Vec<Event>,
+    ) -> Outcome {
+        let token = self.runs.get(&run).and_then(|kept| {
+            kept.tokens.iter().copied().find(|token| match self.watched.get(token) {
+                Some(Watched::Channel(launching)) => launching.launch.role == role,
+                _ => false,
+            })
+        });
+        let Some(token) = token else { return outcome.clone() };
+        let before = events.len();
+        self.channel_ready(token, events);
+        match events.get(before).map(|event| &event.what) {
+            Some(Happening::Ended { outcome, .. }) => {
+                let outcome = outcome.clone();
+                events.truncate(before);
+                outcome
+            }
+            _ if *outcome == Outcome::Exited(EXIT_NEVER_STARTED) => {
+                Outcome::NotStarted(StartError {
+                    stage: Stage::Gate,
+                    subject: String::new(),
+                    reason: "the gate was closed".to_owned(),
+                    passing: true,
+                })
+            }
+            _ => outcome.clone(),
+        }
+    }
+
+    fn channel_ready(&mut self, token: Token, events: &mut Vec<Event>) {
+        let Some(Watched::Channel(launching)) = self.watched.get_mut(&token) else { return };
+        let mut report = [0u8; REPORT_BYTES];
+        let got = match launching.channel.read(&mut report) {
+            Ok(got) => got,
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return,
+            Err(_) => 0,
+        };
+        let Some(Watched::Channel(launching)) = self.unwatch(token) else { return };
+        let Launch { run, role, ref instance, .. } = launching.launch;
+        if got != REPORT_BYTES {
+            events.push(self.event(instance, Happening::Execed { run, role }));
+            return;
+        }
+        let [stage, a, b, c, d, which] = report;
+        let errno = i32::from_le_bytes([a, b, c, d]);
+        let stage = Stage::from_number(stage).unwrap_or(Stage::Exec);
+        let Some(process) = &launching.launch.spec.process else { return };
+        let launcher = Launcher { origin: &self.origin, launch: &launching.launch, process };
+        let error = launcher.explain(stage, errno, which, &launching.prepared);
+        let outcome = Outcome::NotStarted(error);
+        events.push(self.event(instance, Happening::Ended { run, role, outcome }));
+    }
+
+    fn watch(&mut self, run: Option<RunId>, fd: RawFd, watched: Watched) -> std::io::Result<()> {
+        let token = Token(self.next_token);
+        self.next_token = self.next_token.wrapping_add(1).max(Self::FIRST_TOKEN);
+        self.registry.register(&mut SourceFd(&fd), token, Interest::READABLE)?;
+        self.watched.insert(token, watched);
+        if let Some(kept) = run.and_then(|run| self.runs.get_mut(&run)) {
+            kept.tokens.push(token);
+        }
+        Ok(())
+    }
+
+    fn unwatch(&mut self, token: Token) -> Option<Watched> {
+        let watched = self.watched.remove(&token)?;
+        let (fd, run) = match &watched {
+            Watched::Channel(launching) => {
+                (launching.channel.as_raw_fd(), Some(launching.launch.run))
+            }
+            Watched::Foreign { run, pidfd, .. } => (pidfd.as_raw_fd(), Some(*run)),
+            Watched::Member { run, _pidfd } => (_pidfd.as_raw_fd(), Some(*run)),
+            Watched::Notify { run, socket } => (socket.as_fd().as_raw_fd(), Some(*run)),
+            Watched::ReadyFd { run, fifo } => (fifo.as_raw_fd(), Some(*run)),
+            Watched::Files => return Some(watched),
+        };
+        if let Err(error) = self.registry.deregister(&mut SourceFd(&fd)) {
+            log::debug!("cannot stop watching a descriptor: {error}");
+        }
+        if let Some(kept) = run.and_then(|run| self.runs.get_mut(&run)) {
+            kept.tokens.retain(|known| *known != token);
+        }
+        Some(watched)
+    }
+
+    fn keep(&mut self, instance: &InstanceId, run: RunId) -> &mut Kept {
+        self.runs.entry(run).or_insert_with(|| Kept {
+            instance: instance.clone(),
+            tokens: Vec::new(),
+            tree: None,
+            notify: None,
+        })
+    }
+
+    /// The output FIFO of an instance, made or opened once.
+    fn output(&mut self, launch: &Launch) -> Result<OwnedFd, StartError> {
+        let id = &launch.instance;
+        let fail = |error: std::io::Error| prepare_error(format!("output FIFO of {id}"), &error);
+        if !self.outputs.contains_key(id) {
+            let owner = owner_of(&launch.spec);
+            let path = self.dirs.fifos().join(format!("{id}.fifo"));
+            let fifo = channels::open_fifo(&path, owner).map_err(fail)?;
+            self.outputs.insert(id.clone(), fifo);
+        }
+        let Some(fifo) = self.outputs.get(id) else {
+            return Err(fail(std::io::Error::from_raw_os_error(libc::EBADF)));
+        };
+        channels::child_end(fifo).map_err(fail)
+    }
+
+    /// Everything by which a main process can say that it is ready, and what it is told of that.
+    fn open_readiness(
+        &mut self,
+        launch: &Launch,
+        ready: &Ready,
+    ) -> Result<(Vec<(OwnedFd, RawFd)>, Vec<(&'static str, OsString)>), StartError> {
+        let (id, run) = (&launch.instance, launch.run);
+        match ready {
+            Ready::Notify => {
+                let path = self.dirs.notify().join(id.to_string());
+                self.open_notify(run, path.clone(), owner_of(&launch.spec))?;
+                Ok((Vec::new(), vec![("NOTIFY_SOCKET", path.into())]))
+            }
+            Ready::Fd(number) => {
+                let path = self.dirs.notify().join(format!("{id}.ready"));
+                let fail = |error: std::io::Error| prepare_error(path.display(), &error);
+                let fifo = channels::open_fifo(&path, owner_of(&launch.spec)).map_err(fail)?;
+                let theirs = channels::child_end(&fifo).map_err(fail)?;
+                let fd = fifo.as_raw_fd();
+                self.watch(Some(run), fd, Watched::ReadyFd { run, fifo }).map_err(fail)?;
+                Ok((vec![(theirs, RawFd::from(*number))], Vec::new()))
+            }
+            Ready::File(template) => {
+                let path = self.path_of(launch, template);
+                self.wait_for_file(run, path, true)?;
+                Ok((Vec::new(), Vec::new()))
+            }
+            Ready::Started | Ready::Delay(_) => Ok((Vec::new(), Vec::new())),
+        }
+    }
+
+    fn open_notify(
+        &mut self,
+        run: RunId,
+        path: PathBuf,
+        owner: Option<u32>,
+    ) -> Result<(), StartError> {
+        let socket = NotifySocket::bind(path.clone(), owner).map_err(|reason| StartError {
+            stage: Stage::Prepare,
+            subject: path.display().to_string(),
+            reason,
+            passing: false,
+        })?;
+        let fd = socket.as_fd().as_raw_fd();
+        if let Some(kept) = self.runs.get_mut(&run) {
+            kept.notify = Some(path.clone());
+        }
+        self.watch(Some(run), fd, Watched::Notify { run, socket })
+            .map_err(|error| prepare_error(path.display(), &error))
+    }
+
+    fn path_of(&self, launch: &Launch, template: &crate::model::Template) -> PathBuf {
+        let Launch { instance, index, spec, .. } = launch;
+        let text = launch::fill(template, &self.origin, instance, *index, spec);
+        let base = spec.process.as_ref().map(|process| process.base_dir.as_path().to_owned());
+        base.unwrap_or_else(|| PathBuf::from("/")).join(text)
+    }
+
+    fn wait_for_file(&mut self, run: RunId, path: PathBuf, fresh: bool) -> Result<(), StartError> {
+        let before = if fresh { channels::mark(&path) } else { None };
+        let fail = |error: std::io::Error| prepare_error("watch for a file", &error);
+        if let Some(fd) = self.files.add(run, path, before).map_err(fail)? {
+            self.watch(None, fd, Watched::Files).map_err(fail)?;
+        }
+        Ok(())
+    }
+
+    /// Counts what is left at the very end: processes that descend from us and that no unit owns any
+    /// more; as PID 1 that is everything else. They get the signal, if there is one.
+    pub fn sweep(&self, signal: Option<Signal>) -> usize {
+        let run = RunRef {
+            instance: InstanceId::single(&Spec::default().name),
+            run: RunId(0),
+            leaders: vec![(
+                Role::Main,
+                Identity {
+                    pid: self.own,
+                    start: process::stat(self.own).map_or(0, |stat| stat.start),
+                    inode: None,
+                },
+            )],
+            adopted: false,
+        };
+        let members = tree::members(&run, &BTreeSet::new());
+        let others: Vec<&Identity> = members.iter().filter(|one| one.pid != self.own).collect();
+        for other in signal.iter().flat_map(|_| &others) {
+            if let Some(signal) = signal
+                && let Err(error) = process::signal(other, signal, false)
+            {
+                log::warn!("{error}");
+            }
+        }
+        others.len()
+    }
+}
+
+fn prepare_error(subject: impl std::fmt::Display, error: &std::io::Error) -> StartError {
+    let passing = matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM));
+    StartError {
+        stage: Stage::Prepare,
+        subject: subject.to_string(),
+        reason: plain(&error.to_string()),
+        passing,
+    }
+}
+
+/// Who has to be able to open what is made for a unit; `None`: we ourselves.
+fn owner_of(spec: &Spec) -> Option<u32> {
+    let root = nix::unistd::geteuid().is_root();
+    let user = spec.process.as_ref()?.user.as_ref().filter(|_| root)?;
+    accounts::user(user).map(|account| account.uid)
+}
+
+/// How a process that is not our child ended; `None` while it lives.
+fn foreign_end(pidfd: &OwnedFd) -> Option<Outcome> {
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+    let ended = |flags: PollFlags, wait: u8| {
+        let mut fds = [PollFd::new(pidfd.as_fd(), flags)];
+        match poll(&mut fds, PollTimeout::from(wait)) {
+            Ok(1..) => fds.first().and_then(PollFd::revents).unwrap_or(PollFlags::empty()),
+            _ => PollFlags::empty(),
+        }
+    };
+    if !ended(PollFlags::POLLIN, 0).contains(PollFlags::POLLIN) {
+        return None;
+    }
+    // The kernel tells how it ended only when its parent has reaped it.
+    if let Some(outcome) = sys::pidfd_outcome(pidfd.as_fd()) {
+        return Some(outcome);
+    }
+    ended(PollFlags::empty(), FOREIGN_REAP_MILLIS);
+    Some(sys::pidfd_outcome(pidfd.as_fd()).unwrap_or(Outcome::Unknown))
+}
+
+impl System for Linux {
+    fn now(&self) -> Monotonic {
+        sys::monotonic_now()
+    }
+
+    fn wall(&self) -> Wall {
+        sys::wall_now()
+    }
+
+    fn random(&mut self) -> u64 {
+        let mut bytes = [0u8; 8];
+        if let Err(error) = self.urandom.read_exact(&mut bytes) {
+            // Without it two runs could share a number; the clock keeps them apart.
+            log::error!("cannot read /dev/urandom: {error}");
+            return Monotonic::default().since(Monotonic::default()).as_nanos()
+                ^ self.now().since(Monotonic::default()).as_nanos();
+        }
+        u64::from_le_bytes(bytes)
+    }
+
+    fn conditions(&mut self, id: &InstanceId, index: u32, spec: &Spec) -> Result<(), String> {
+        let conditions = &spec.conditions;
+        if conditions.is_trivial() {
+            return Ok(());
+        }
+        let base = spec.process.as_ref().map(|process| process.base_dir.as_path().to_owned());
+        let base = base.unwrap_or_else(|| PathBuf::from("/"));
+        for template in &conditions.path_exists {
+            let path = base.join(launch::fill(template, &self.origin, id, index, spec));
+            if let Err(error) = fs::metadata(&path) {
+                return Err(format!("path `{}`: {}", path.display(), plain(&error.to_string())));
+            }
+        }
+        for name in &conditions.env {
+            let own = spec.process.as_ref().and_then(|process| process.env.get(name));
+            let value = match own {
+                Some(template) => Some(launch::fill(template, &self.origin, id, index, spec)),
+                None => self.origin.env.get(std::ffi::OsStr::new(name)).cloned(),
+            };
+            if value.is_none_or(|value| value.is_empty()) {
+                return Err(format!("environment variable `{name}` is not set"));
+            }
+        }
+        Ok(())
+    }
+
+    fn spawn(&mut self, launch: &Launch, at: Monotonic) -> Result<Identity, StartError> {
+        let Some(spec) = &launch.spec.process else {
+            return Err(prepare_error("", &std::io::Error::other("the unit has no process")));
+        };
+        self.keep(&launch.instance, launch.run);
+        let is_main = launch.role == Role::Main;
+        let output = match spec.output {
+            Output::Keeper => Some(self.output(launch)?),
+            Output::Inherit | Output::Null => None,
+        };
+        let (owned, extra) = match is_main {
+            true => self.open_readiness(launch, &spec.ready)?,
+            false => (Vec::new(), Vec::new()),
+        };
+        let null = self.null.as_raw_fd();
+        let mut descriptors = Vec::new();
+        if !(is_main && spec.stdin == Stdin::Inherit) {
+            descriptors.push((null, 0));
+        }
+        match (&output, spec.output) {
+            (Some(fd), _) => descriptors.extend([(fd.as_raw_fd(), 1), (fd.as_raw_fd(), 2)]),
+            (None, Output::Null) => descriptors.extend([(null, 1), (null, 2)]),
+            (None, Output::Inherit | Output::Keeper) => {}
+        }
+        descriptors.extend(owned.iter().map(|(fd, number)| (fd.as_raw_fd(), *number)));
+        let prepared = {
+            let launcher = Launcher { origin: &self.origin, launch, process: spec };
+            launcher.prepare(descriptors, &extra)?
+        };
+        let ledger = self.lasting.as_mut().map(|lasting| &mut lasting.ledger);
+        let born = give_birth(&mut self.way, &prepared, launch, at, ledger)?;
+        let identity = born.identity;
+        let child = (launch.instance.clone(), launch.run, launch.role);
+        self.children.insert(identity.pid, child);
+        let fd = born.channel.as_raw_fd();
+        let launching = Launching { launch: launch.clone(), prepared, channel: born.channel };
+        let watched = Watched::Channel(Box::new(launching));
+        if let Err(error) = self.watch(Some(launch.run), fd, watched) {
+            // The process runs and is in the ledger; only its exec goes unseen. Its end will tell.
+            log::error!("cannot watch the start of {}: {error}", launch.instance);
+        }
+        Ok(identity)
+    }
+
+    fn signal(&mut self, target: &Identity, signal: Signal) -> Result<(), SystemError> {
+        process::signal(target, signal, self.children.contains_key(&target.pid))
+    }
+
+    fn signal_tree(&mut self, run: &RunRef, signal: Signal) -> u32 {
+        let known: BTreeSet<i32> = self.children.keys().copied().collect();
+        let members = tree::members(run, &known);
+        // The groups first, in one call each: nothing in them can be born in between and missed.
+        let mut groups = BTreeSet::new();
+        for (_, leader) in &run.leaders {
+            let own = self.children.contains_key(&leader.pid);
+            let alive = own || members.iter().any(|member| member.pid == leader.pid);
+            if alive
+                && groups.insert(leader.pid)
+                && let Err(error) = sys::kill(-leader.pid, signal)
+            {
+                log::debug!("cannot signal group {}: {error}", leader.pid);
+            }
+        }
+        let mut reached = 0u32;
+        for member in &members {
+            reached = reached.saturating_add(1);
+            let in_group = process::stat(member.pid).is_some_and(|s| groups.contains(&s.group));
+            if !in_group && let Err(error) = process::signal(member, signal, false) {
+                log::warn!("{}: {error}", run.instance);
+            }
+        }
+        reached
+    }
+
+    fn kill_tree(&mut self, run: &RunRef) {
+        for _ in 0..KILL_ROUNDS_MAX {
+            let known: BTreeSet<i32> = self.children.keys().copied().collect();
+            let members = tree::members(run, &known);
+            if members.is_empty() {
+                return;
+            }
+            self.signal_tree(run, Signal::KILL);
+        }
+    }
+
+    fn watch_tree(&mut self, run: &RunRef) -> u32 {
+        let leaders: BTreeSet<i32> = run.leaders.iter().map(|(_, leader)| leader.pid).collect();
+        let nobody = !run.adopted
+            && leaders.iter().all(|pid| !sys::group_exists(*pid))
+            && self.children.len() >= self.count_children();
+        if nobody {
+            return 0;
+        }
+        let known: BTreeSet<i32> = self.children.keys().copied().collect();
+        let members = tree::members(run, &known);
+        let watched: Vec<Token> = self.runs.get(&run.run).map_or_else(Vec::new, |kept| {
+            let is_member =
+                |t: &&Token| matches!(self.watched.get(t), Some(Watched::Member { .. }));
+            kept.tokens.iter().filter(is_member).copied().collect()
+        });
+        for token in watched {
+            self.unwatch(token);
+        }
+        self.keep(&run.instance, run.run).tree = Some(run.clone());
+        let mut left = 0u32;
+        for member in members {
+            if let (Proof::Alive, Some(pidfd)) = process::prove(&member) {
+                left = left.saturating_add(1);
+                let fd = pidfd.as_raw_fd();
+                let watched = Watched::Member { run: run.run, _pidfd: pidfd };
+                if let Err(error) = self.watch(Some(run.run), fd, watched) {
+                    log::error!("cannot watch process {}: {error}", member.pid);
+                }
+            }
+        }
+        left
+    }
+
+    fn release(&mut self, _instance: &InstanceId, run: RunId) {
+        self.files.remove(run);
+        let tokens = self.runs.get(&run).map(|kept| kept.tokens.clone()).unwrap_or_default();
+        for token in tokens {
+            self.unwatch(token);
+        }
+        if let Some(kept) = self.runs.remove(&run)
+            && let Some(path) = kept.notify
+            && let Err(error) = fs::remove_file(&path)
+        {
+            log::debug!("cannot remove {}: {error}", path.display());
+        }
+    }
+
+    fn forget(&mut self, instance: &InstanceId) {
+        self.outputs.remove(instance);
+        for path in [
+            Instruction::path(&self.dirs.fifos(), &instance.to_string()),
+            self.dirs.fifos().join(format!("{instance}.fifo")),
+            self.dirs.notify().join(format!("{instance}.ready")),
+        ] {
+            if let Err(error) = fs::remove_file(&path)
+                && error.kind() != std::io::ErrorKind::NotFound
+            {
+                log::warn!("cannot remove {}: {error}", path.display());
+            }
+        }
+    }
+
+    fn instruct(&mut self, id: &InstanceId, index: u32, spec: &Spec) -> Result<(), SystemError> {
+        let name = id.to_string();
+        let text = |template: &crate::model::Template| {
+            let base = spec.process.as_ref().map(|process| process.base_dir.as_path().to_owned());
+            let text = launch::fill(template, &self.origin, id, index, spec);
+            base.unwrap_or_else(|| PathBuf::from("/")).join(text)
+        };
+        let instruction = Instruction::of(&spec.logs, &self.dirs.logs.join(&name), &text);
+        instruction
+            .write(&self.dirs.fifos(), &name)
+            .map_err(|error| SystemError::new("instruct the log keeper about", name, error))
+    }
+
+    fn adopt(&mut self, launch: &Launch, identity: &Identity, execed: bool) -> Proof {
+        let (proof, pidfd) = process::prove(identity);
+        if proof != Proof::Alive {
+            return proof;
+        }
+        let run = launch.run;
+        self.keep(&launch.instance, run);
+        let own = process::stat(identity.pid).is_some_and(|stat| stat.parent == self.own);
+        if own {
+            let child = (launch.instance.clone(), run, launch.role);
+            self.children.insert(identity.pid, child);
+        } else if let Some(pidfd) = pidfd {
+            let fd = pidfd.as_raw_fd();
+            let watched = Watched::Foreign { run, role: launch.role, pidfd };
+            if let Err(error) = self.watch(Some(run), fd, watched) {
+                return Proof::Unknown(plain(&error.to_string()));
+            }
+        } else {
+            return Proof::Unknown("this kernel has no pidfd to watch it with".to_owned());
+        }
+        if launch.role == Role::Main
+            && let Some(process) = &launch.spec.process
+        {
+            if process.output == Output::Keeper
+                && let Err(error) = self.output(launch)
+            {
+                log::warn!("{}: {error}", launch.instance);
+            }
+            if !execed || process.ready != Ready::Started {
+                self.reopen_readiness(launch, &process.ready);
+            }
+        }
+        Proof::Alive
+    }
+
+    fn note(&mut self, event: &Event) {
+        if let Some(lasting) = &mut self.lasting {
+            lasting.ledger.note(event);
+        }
+    }
+
+    fn flush(&mut self) -> Result<(), SystemError> {
+        self.lasting.as_mut().map_or(Ok(()), |lasting| lasting.ledger.flush())
+    }
+
+    fn compact(&mut self, observed: &Observed, always: bool) -> Result<(), SystemError> {
+        self.lasting.as_mut().map_or(Ok(()), |lasting| lasting.ledger.compact(observed, always))
+    }
+
+    fn save(&mut self, desired: &Desired) -> Result<(), SystemError> {
+        self.lasting.as_mut().map_or(Ok(()), |lasting| lasting.store.save(desired))
+    }
+}
+
+impl Linux {
+    /// For a run of an earlier supervisor: whatever it still has to say, it says to us.
+    fn reopen_readiness(&mut self, launch: &Launch, ready: &Ready) {
+        let result = match ready {
+            Ready::File(template) => {
+                let path = self.path_of(launch, template);
+                self.wait_for_file(launch.run, path, false)
+            }
+            Ready::Notify | Ready::Fd(_) => self.open_readiness(launch, ready).map(|_| ()),
+            Ready::Started | Ready::Delay(_) => Ok(()),
+        };
+        if let Err(error) = result {
+            log::warn!("{}: {error}", launch.instance);
+        }
+    }
+
+    /// How many children we have, with and without a role; more than we can count where the kernel
+    /// does not tell.
+    fn count_children(&self) -> usize {
+        let path = format!("/proc/self/task/{}/children", self.own);
+        fs::read_to_string(path).map_or(usize::MAX, |text| text.split_ascii_whitespace().count())
+    }
+}
+
+/// Makes the process, with its ledger entry between its birth and its exec.
+fn give_birth(
+    way: &mut Way,
+    prepared: &Prepared,
+    launch: &Launch,
+    at: Monotonic,
+    mut ledger: Option<&mut Ledger>,
+) -> Result<spawn::Born, StartError> {
+    let mut record = |identity: &Identity| -> Result<(), String> {
+        let Some(ledger) = ledger.as_deref_mut() else { return Ok(()) };
+        let what = Happening::Spawned { run: launch.run, role: launch.role, identity: *identity };
+        ledger.note(&Event { instance: launch.instance.clone(), at, what });
+        ledger.flush().map_err(|error| {
+            ledger.forget_last_note();
+            error.reason
+        })
+    };
+    spawn::birth(way, prepared, &mut record).map_err(|error| {
+        let (stage, reason, passing) = match error {
+            BirthError::Fork(error) => (Stage::Fork, plain(&error.to_string()), true),
+            BirthError::Record(reason) => (Stage::Ledger, reason, true),
+        };
+        StartError { stage, subject: launch.instance.to_string(), reason, passing }
+    })
+}

@@ -1,0 +1,176 @@
+//! The seam to the outside. [`System`] is a dozen verbs at the supervisor's height; [`Linux`] is
+//! the real one. Nothing here decides what should be done, or why.
+//!
+//! All `unsafe` of opm is on this floor, in `child.rs`, `spawn.rs` and `sys.rs`.
+
+mod accounts;
+mod channels;
+mod child;
+mod dirs;
+mod env;
+mod instruction;
+mod launch;
+mod ledger;
+mod linux;
+mod process;
+mod spawn;
+mod store;
+mod sys;
+mod tree;
+
+use std::fmt;
+use std::sync::Arc;
+
+pub use dirs::{Dirs, LockError, SOCKET_PATH_MAX};
+pub use env::Environment;
+pub use instruction::{Destination, Instruction};
+pub use ledger::{Replay, replay_text};
+pub use linux::{Linux, Options};
+pub use process::{Stat, parse_stat};
+pub use store::{Loaded, decode as decode_saved, encode as encode_saved};
+pub use sys::{
+    become_subreaper, boot_id, close_on_exec_from, detach, exec_again, inherited_listener, isatty,
+    mount_proc, own_uid, peer_credentials, raise_descriptor_limit, set_inheritable, wall_now,
+};
+
+use crate::model::{
+    Desired, Event, Identity, InstanceId, Monotonic, Observed, Role, RunId, Signal, Spec,
+    StartError, Wall,
+};
+
+/// What the kernel, the disk or the state directory refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SystemError {
+    /// What was being done, as in "cannot …".
+    pub doing: &'static str,
+    /// To what.
+    pub subject: String,
+    /// The reason, in words.
+    pub reason: String,
+}
+
+impl SystemError {
+    /// An error with a reason that the system gave.
+    pub fn new(doing: &'static str, subject: impl fmt::Display, reason: impl fmt::Display) -> Self {
+        Self { doing, subject: subject.to_string(), reason: plain(&reason.to_string()) }
+    }
+}
+
+impl fmt::Display for SystemError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "cannot {} `{}`: {}", self.doing, self.subject, self.reason)
+    }
+}
+
+impl std::error::Error for SystemError {}
+
+/// The words of a system error without the number that Rust adds.
+pub fn plain(text: &str) -> String {
+    let text = text.split(" (os error ").next().unwrap_or(text);
+    let mut chars = text.chars();
+    match chars.next() {
+        Some(first) if text.chars().nth(1).is_some_and(char::is_lowercase) => {
+            first.to_lowercase().chain(chars).collect()
+        }
+        _ => text.to_owned(),
+    }
+}
+
+/// The words for an errno.
+pub fn errno_words(errno: i32) -> String {
+    plain(&std::io::Error::from_raw_os_error(errno).to_string())
+}
+
+/// A process to be made.
+#[derive(Debug, Clone)]
+pub struct Launch {
+    /// For which instance.
+    pub instance: InstanceId,
+    /// The instance's place in its unit's list, from 1.
+    pub index: u32,
+    /// For which run.
+    pub run: RunId,
+    /// For what in that run.
+    pub role: Role,
+    /// The unit.
+    pub spec: Arc<Spec>,
+}
+
+/// A run as its processes are found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunRef {
+    /// Whose run.
+    pub instance: InstanceId,
+    /// Which one.
+    pub run: RunId,
+    /// The processes with a role, living or not: each leads a session of its own.
+    pub leaders: Vec<(Role, Identity)>,
+    /// Whether it was taken over from an earlier supervisor.
+    pub adopted: bool,
+}
+
+/// What is known of a process that the ledger names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Proof {
+    /// It lives, and its end will be told.
+    Alive,
+    /// It is gone.
+    Dead,
+    /// It can be neither proven nor excluded.
+    Unknown(String),
+}
+
+/// What the supervisor asks of the world. Every fact reaches it through these or as an [`Event`].
+pub trait System {
+    /// The monotonic clock.
+    fn now(&self) -> Monotonic;
+
+    /// The wall clock.
+    fn wall(&self) -> Wall;
+
+    /// A number nobody can guess, never the same.
+    fn random(&mut self) -> u64;
+
+    /// Whether the conditions of a unit hold that need no command; else which does not.
+    fn conditions(&mut self, id: &InstanceId, index: u32, spec: &Spec) -> Result<(), String>;
+
+    /// Makes one process: it is in the ledger before it runs its program. `at` stamps the entry.
+    /// The events of its later life come from the system's loop.
+    fn spawn(&mut self, launch: &Launch, at: Monotonic) -> Result<Identity, StartError>;
+
+    /// Sends a signal to one process; one that is gone is no error.
+    fn signal(&mut self, process: &Identity, signal: Signal) -> Result<(), SystemError>;
+
+    /// Sends a signal to every process of a run. Returns to how many.
+    fn signal_tree(&mut self, run: &RunRef, signal: Signal) -> u32;
+
+    /// Kills every process of a run, those included that are born meanwhile.
+    fn kill_tree(&mut self, run: &RunRef);
+
+    /// Counts the processes of a run that have no role, and tells by an event when that changes.
+    fn watch_tree(&mut self, run: &RunRef) -> u32;
+
+    /// Lets go of everything that was kept for a run: it is over.
+    fn release(&mut self, instance: &InstanceId, run: RunId);
+
+    /// Lets go of everything that was kept for an instance: it is forgotten.
+    fn forget(&mut self, instance: &InstanceId);
+
+    /// Tells the log keeper how to treat the instances' output from now on.
+    fn instruct(&mut self, id: &InstanceId, index: u32, spec: &Spec) -> Result<(), SystemError>;
+
+    /// Whether a process that the ledger names lives; if so, its end will be told.
+    fn adopt(&mut self, launch: &Launch, process: &Identity, execed: bool) -> Proof;
+
+    /// Notes an event for the ledger; it is written with the next one that must be there first.
+    fn note(&mut self, event: &Event);
+
+    /// Writes what was noted.
+    fn flush(&mut self) -> Result<(), SystemError>;
+
+    /// Replaces the ledger by these facts, if it has grown so much that this pays.
+    fn compact(&mut self, observed: &Observed, always: bool) -> Result<(), SystemError>;
+
+    /// Saves the desired state so that it survives power loss.
+    fn save(&mut self, desired: &Desired) -> Result<(), SystemError>;
+}

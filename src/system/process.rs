@@ -1,0 +1,156 @@
+//! Who a process is, and whether it still is: pid and kernel start time, held by a pidfd.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use super::{Proof, SystemError, sys};
+use crate::model::{Identity, Signal};
+
+/// What `/proc/PID/stat` says, proc_pid_stat(5).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stat {
+    /// `R`, `S`, `Z`, …
+    pub state: char,
+    /// Its parent.
+    pub parent: i32,
+    /// Its process group.
+    pub group: i32,
+    /// Its session.
+    pub session: i32,
+    /// When it was started, in clock ticks since boot.
+    pub start: u64,
+}
+
+impl Stat {
+    /// Whether the process has ended, and waits only to be reaped.
+    pub fn is_dead(&self) -> bool {
+        matches!(self.state, 'Z' | 'X' | 'x')
+    }
+}
+
+/// Reads the text of `/proc/PID/stat`. The name of the program stands in parentheses and may hold
+/// anything, parentheses too: what counts comes after the last one.
+pub fn parse_stat(text: &str) -> Option<Stat> {
+    let (_, rest) = text.rsplit_once(')')?;
+    let mut fields = rest.split_ascii_whitespace();
+    let state = fields.next()?.chars().next()?;
+    let parent = fields.next()?.parse().ok()?;
+    let group = fields.next()?.parse().ok()?;
+    let session = fields.next()?.parse().ok()?;
+    // Field 22 is the 20th after the name; four are read.
+    let start = fields.nth(15)?.parse().ok()?;
+    Some(Stat { state, parent, group, session, start })
+}
+
+/// What the kernel says about a process; `None` when there is none.
+pub(super) fn stat(pid: i32) -> Option<Stat> {
+    let bytes = std::fs::read(format!("/proc/{pid}/stat")).ok()?;
+    parse_stat(&String::from_utf8_lossy(&bytes))
+}
+
+/// The inode of a pidfd, where pidfds have inodes of their own (Linux 6.9; before, all share one).
+fn inode(pidfd: &OwnedFd) -> Option<u64> {
+    use std::sync::OnceLock;
+    static SHARED: OnceLock<Option<u64>> = OnceLock::new();
+    let of = |fd: &OwnedFd| nix::sys::stat::fstat(fd).ok().map(|stat| stat.st_ino);
+    let shared = SHARED.get_or_init(|| {
+        // Our own and pid 1's: equal numbers say that the numbers mean nothing.
+        let own = sys::pidfd_open(i32::try_from(std::process::id()).ok()?).ok()?;
+        of(&own)
+    });
+    let inode = of(pidfd)?;
+    (Some(inode) != *shared).then_some(inode)
+}
+
+/// The identity of a child that we have just made and not reaped: nobody else can have its number.
+pub(super) fn identity_of_child(pid: i32, pidfd: Option<&OwnedFd>) -> Identity {
+    let start = stat(pid).map_or(0, |stat| stat.start);
+    Identity { pid, start, inode: pidfd.and_then(inode) }
+}
+
+/// Whether the process that has this identity lives; if so, a handle on it.
+///
+/// The handle is opened first and the start time read after: from then on it cannot go stale.
+pub(super) fn prove(identity: &Identity) -> (Proof, Option<OwnedFd>) {
+    let pidfd = match sys::pidfd_open(identity.pid) {
+        Ok(pidfd) => Some(pidfd),
+        Err(error) => match error.raw_os_error() {
+            Some(libc::ESRCH) => return (Proof::Dead, None),
+            Some(libc::EINVAL) => return (Proof::Dead, None),
+            // No such call here: the start time alone has to do.
+            _ => None,
+        },
+    };
+    let Some(stat) = stat(identity.pid) else {
+        let hidden = sys::kill(identity.pid, Signal::CONT)
+            .is_err_and(|error| error.raw_os_error() == Some(libc::EPERM));
+        return if hidden {
+            let why = format!("process {} exists and /proc does not show it", identity.pid);
+            (Proof::Unknown(why), None)
+        } else {
+            (Proof::Dead, None)
+        };
+    };
+    if stat.start != identity.start || stat.is_dead() {
+        return (Proof::Dead, None);
+    }
+    match (&pidfd, identity.inode) {
+        (Some(fd), Some(known)) if inode(fd).is_some_and(|inode| inode != known) => {
+            (Proof::Dead, None)
+        }
+        _ => (Proof::Alive, pidfd),
+    }
+}
+
+/// Sends a signal to the process with this identity; one that is gone is no error. `own`: it is
+/// our child and not reaped, so that its number is still its own.
+pub(super) fn signal(identity: &Identity, signal: Signal, own: bool) -> Result<(), SystemError> {
+    let result = if own {
+        sys::kill(identity.pid, signal)
+    } else {
+        match prove(identity) {
+            (Proof::Alive, Some(pidfd)) => sys::pidfd_send_signal(pidfd.as_fd(), signal),
+            (Proof::Alive, None) => sys::kill(identity.pid, signal),
+            (Proof::Dead, _) => return Ok(()),
+            (Proof::Unknown(why), _) => {
+                return Err(SystemError::new("signal process", identity.pid, why));
+            }
+        }
+    };
+    match result {
+        Err(error) if error.raw_os_error() != Some(libc::ESRCH) => {
+            Err(SystemError::new("signal process", identity.pid, error))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_may_have_any_name() {
+        let tail = "S 1 42 43 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 777 9 10";
+        for name in ["sh", "a b", ") Z 9 9 9 (", "((", "x)"] {
+            let stat = parse_stat(&format!("42 ({name}) {tail}")).unwrap();
+            assert_eq!((stat.state, stat.parent, stat.group), ('S', 1, 42), "{name}");
+            assert_eq!((stat.session, stat.start), (43, 777), "{name}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_stat_is_refused() {
+        for text in ["", "1 (x", "1 (x)", "1 (x) S", "1 (x) S 1 2 3", "1 (x) S a b c"] {
+            assert_eq!(parse_stat(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn we_are_who_we_are() {
+        let pid = i32::try_from(std::process::id()).unwrap();
+        let own = Identity { pid, start: stat(pid).unwrap().start, inode: None };
+        assert_eq!(prove(&own).0, Proof::Alive);
+        let other = Identity { start: own.start + 1, ..own };
+        assert_eq!(prove(&other).0, Proof::Dead);
+    }
+}

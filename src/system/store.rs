@@ -1,0 +1,234 @@
+//! The saved desired state: a file that is replaced whole, with a checksum and the copy before.
+//!
+//! Write new, sync, rename, sync the directory: what was acknowledged survives power loss. A file
+//! that cannot be read is set aside, never taken for an empty one.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use super::{SystemError, sys};
+use crate::model::Desired;
+
+/// First word of the file.
+const MAGIC: &str = "opm-desired";
+/// Version of its content. A higher one is refused: it was written by a newer opm.
+const VERSION: u32 = 1;
+/// Largest file that is read, in bytes; 20,000 units of 4 KB fit.
+const SAVED_BYTES_MAX: u64 = 256 * 1024 * 1024;
+
+/// What was found saved.
+#[derive(Debug, Default, PartialEq)]
+pub struct Loaded {
+    /// The desired state; `None` where none was ever saved, or none can be read.
+    pub desired: Option<Desired>,
+    /// What was wrong with what was found, and what was done about it, in words.
+    pub problems: Vec<String>,
+}
+
+/// The file's bytes: one line with version, checksum and length, then JSON.
+pub fn encode(desired: &Desired) -> Result<Vec<u8>, String> {
+    let json = serde_json::to_vec(desired).map_err(|error| error.to_string())?;
+    let mut bytes =
+        format!("{MAGIC} {VERSION} {:016x} {}\n", checksum(&json), json.len()).into_bytes();
+    bytes.extend(json);
+    bytes.push(b'\n');
+    Ok(bytes)
+}
+
+/// Reads the file's bytes back.
+pub fn decode(bytes: &[u8]) -> Result<Desired, String> {
+    let end = bytes.iter().position(|byte| *byte == b'\n').ok_or("it has no first line")?;
+    let (head, body) = bytes.split_at_checked(end).ok_or("it has no first line")?;
+    let head = std::str::from_utf8(head).map_err(|_| "its first line is no text")?;
+    let mut words = head.split(' ');
+    if words.next() != Some(MAGIC) {
+        return Err("its first line is not opm's".to_owned());
+    }
+    let version: u32 = words.next().and_then(|w| w.parse().ok()).ok_or("it has no version")?;
+    if version > VERSION {
+        return Err(format!("it has version {version}, and this opm knows up to {VERSION}"));
+    }
+    let sum = words.next().and_then(|w| u64::from_str_radix(w, 16).ok()).ok_or("no checksum")?;
+    let length: usize = words.next().and_then(|w| w.parse().ok()).ok_or("it has no length")?;
+    let json = body.get(1..).and_then(|rest| rest.get(..length)).ok_or("it is cut off")?;
+    if checksum(json) != sum {
+        return Err("its checksum is wrong".to_owned());
+    }
+    serde_json::from_slice(json).map_err(|error| error.to_string())
+}
+
+/// 64-bit FNV-1a: finds torn and overwritten files; it is no seal.
+fn checksum(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |sum, byte| {
+        (sum ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    })
+}
+
+/// The file and its directory.
+#[derive(Debug)]
+pub(super) struct Store {
+    dir: PathBuf,
+}
+
+impl Store {
+    pub(super) fn new(dir: &Path) -> Self {
+        Self { dir: dir.to_owned() }
+    }
+
+    fn current(&self) -> PathBuf {
+        self.dir.join("desired.json")
+    }
+
+    fn previous(&self) -> PathBuf {
+        self.dir.join("desired.previous.json")
+    }
+
+    /// The saved state: the current file, or the one before where that is broken.
+    pub(super) fn load(&self) -> Loaded {
+        let mut loaded = Loaded::default();
+        for path in [self.current(), self.previous()] {
+            match read(&path) {
+                Ok(None) => {}
+                Ok(Some(bytes)) => match decode(&bytes) {
+                    Ok(desired) => {
+                        if path == self.previous() && !loaded.problems.is_empty() {
+                            loaded.problems.push(format!(
+                                "using generation {} from {}",
+                                desired.generation,
+                                path.display()
+                            ));
+                        }
+                        loaded.desired = Some(desired);
+                        return loaded;
+                    }
+                    Err(reason) => {
+                        let aside = set_aside(&path);
+                        loaded.problems.push(format!(
+                            "cannot read saved state `{}`: {reason}; {aside}",
+                            path.display()
+                        ));
+                    }
+                },
+                Err(error) => loaded.problems.push(format!(
+                    "cannot read saved state `{}`: {}",
+                    path.display(),
+                    super::plain(&error.to_string())
+                )),
+            }
+        }
+        loaded
+    }
+
+    /// Saves the state. When this returns, it survives power loss; when it fails, the file that was
+    /// there is still there.
+    pub(super) fn save(&self, desired: &Desired) -> Result<(), SystemError> {
+        let fail = |error: std::io::Error| {
+            SystemError::new("save desired state", self.current().display(), error)
+        };
+        let bytes = encode(desired).map_err(|reason| fail(std::io::Error::other(reason)))?;
+        let new = self.dir.join("desired.new");
+        let written = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&new)
+            .and_then(|mut file| {
+                file.write_all(&bytes)?;
+                file.sync_data()
+            });
+        if let Err(error) = written {
+            if let Err(error) = fs::remove_file(&new) {
+                log::debug!("cannot remove {}: {error}", new.display());
+            }
+            return Err(fail(error));
+        }
+        match fs::rename(self.current(), self.previous()) {
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(fail(error)),
+            _ => {}
+        }
+        fs::rename(&new, self.current()).map_err(fail)?;
+        File::open(&self.dir).and_then(|dir| dir.sync_all()).map_err(fail)
+    }
+}
+
+fn read(path: &Path) -> std::io::Result<Option<Vec<u8>>> {
+    let file = match File::open(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        other => other?,
+    };
+    let mut bytes = Vec::new();
+    file.take(SAVED_BYTES_MAX).read_to_end(&mut bytes)?;
+    Ok(Some(bytes))
+}
+
+/// Keeps a file that cannot be read for somebody who can.
+fn set_aside(path: &Path) -> String {
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!(".corrupt-{}", sys::wall_now().0));
+    match fs::rename(path, &name) {
+        Ok(()) => format!("set aside as `{}`", Path::new(&name).display()),
+        Err(error) => format!("and it cannot be set aside: {error}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state(generation: u64) -> Desired {
+        Desired { generation, ..Desired::default() }
+    }
+
+    #[test]
+    fn what_is_saved_is_loaded() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::new(dir.path());
+        assert_eq!(store.load(), Loaded::default());
+        store.save(&state(1)).unwrap();
+        store.save(&state(2)).unwrap();
+        assert_eq!(store.load().desired, Some(state(2)));
+    }
+
+    #[test]
+    fn case_129_a_broken_file_is_set_aside_and_the_one_before_is_used() {
+        for broken in [&b""[..], b"opm-desired 1", b"\0\0\0\0\0\0", b"nonsense\n{}\n"] {
+            let dir = tempfile::tempdir().unwrap();
+            let store = Store::new(dir.path());
+            store.save(&state(1)).unwrap();
+            store.save(&state(2)).unwrap();
+            fs::write(store.current(), broken).unwrap();
+            let loaded = store.load();
+            assert_eq!(loaded.desired, Some(state(1)), "{broken:?}");
+            assert_eq!(loaded.problems.len(), 2, "{:?}", loaded.problems);
+            let kept = fs::read_dir(dir.path()).unwrap().flatten().any(|entry| {
+                entry.file_name().to_string_lossy().contains(".corrupt-")
+                    && fs::read(entry.path()).unwrap() == broken
+            });
+            assert!(kept, "the broken file is kept");
+        }
+    }
+
+    #[test]
+    fn any_flipped_byte_is_noticed() {
+        let bytes = encode(&state(7)).unwrap();
+        for place in 0..bytes.len() - 1 {
+            let mut broken = bytes.clone();
+            broken[place] ^= 0x11;
+            assert_ne!(decode(&broken), Ok(state(7)), "byte {place}");
+            assert_ne!(decode(&bytes[..place]), Ok(state(7)), "cut at {place}");
+        }
+    }
+
+    #[test]
+    fn a_save_that_fails_keeps_what_was_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::new(dir.path());
+        store.save(&state(1)).unwrap();
+        fs::create_dir(dir.path().join("desired.new")).unwrap();
+        assert!(store.save(&state(2)).is_err());
+        assert_eq!(store.load().desired, Some(state(1)));
+    }
+}

@@ -1,0 +1,266 @@
+//! System calls for which there is no safe wrapper, one function each.
+#![expect(unsafe_code, reason = "raw system calls; each function proves its own duties")]
+
+use std::ffi::{CString, OsStr};
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::UnixStream;
+
+use nix::time::{ClockId, clock_gettime};
+
+use crate::model::{Monotonic, Outcome, Signal, Wall};
+
+/// `PIDFD_GET_INFO`, `include/uapi/linux/pidfd.h` (Linux 6.13): `_IOWR(0xFF, 11, 64 bytes)`.
+const PIDFD_GET_INFO: libc::c_ulong = 0xC040_FF0B;
+/// Bit of its mask that says the exit code is there (Linux 6.15).
+const PIDFD_INFO_EXIT: u64 = 8;
+/// `CLOSE_RANGE_CLOEXEC` (Linux 5.11).
+const CLOSE_RANGE_CLOEXEC: libc::c_uint = 4;
+
+/// The monotonic clock.
+pub(super) fn monotonic_now() -> Monotonic {
+    let nanos = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |time| {
+        let seconds = u64::try_from(time.tv_sec()).unwrap_or(0);
+        seconds
+            .saturating_mul(1_000_000_000)
+            .saturating_add(u64::try_from(time.tv_nsec()).unwrap_or(0))
+    });
+    Monotonic::from_nanos(nanos)
+}
+
+/// The wall clock.
+pub fn wall_now() -> Wall {
+    let micros = clock_gettime(ClockId::CLOCK_REALTIME).map_or(0, |time| {
+        time.tv_sec().saturating_mul(1_000_000).saturating_add(time.tv_nsec() / 1_000)
+    });
+    Wall(micros)
+}
+
+/// A handle on a process that cannot go stale, pidfd_open(2) (Linux 5.3).
+pub(super) fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
+    // SAFETY: takes two numbers and returns a new descriptor or -1.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    owned(fd)
+}
+
+/// Sends a signal through a pidfd: to that very process or to none.
+pub(super) fn pidfd_send_signal(fd: BorrowedFd<'_>, signal: Signal) -> io::Result<()> {
+    let null: *const libc::siginfo_t = std::ptr::null();
+    // SAFETY: a null siginfo is allowed, pidfd_send_signal(2); the descriptor is open.
+    let result = unsafe {
+        libc::syscall(libc::SYS_pidfd_send_signal, fd.as_raw_fd(), signal.number(), null, 0)
+    };
+    check(result)
+}
+
+/// How a process ended, once somebody has reaped it; the kernel tells since Linux 6.15.
+pub(super) fn pidfd_outcome(fd: BorrowedFd<'_>) -> Option<Outcome> {
+    // The kernel's struct pidfd_info, first version: 64 bytes.
+    #[repr(C)]
+    #[derive(Default)]
+    struct Info {
+        mask: u64,
+        cgroup: u64,
+        ids: [u32; 11],
+        exit_code: i32,
+    }
+    let mut info = Info { mask: PIDFD_INFO_EXIT, ..Info::default() };
+    // SAFETY: the request says 64 bytes, and `Info` has just these.
+    let result = unsafe { libc::ioctl(fd.as_raw_fd(), PIDFD_GET_INFO, &raw mut info) };
+    (result == 0 && info.mask & PIDFD_INFO_EXIT != 0).then(|| outcome_of(info.exit_code))
+}
+
+/// What a wait status says.
+pub(super) fn outcome_of(status: i32) -> Outcome {
+    if libc::WIFSIGNALED(status) {
+        match Signal::from_number(libc::WTERMSIG(status)) {
+            Some(signal) => Outcome::Killed { signal, core: libc::WCOREDUMP(status) },
+            None => Outcome::Unknown,
+        }
+    } else {
+        Outcome::Exited(u8::try_from(libc::WEXITSTATUS(status)).unwrap_or(u8::MAX))
+    }
+}
+
+/// The next child that has ended, reaped; `None` when there is none now.
+pub(super) fn reap_one() -> Option<(i32, Outcome)> {
+    let mut status = 0;
+    loop {
+        // SAFETY: `status` is a place for one number.
+        let pid = unsafe { libc::waitpid(-1, &raw mut status, libc::WNOHANG) };
+        if pid > 0 {
+            return Some((pid, outcome_of(status)));
+        }
+        if pid == 0 || io::Error::last_os_error().kind() != io::ErrorKind::Interrupted {
+            return None;
+        }
+    }
+}
+
+/// Sends a signal to a process or, by a negative number, to a group.
+pub(super) fn kill(pid: i32, signal: Signal) -> io::Result<()> {
+    // SAFETY: takes two numbers.
+    let result = unsafe { libc::kill(pid, signal.number()) };
+    check(result.into())
+}
+
+/// Whether a process group has any member.
+pub(super) fn group_exists(group: i32) -> bool {
+    // SAFETY: signal 0 only asks.
+    let result = unsafe { libc::kill(-group, 0) };
+    result == 0 || io::Error::last_os_error().raw_os_error() == Some(libc::EPERM)
+}
+
+/// Makes orphans of the caller's descendants its children, `PR_SET_CHILD_SUBREAPER` (Linux 3.4).
+pub fn become_subreaper() -> io::Result<()> {
+    // SAFETY: takes numbers.
+    let result = unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) };
+    check(result.into())
+}
+
+/// Marks every open descriptor from `first` on close-on-exec.
+pub fn close_on_exec_from(first: RawFd) {
+    let first = u32::try_from(first).unwrap_or(0);
+    // SAFETY: takes numbers; no descriptor is closed.
+    let result =
+        unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, CLOSE_RANGE_CLOEXEC) };
+    if result == 0 {
+        return;
+    }
+    // Before Linux 5.11: one by one.
+    let Ok(entries) = std::fs::read_dir("/proc/self/fd") else { return };
+    for fd in entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok())
+    {
+        if u32::try_from(fd).is_ok_and(|fd| fd >= first) {
+            // SAFETY: changes a flag of a descriptor; one that is gone gives an error.
+            unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) };
+        }
+    }
+}
+
+/// Raises the soft limit of open descriptors to the hard one. Returns what it was before.
+pub fn raise_descriptor_limit() -> (u64, u64) {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return (1024, 1024) };
+    if soft < hard && setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_err() {
+        log::warn!("cannot raise the limit of open descriptors from {soft}");
+    }
+    (soft, hard)
+}
+
+/// User and process at the other end of a unix socket, `SO_PEERCRED`.
+pub fn peer_credentials(stream: BorrowedFd<'_>) -> io::Result<(u32, u32, i32)> {
+    let credentials =
+        nix::sys::socket::getsockopt(&stream, nix::sys::socket::sockopt::PeerCredentials)
+            .map_err(io::Error::from)?;
+    Ok((credentials.uid(), credentials.gid(), credentials.pid()))
+}
+
+/// A connected pair of stream sockets, both close-on-exec.
+pub(super) fn socket_pair() -> io::Result<(UnixStream, UnixStream)> {
+    UnixStream::pair()
+}
+
+/// The caller's effective user.
+pub fn own_uid() -> u32 {
+    nix::unistd::geteuid().as_raw()
+}
+
+/// Whether a descriptor is a terminal.
+pub fn isatty(fd: BorrowedFd<'_>) -> bool {
+    nix::unistd::isatty(fd).unwrap_or(false)
+}
+
+/// Mounts `/proc` where it is missing: as PID 1 of a bare root.
+pub fn mount_proc() -> io::Result<()> {
+    use nix::mount::{MsFlags, mount};
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    mount(Some("proc"), "/proc", Some("proc"), flags, None::<&str>).map_err(io::Error::from)
+}
+
+/// The id of this boot.
+pub fn boot_id() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
+        .map_or_else(|_| "unknown".to_owned(), |id| id.trim().to_owned())
+}
+
+/// Replaces the running program. Returns only with an error.
+pub fn exec_again(program: &OsStr, args: &[CString], env: &[CString]) -> io::Error {
+    let Ok(program) = CString::new(program.as_bytes()) else {
+        return io::Error::from_raw_os_error(libc::EINVAL);
+    };
+    match nix::unistd::execve(&program, args, env) {
+        Ok(never) => match never {},
+        Err(errno) => io::Error::from(errno),
+    }
+}
+
+/// Whether a descriptor lives on over an exec.
+pub fn set_inheritable(fd: BorrowedFd<'_>, inheritable: bool) {
+    use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+    let flag = if inheritable { FdFlag::empty() } else { FdFlag::FD_CLOEXEC };
+    if let Err(errno) = fcntl(fd, FcntlArg::F_SETFD(flag)) {
+        log::error!("cannot change a close-on-exec flag: {errno}");
+    }
+}
+
+/// The listening socket that the program before us left open for us in the variable `name`, if it
+/// is the one at `path`.
+pub fn inherited_listener(
+    name: &str,
+    path: &std::path::Path,
+) -> Option<std::os::unix::net::UnixListener> {
+    let fd: RawFd = std::env::var(name).ok()?.parse().ok()?;
+    let link = std::fs::read_link(format!("/proc/self/fd/{fd}")).ok()?;
+    if !link.as_os_str().as_bytes().starts_with(b"socket:") {
+        return None;
+    }
+    let listener = std::os::unix::net::UnixListener::from(take_inherited(fd));
+    set_inheritable(std::os::fd::AsFd::as_fd(&listener), false);
+    listener.set_nonblocking(true).ok()?;
+    // It was bound under another name and renamed; that it is in the right place is what counts.
+    let bound = listener.local_addr().ok()?;
+    let directory = bound.as_pathname()?.parent()?;
+    (Some(directory) == path.parent() && path.exists()).then_some(listener)
+}
+
+/// The owner of a descriptor that came by exec from the program before us, which is gone.
+pub(super) fn take_inherited(fd: RawFd) -> OwnedFd {
+    // SAFETY: the caller has seen that it is open and what it is; nobody else in this program
+    // knows its number.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+/// Splits off a process in a session of its own, with `/dev/null` as input and `log_to` as output.
+/// Returns true in it, false in the caller, which goes on.
+pub fn detach(log_to: &std::path::Path) -> io::Result<bool> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let null = std::fs::File::open("/dev/null")?;
+    let log = std::fs::OpenOptions::new().append(true).create(true).mode(0o640).open(log_to)?;
+    // SAFETY: opm has one thread, so that the child is a whole copy.
+    match unsafe { libc::fork() } {
+        -1 => return Err(io::Error::last_os_error()),
+        0 => {}
+        _ => return Ok(false),
+    }
+    nix::unistd::setsid()?;
+    nix::unistd::dup2_stdin(&null)?;
+    nix::unistd::dup2_stdout(&log)?;
+    nix::unistd::dup2_stderr(&log)?;
+    std::env::set_current_dir("/")?;
+    // Nobody waits for this one: it is init's at once.
+    Ok(true)
+}
+
+fn check(result: libc::c_long) -> io::Result<()> {
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+fn owned(fd: libc::c_long) -> io::Result<OwnedFd> {
+    match RawFd::try_from(fd) {
+        // SAFETY: the kernel has just made this descriptor for us, and nobody else knows it.
+        Ok(fd) if fd >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
