@@ -37,7 +37,11 @@ fn table(rows: &[Row]) -> String {
             vec![
                 row.instance.clone(),
                 row.phase.clone(),
-                Span::millis(row.since_ms).to_string(),
+                if row.since_ms > 0 {
+                    Span::millis(row.since_ms).to_string()
+                } else {
+                    String::new()
+                },
                 row.pid.map(|pid| pid.to_string()).unwrap_or_default(),
                 restarts,
                 output::plain(why),

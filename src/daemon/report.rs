@@ -12,6 +12,9 @@ use crate::system::System;
 /// Writes what happened to the log, where an operator wants to know it.
 pub(super) fn log<S: System>(supervisor: &Supervisor<S>, notice: &Notice) {
     if let Some((level, text)) = line(supervisor, notice) {
+        // opm's own units are of interest only when something is wrong with them.
+        let own = supervisor.is_own(&notice.event.instance) && level == Level::Info;
+        let level = if own { Level::Debug } else { level };
         log::log!(level, "{}: {text}", notice.event.instance);
     }
 }

@@ -20,9 +20,11 @@ pub use restart::verdict;
 pub use start::reload_action;
 pub use why::why;
 
+use std::collections::BTreeSet;
+
 use crate::model::{
     Action, Desired, Graph, Instance, InstanceId, Monotonic, Observed, Phase, Reason, Rung, Span,
-    Spec, Step, Unit,
+    Spec, Step, Unit, UnitName,
 };
 
 /// Everything a decision may look at.
@@ -51,6 +53,8 @@ pub struct Shutdown {
     pub code: u8,
     /// Why, in words.
     pub why: String,
+    /// Units that stay up until everything else is gone.
+    pub spared: BTreeSet<UnitName>,
 }
 
 /// How much patience a shutdown has.
@@ -93,7 +97,7 @@ impl<'a> View<'a> {
 
     /// Whether an instance is to be up.
     pub fn wants(&self, id: &InstanceId) -> bool {
-        self.shutdown.is_none()
+        self.shutdown.is_none_or(|shutdown| shutdown.spared.contains(&id.unit))
             && self.graph.is_wanted(&id.unit)
             && self.unit(id).is_some_and(|unit| {
                 !unit.removed && unit.hold_of(id).is_none() && unit.spec.has_instance(id)
@@ -101,7 +105,7 @@ impl<'a> View<'a> {
     }
 
     /// All instances of a unit that are wanted or known.
-    pub fn instances(&self, unit: &crate::model::UnitName) -> Vec<InstanceId> {
+    pub fn instances(&self, unit: &UnitName) -> Vec<InstanceId> {
         let mut ids: Vec<InstanceId> =
             self.observed.of_unit(unit).map(|(id, _)| id.clone()).collect();
         if let Some(unit) = self.desired.units.get(unit).filter(|unit| !unit.removed) {
@@ -140,7 +144,7 @@ pub fn reconcile(view: &View<'_>, now: Monotonic) -> Due {
     let mut all = Due::default();
     let known = view.observed.iter().map(|(id, _)| id.clone());
     let wanted = view.desired.units.values().flat_map(|unit| unit.spec.instance_ids());
-    let ids: std::collections::BTreeSet<InstanceId> = known.chain(wanted).collect();
+    let ids: BTreeSet<InstanceId> = known.chain(wanted).collect();
     for id in ids {
         let due = decide(view, &id, now);
         all.steps.extend(due.steps);

@@ -226,7 +226,10 @@ impl<S: System> Supervisor<S> {
 
     /// The log keeper goes when nobody else is left.
     fn last_stage(&mut self) {
-        if self.shutdown.is_some() && self.running == 0 {
+        if let Some(shutdown) = &mut self.shutdown
+            && self.running == 0
+        {
+            shutdown.spared.clear();
             self.dirty.insert(keeper_unit::instance());
         }
     }
@@ -277,7 +280,8 @@ impl<S: System> Supervisor<S> {
                 log::info!("shutting down: {why}");
                 let deadline = budget.map(|budget| now.after(budget));
                 let hurry = Hurry::Ordered;
-                self.shutdown = Some(Shutdown { began: now, deadline, hurry, code, why });
+                let spared = [keeper_unit::instance().unit].into();
+                self.shutdown = Some(Shutdown { began: now, deadline, hurry, code, why, spared });
             }
         }
         self.touch_all();

@@ -117,6 +117,11 @@ impl<S: System> Supervisor<S> {
         }
     }
 
+    /// Whether an instance is of a unit that no file declares.
+    pub fn is_own(&self, id: &InstanceId) -> bool {
+        self.view().unit(id).is_some_and(is_internal)
+    }
+
     /// All instances that are wanted or known, in order; opm's own where `internal`.
     pub fn all_ids_known(&self, internal: bool) -> Vec<InstanceId> {
         let view = self.view();
