@@ -72,7 +72,15 @@ pub(super) fn apply(global: &Global, args: &Apply) -> Outcome {
     }
     let names: Vec<String> =
         serde_json::from_value(reply.get("units").cloned().unwrap_or_default()).unwrap_or_default();
-    settle(global, &mut client, &names, args.waiting)
+    let removed: Vec<String> = reply
+        .get("changes")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+        .filter(|change| change.get("effect").and_then(Value::as_str) == Some("remove"))
+        .filter_map(|change| change.get("unit").and_then(Value::as_str).map(str::to_owned))
+        .collect();
+    settle(global, &mut client, &names, &removed, args.waiting)
 }
 
 fn gone() -> Error {
@@ -80,8 +88,20 @@ fn gone() -> Error {
 }
 
 /// Waits until the units have come to rest, and says which did not get where they should.
-fn settle(global: &Global, client: &mut Client, names: &[String], waiting: Waiting) -> Outcome {
-    if waiting.no_wait || names.is_empty() {
+fn settle(
+    global: &Global,
+    client: &mut Client,
+    names: &[String],
+    removed: &[String],
+    waiting: Waiting,
+) -> Outcome {
+    if waiting.no_wait {
+        return Ok(Exit::Done);
+    }
+    if !removed.is_empty() {
+        units::wait_settled(global, client, removed, "down", waiting.timeout)?;
+    }
+    if names.is_empty() {
         return Ok(Exit::Done);
     }
     units::wait_settled(global, client, names, "settled", waiting.timeout)

@@ -2,14 +2,20 @@
 
 use std::io::{self, ErrorKind, Write};
 use std::os::fd::AsFd;
+use std::os::unix::fs::OpenOptionsExt;
 
+use nix::poll::PollTimeout;
 use serde_json::json;
 
 use super::args::{Global, Logs};
 use super::client::dirs;
 use super::{Error, Exit, Outcome};
 use crate::logs::{self, LogsError, Query, Record};
-use crate::system::Dirs;
+use crate::system::{self, Dirs};
+
+/// How often, and how long each time, a message waits for a unit's last words.
+const KEEPER_WAITS_MAX: usize = 20;
+const KEEPER_WAIT_MILLIS: u8 = 10;
 
 /// `opm logs`.
 pub(super) fn logs(global: &Global, args: &Logs) -> Outcome {
@@ -76,10 +82,23 @@ fn write(out: &mut dyn Write, record: &Record, json: bool, raw: bool) -> io::Res
     if raw && record.partial { Ok(()) } else { out.write_all(b"\n") }
 }
 
-/// The last lines of an instance's log, for a message about its failure.
+/// The last lines of an instance's log, for a message about its failure. What the unit wrote before
+/// it ended may still be on its way through the log keeper: waits for it, but not for long.
 pub(super) fn last_lines(dirs: &Dirs, instance: &str, lines: usize) -> Vec<String> {
-    logs::last_lines(&dirs.logs, instance, lines)
-        .iter()
-        .map(|record| String::from_utf8_lossy(&record.bytes).into_owned())
-        .collect()
+    let fifo = std::fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(dirs.fifos().join(format!("{instance}.fifo")));
+    for _ in 0..KEEPER_WAITS_MAX {
+        let found = logs::last_lines(&dirs.logs, instance, lines);
+        let under_way = fifo.as_ref().is_ok_and(|fifo| system::bytes_queued(fifo.as_fd()) > 0);
+        if !under_way && (!found.is_empty() || fifo.is_err()) {
+            let texts = found.iter().map(|record| String::from_utf8_lossy(&record.bytes));
+            return texts.map(std::borrow::Cow::into_owned).collect();
+        }
+        if let Err(errno) = nix::poll::poll(&mut [], PollTimeout::from(KEEPER_WAIT_MILLIS)) {
+            log::debug!("interrupted: {errno}");
+        }
+    }
+    Vec::new()
 }

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use super::decode::{Decoded, Reference, Tie};
 use super::diagnostic::{Diagnostic, Spot};
+use super::source::MISTAKES_MAX;
 use super::suggest;
 use crate::model::{
     Condition, DEFAULT_TARGET, Dependency, Desired, Graph, InstanceId, Kind, LogTarget, Spec,
@@ -82,11 +83,11 @@ impl<'a> Set<'a> {
         }
     }
 
-    /// References to units that are nowhere, or to the unit itself.
+    /// References to units that are nowhere, or to the unit itself; not more than are told of a file.
     fn unknown(&self, units: &BTreeMap<&UnitName, &Decoded>, found: &mut Vec<Diagnostic>) {
         let other_names = || self.other_specs.iter().map(|spec| &spec.name);
         let elsewhere: BTreeSet<&UnitName> = self.others.keys().chain(other_names()).collect();
-        let mut suggested = 0;
+        let mut told = 0;
         for unit in units.values() {
             let Some(name) = &unit.name else { continue };
             for reference in &unit.references {
@@ -105,8 +106,11 @@ impl<'a> Set<'a> {
                 let message =
                     format!("`{key}` of unit `{name}` names `{to}`, which does not exist");
                 let mut missing = Diagnostic::error(reference.spot.clone(), &message);
-                suggested += 1;
-                if suggested <= SUGGESTED_MAX {
+                told += 1;
+                if told > MISTAKES_MAX {
+                    return;
+                }
+                if told <= SUGGESTED_MAX {
                     let names = units.keys().copied().chain(elsewhere.iter().copied());
                     let names = names.filter(|other| *other != name).map(UnitName::as_str);
                     missing.did_you_mean(suggest::nearest(to.as_str(), names));

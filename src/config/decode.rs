@@ -14,7 +14,7 @@ mod value;
 
 use super::diagnostic::{Spot, quoted};
 use super::source::{At, Sink};
-use super::yaml::{Node, Value};
+use super::yaml::{Node, Tree, Value};
 use crate::model::{FilePath, Kind, Spec, UnitName};
 
 /// A unit of a file, as far as it could be read.
@@ -61,17 +61,19 @@ pub(super) struct Reference {
 /// Reads one document. `stem` is the name of a unit that gives none; `None` where its file has
 /// several.
 pub(super) fn unit(
-    node: &Node,
+    tree: &Tree,
     sink: &mut Sink<'_>,
     stem: Option<&str>,
     base: &FilePath,
 ) -> Decoded {
+    let node = &tree.root;
     let errors_before = sink.errors();
     let spot = sink.source.spot(At::new(node.at.start, 0));
     let mut reader = Decoder {
         sink,
         kind: Kind::Service,
         unit: String::new(),
+        is_command_excused: !tree.complete,
         references: Vec::new(),
         log_spot: None,
     };
@@ -89,7 +91,7 @@ pub(super) fn unit(
     });
     decoded.references = reader.references;
     decoded.log_spot = reader.log_spot;
-    decoded.spec = spec.filter(|_| sink.errors() == errors_before);
+    decoded.spec = spec.filter(|_| tree.complete && sink.errors() == errors_before);
     decoded
 }
 
@@ -101,6 +103,8 @@ struct Decoder<'s, 'a> {
     kind: Kind,
     /// Its name, for messages.
     unit: String,
+    /// Whether something that may have been its command was complained of already.
+    is_command_excused: bool,
     references: Vec<Reference>,
     log_spot: Option<Spot>,
 }

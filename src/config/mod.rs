@@ -102,7 +102,7 @@ impl Reader {
         for tree in &documents.trees {
             if self.units.len() >= UNITS_MAX {
                 let message = format!("more than {UNITS_MAX} units in one source");
-                sink.error(At::new(tree.at.start, 0), message);
+                sink.error(At::new(tree.root.at.start, 0), message);
                 self.is_full = true;
                 break;
             }

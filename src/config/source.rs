@@ -51,7 +51,13 @@ pub(super) struct Source<'a> {
     /// The first byte that is not UTF-8.
     pub bad_byte: Option<u8>,
     lines: Vec<usize>,
+    /// How many characters begin before each block of [`BLOCK_BYTES`]: a file may be one line, and
+    /// counting each column from its beginning would take the square of its length.
+    blocks: Vec<usize>,
 }
+
+/// Length of the blocks in which characters are counted beforehand.
+const BLOCK_BYTES: usize = 1024;
 
 impl<'a> Source<'a> {
     /// Takes the text of a file, as far as it is text.
@@ -66,7 +72,13 @@ impl<'a> Source<'a> {
         };
         let breaks = text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n');
         let lines = std::iter::once(0).chain(breaks.map(|(at, _)| at + 1)).collect();
-        Self { path: &file.path, text, bad_byte, lines }
+        let mut chars = 0usize;
+        let blocks = text.as_bytes().chunks(BLOCK_BYTES).map(|block| {
+            let before = chars;
+            chars = chars.saturating_add(characters(block));
+            before
+        });
+        Self { path: &file.path, text, bad_byte, lines, blocks: blocks.collect() }
     }
 
     /// The index of the line that holds this byte.
@@ -83,22 +95,35 @@ impl<'a> Source<'a> {
         Some(line.strip_suffix('\r').unwrap_or(line))
     }
 
+    /// How many characters begin before this byte.
+    fn chars_before(&self, offset: usize) -> usize {
+        let block = offset / BLOCK_BYTES;
+        let rest = self.text.as_bytes().get(block.saturating_mul(BLOCK_BYTES)..offset);
+        let counted = self.blocks.get(block).copied().unwrap_or(0);
+        counted.saturating_add(rest.map_or(0, characters))
+    }
+
     /// The place of a piece of text, and how many characters of it are on its first line.
     pub(super) fn spot(&self, at: At) -> Spot {
         let index = self.line_index(at.start);
         let line_start = self.lines.get(index).copied().unwrap_or(0);
-        let before = self.text.get(line_start..at.start).unwrap_or_default();
+        let before = self.chars_before(at.start).saturating_sub(self.chars_before(line_start));
         let inside = self.text.get(at.start..at.end).unwrap_or_default();
         let first_line = inside.split(['\n', '\r']).next().unwrap_or_default().trim_end();
         Spot {
             place: Place {
                 file: self.path.clone(),
                 line: count(index + 1),
-                column: count(before.chars().count() + 1),
+                column: count(before.saturating_add(1)),
             },
             length: count(first_line.chars().count()),
         }
     }
+}
+
+/// How many characters begin in these bytes of UTF-8.
+fn characters(bytes: &[u8]) -> usize {
+    bytes.iter().filter(|byte| **byte & 0xc0 != 0x80).count()
 }
 
 /// A count that fits the wire; a file of at most [`FILE_BYTES_MAX`] never reaches the end.
@@ -198,6 +223,14 @@ mod tests {
         assert_eq!(source.line(1), Some("a: é"));
         assert_eq!(source.line(3), Some(""));
         assert_eq!(source.line(4), None);
+    }
+
+    #[test]
+    fn columns_are_right_far_into_a_line() {
+        let file = file(format!("first\n{}x", "é".repeat(5_000)).as_bytes());
+        let source = Source::new(&file);
+        let spot = source.spot(At::new(source.text.len() - 1, 1));
+        assert_eq!((spot.place.line, spot.place.column), (2, 5_001));
     }
 
     #[test]

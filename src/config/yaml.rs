@@ -7,7 +7,7 @@
 //! Not read: tags (a field's key says what it is) and merge keys `<<` (YAML 1.1; two keys of one
 //! name and no way to see which one won). Aliases are, within [`NODES_MAX`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_yaml::granit_parser::{self, ErrorKind, Event, Parser, ScalarStyle, ScanError, Tag};
 
@@ -64,8 +64,17 @@ pub(super) struct Entry {
 #[derive(Debug)]
 pub(super) struct Documents {
     /// One tree for each.
-    pub trees: Vec<Node>,
+    pub trees: Vec<Tree>,
     /// False: there is a mistake after which nothing can be read.
+    pub complete: bool,
+}
+
+/// A document.
+#[derive(Debug)]
+pub(super) struct Tree {
+    /// What it holds.
+    pub root: Node,
+    /// False: something of it was complained of and left out.
     pub complete: bool,
 }
 
@@ -77,6 +86,7 @@ pub(super) fn parse(sink: &mut Sink<'_>, bytes: usize) -> Documents {
     let options = granit_parser::options! { emit_comments: false, emit_unresolved_aliases: true };
     let mut builder = Builder {
         trees: Vec::new(),
+        errors: sink.errors(),
         open: Vec::new(),
         anchors: BTreeMap::new(),
         nodes: 0,
@@ -85,7 +95,12 @@ pub(super) fn parse(sink: &mut Sink<'_>, bytes: usize) -> Documents {
     let mut complete = true;
     for next in Parser::new_from_str_with_options(sink.source.text, options) {
         let step = match next {
-            Ok((event, span)) => builder.take(sink, event, place(&span)),
+            Ok((event, span)) => {
+                if let Some(tag) = event.tag() {
+                    refuse_tag(sink, tag, place(&span.tag_span().unwrap_or(span)));
+                }
+                builder.take(sink, event, place(&span))
+            }
             Err(error) => Err(syntax(sink, &error)),
         };
         if step.is_err() || sink.is_full() {
@@ -142,7 +157,11 @@ fn syntax(sink: &mut Sink<'_>, error: &ScanError) -> Stop {
     if *error.kind() == ErrorKind::RecursionLimitExceeded {
         sink.error(At::new(start, 0), format!("nested more than {DEPTH_MAX} deep"));
     } else {
-        sink.error(At::new(start, 0), format!("not YAML: {}", error.kind()));
+        let problem = error.kind().to_string();
+        let found = sink.error(At::new(start, 0), format!("not YAML: {problem}"));
+        if problem.contains("tab") {
+            found.help("indent with spaces");
+        }
     }
     Stop
 }
@@ -166,7 +185,9 @@ enum Content {
 
 /// Puts events together to trees, without recursion.
 struct Builder {
-    trees: Vec<Node>,
+    trees: Vec<Tree>,
+    /// How many mistakes there were before the document.
+    errors: usize,
     open: Vec<Open>,
     /// The nodes that can be named again, with their size.
     anchors: BTreeMap<usize, (Node, usize)>,
@@ -177,9 +198,11 @@ struct Builder {
 impl Builder {
     fn take(&mut self, sink: &mut Sink<'_>, event: Event<'_>, at: At) -> Result<(), Stop> {
         match event {
-            Event::DocumentStart(..) => self.anchors.clear(),
-            Event::Scalar(text, style, anchor, tag) => {
-                refuse_tag(sink, tag.as_deref(), at);
+            Event::DocumentStart(..) => {
+                self.anchors.clear();
+                self.errors = sink.errors();
+            }
+            Event::Scalar(text, style, anchor, _) => {
                 self.count(sink, 1, at)?;
                 let is_null = style == ScalarStyle::Plain
                     && matches!(&*text, "" | "~" | "null" | "Null" | "NULL");
@@ -188,12 +211,10 @@ impl Builder {
                 self.remember(sink, anchor, &node, 1)?;
                 self.place(sink, node)?;
             }
-            Event::SequenceStart(_, anchor, tag) => {
-                refuse_tag(sink, tag.as_deref(), at);
+            Event::SequenceStart(_, anchor, _) => {
                 self.begin(sink, at, anchor, Content::List(Vec::new()))?;
             }
-            Event::MappingStart(_, anchor, tag) => {
-                refuse_tag(sink, tag.as_deref(), at);
+            Event::MappingStart(_, anchor, _) => {
                 self.begin(sink, at, anchor, Content::Map(Vec::new(), None))?;
             }
             Event::SequenceEnd | Event::MappingEnd => self.end(sink, at)?,
@@ -203,7 +224,7 @@ impl Builder {
                     at,
                     format!("no anchor {} before this alias", quoted(&format!("&{name}"))),
                 );
-                self.place(sink, Node { value: Value::Null, at })?;
+                self.leave_out(at);
             }
             // Beginnings and ends of documents, and whatever is about presentation only.
             Event::StreamStart | Event::StreamEnd | Event::DocumentEnd | Event::Anchor(..) | _ => {}
@@ -286,6 +307,16 @@ impl Builder {
         }
     }
 
+    /// Passes over a value that was complained of, with its key.
+    fn leave_out(&mut self, at: At) {
+        match self.open.last_mut().map(|open| &mut open.content) {
+            None | Some(Content::List(_)) => {}
+            Some(Content::Map(_, waiting)) => {
+                *waiting = if waiting.is_some() { None } else { Some((None, at)) };
+            }
+        }
+    }
+
     /// Puts a finished node where it belongs.
     fn place(&mut self, sink: &mut Sink<'_>, node: Node) -> Result<(), Stop> {
         match self.open.last_mut().map(|open| &mut open.content) {
@@ -295,7 +326,8 @@ impl Builder {
                     sink.error(node.at, format!("more than {DOCUMENTS_MAX} documents in one file"));
                     return Err(Stop);
                 }
-                self.trees.push(node);
+                let complete = sink.errors() == self.errors;
+                self.trees.push(Tree { root: node, complete });
             }
             Some(Content::List(items)) => items.push(node),
             Some(Content::Map(entries, waiting)) => match waiting.take() {
@@ -342,6 +374,9 @@ fn refuse_duplicates(sink: &mut Sink<'_>, entries: &mut Vec<Entry>) {
         }
     }
     for (at, first_at) in &again {
+        if sink.is_full() {
+            break;
+        }
         let name = sink.source.text.get(at.start..at.end).unwrap_or_default();
         let first = sink.source.spot(*first_at);
         let line = sink.source.spot(*at).place.line;
@@ -350,15 +385,14 @@ fn refuse_duplicates(sink: &mut Sink<'_>, entries: &mut Vec<Entry>) {
         sink.error(*at, message).label("again here").related(first, "first here");
     }
     if !again.is_empty() {
-        entries.retain(|entry| !again.iter().any(|(at, _)| *at == entry.key_at));
+        let again: BTreeSet<At> = again.into_iter().map(|(at, _)| at).collect();
+        entries.retain(|entry| !again.contains(&entry.key_at));
     }
 }
 
-fn refuse_tag(sink: &mut Sink<'_>, tag: Option<&Tag>, at: At) {
-    if let Some(tag) = tag {
-        sink.error(at, format!("tag {} is not read", quoted(&tag.original())))
-            .help("leave it out: the key says what its value is; quotes change nothing");
-    }
+fn refuse_tag(sink: &mut Sink<'_>, tag: &Tag, at: At) {
+    sink.error(at, format!("tag {} is not read", quoted(&tag.original())))
+        .help("leave it out: the key says what its value is");
 }
 
 #[cfg(test)]
@@ -373,7 +407,7 @@ mod tests {
         let source = Source::new(&file);
         let mut sink = Sink::new(&source);
         let documents = parse(&mut sink, text.len());
-        let trees = documents.trees.iter().map(short).collect();
+        let trees = documents.trees.iter().map(|tree| short(&tree.root)).collect();
         let messages = sink.finish().into_iter().map(|found| found.message).collect();
         (trees, messages)
     }

@@ -231,10 +231,16 @@ fn wait(
 ) -> Answer {
     let parameters = Parameters(&call.parameters);
     let parsed = (|| {
-        let ids = supervisor.select(&parameters.units()?)?;
         let goal = parameters.text("condition")?;
         let goal =
             Goal::parse(&goal).ok_or_else(|| Failure::InvalidParameter("condition".to_owned()))?;
+        // What is gone is down.
+        let ids = match goal {
+            Goal::Down => supervisor.select_known(&parameters.units()?)?,
+            Goal::Up | Goal::Ready | Goal::Completed | Goal::Settled => {
+                supervisor.select(&parameters.units()?)?
+            }
+        };
         let timeout = parameters.0.get("timeout_ms").and_then(Value::as_u64);
         let now = supervisor.system().now();
         let deadline = timeout.map(|millis| now.after(Span::millis(millis)));

@@ -32,6 +32,12 @@ const STRAYS_WAIT: Span = Span::seconds(2);
 /// How long those that were killed may take to be gone.
 const STRAYS_KILL_WAIT: Span = Span::seconds(1);
 
+/// So many panics in so long a time, and nothing is started any more.
+const PANICS_MAX: usize = 3;
+const PANICS_WITHIN: Span = Span::seconds(60);
+/// Exit code after a bug of opm's own (`EX_SOFTWARE` of sysexits(3)).
+const EXIT_BUG: u8 = 70;
+
 const SIGNALS: Token = Token(0);
 const LISTENER: Token = Token(1);
 /// First token of clients; those of the system begin at [`Linux::FIRST_TOKEN`].
@@ -79,7 +85,9 @@ pub fn run(options: Options, ready: &mut dyn FnMut()) -> Result<u8, BootFailure>
     ready();
     loop {
         if let Some(code) = daemon.run() {
-            daemon.end();
+            if daemon.supervisor.is_over().is_some() {
+                daemon.end();
+            }
             return Ok(code);
         }
         if daemon.reexec {
@@ -97,33 +105,48 @@ impl Daemon {
         // Whoever died before the handlers were there is found by this sweep, not by a signal.
         let mut events = self.supervisor.system_mut().reap();
         loop {
-            self.turn(std::mem::take(&mut events));
-            if self.reexec {
-                return None;
-            }
-            if let Some(code) = self.supervisor.is_over() {
-                return Some(code);
-            }
-            let wake = self.wake_at();
-            let now = self.supervisor.system().now();
-            let timeout =
-                wake.map(|at| std::time::Duration::from_millis(at.since(now).as_millis_up()));
-            if let Err(error) = self.poll.poll(&mut kernel, timeout)
-                && error.kind() != std::io::ErrorKind::Interrupted
-            {
-                log::error!("cannot wait for events: {error}");
-            }
-            for event in &kernel {
-                match event.token() {
-                    SIGNALS => self.take_signals(&mut events),
-                    LISTENER => self.accept(),
-                    Token(number) if number >= Linux::FIRST_TOKEN => {
-                        events.extend(self.supervisor.system_mut().ready(Token(number)));
+            let taken = std::mem::take(&mut events);
+            let cycle = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                self.turn(taken);
+                self.sleep(&mut kernel, &mut events)
+            }));
+            match cycle {
+                Ok(true) => {}
+                Ok(false) => return self.supervisor.is_over().filter(|_| !self.reexec),
+                Err(_) => {
+                    if let Some(code) = self.panicked() {
+                        return Some(code);
                     }
-                    token => self.client_ready(token),
                 }
             }
         }
+    }
+
+    /// Waits for the kernel, unless the loop is over, and takes what it has to tell. Returns whether
+    /// the loop goes on.
+    fn sleep(&mut self, kernel: &mut Events, events: &mut Vec<crate::model::Event>) -> bool {
+        if self.reexec || self.supervisor.is_over().is_some() {
+            return false;
+        }
+        let now = self.supervisor.system().now();
+        let timeout =
+            self.wake_at().map(|at| std::time::Duration::from_millis(at.since(now).as_millis_up()));
+        if let Err(error) = self.poll.poll(kernel, timeout)
+            && error.kind() != std::io::ErrorKind::Interrupted
+        {
+            log::error!("cannot wait for events: {error}");
+        }
+        for event in &*kernel {
+            match event.token() {
+                SIGNALS => self.take_signals(events),
+                LISTENER => self.accept(),
+                Token(number) if number >= Linux::FIRST_TOKEN => {
+                    events.extend(self.supervisor.system_mut().ready(Token(number)));
+                }
+                token => self.client_ready(token),
+            }
+        }
+        true
     }
 
     fn wake_at(&self) -> Option<Monotonic> {
@@ -132,14 +155,7 @@ impl Daemon {
     }
 
     fn turn(&mut self, events: Vec<crate::model::Event>) {
-        let supervisor = std::panic::AssertUnwindSafe(&mut self.supervisor);
-        let result = std::panic::catch_unwind(move || {
-            let supervisor = supervisor;
-            supervisor.0.turn(events);
-        });
-        if result.is_err() {
-            self.panicked();
-        }
+        self.supervisor.turn(events);
         let notices = self.supervisor.take_notices();
         for notice in &notices {
             report::log(&self.supervisor, notice);
@@ -149,18 +165,24 @@ impl Daemon {
         }
     }
 
-    /// A turn broke an invariant. Facts are in the ledger and in the kernel: the next turn looks at
-    /// everything anew. After the third in a minute nothing is started any more.
-    fn panicked(&mut self) {
+    /// A cycle broke an invariant. As PID 1 we go on: facts are in the ledger and in the kernel, and
+    /// the next turn looks at everything anew; after the third time in a minute nothing is started
+    /// any more. Else we end, and the next supervisor adopts what runs.
+    fn panicked(&mut self) -> Option<u8> {
+        if std::process::id() != 1 {
+            log::error!("opm itself failed; this is a bug. What runs goes on running");
+            return Some(EXIT_BUG);
+        }
         let now = self.supervisor.system().now();
-        self.panics.retain(|at| now.since(*at) < Span::seconds(60));
+        self.panics.retain(|at| now.since(*at) < PANICS_WITHIN);
         self.panics.push(now);
         log::error!("opm itself failed; this is a bug ({} in a minute)", self.panics.len());
-        if self.panics.len() >= 3 {
+        if self.panics.len() >= PANICS_MAX {
             self.supervisor.enter_minimal_mode();
         } else {
             self.supervisor.look_at_everything();
         }
+        None
     }
 
     fn take_signals(&mut self, events: &mut Vec<crate::model::Event>) {

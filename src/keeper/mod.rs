@@ -7,6 +7,7 @@
 //! - Turns go round: at most 64 KiB of one instance, then the next. A flood slows its own writer.
 //! - Memory is bounded: one part of a line per instance, one read, one batch, the console's queue.
 //! - Nothing that happens to a log file or to standard output stops it ([`store`], [`console`]).
+//! - Where a keeper was killed, each log says so: a missing line means something.
 //! - One keeper per directory, by a lock: two readers of a FIFO would tear its lines.
 
 mod console;
@@ -24,7 +25,7 @@ mod watch;
 mod store_tests;
 
 use std::collections::{BTreeMap, VecDeque};
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, ErrorKind};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -46,6 +47,8 @@ use watch::Watch;
 const WATCH: Token = Token(0);
 const SIGNALS: Token = Token(1);
 const CONSOLE: Token = Token(2);
+/// Name of the file that is there while a keeper runs. Found at the start: one was killed.
+const RUNNING: &str = ".keeper";
 /// The first token of an instance; they are not used again.
 const FIRST_UNIT: usize = 3;
 /// Most events taken from the kernel at once; others wait for the next round.
@@ -90,6 +93,8 @@ struct Keeper {
     /// When the first unfinished line is due.
     part_due: Option<u64>,
     stopping: bool,
+    /// Whether the keeper before had no time to store what it had read.
+    was_killed: bool,
     /// Whether the directory went away: an end that is no success.
     is_gone: bool,
     /// Held for as long as we are.
@@ -102,6 +107,9 @@ impl Keeper {
         instruction::make_dir(&dir)?;
         let lock = Flock::lock(File::open(&dir)?, FlockArg::LockExclusiveNonblock)
             .map_err(|(_, _)| io::Error::other("another keeper has it"))?;
+        let running = dir.join(RUNNING);
+        let was_killed = running.exists();
+        File::create(&running)?;
         let poll = Poll::new()?;
         let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
         poll.registry().register(&mut signals, SIGNALS, Interest::READABLE)?;
@@ -124,6 +132,7 @@ impl Keeper {
             shared,
             part_due: None,
             stopping: false,
+            was_killed,
             is_gone: false,
             _lock: lock,
         })
@@ -132,6 +141,9 @@ impl Keeper {
     fn run(&mut self) -> io::Result<()> {
         for id in self.watch.present()? {
             self.look_at(&id);
+        }
+        if self.was_killed {
+            self.units.values_mut().for_each(Unit::note_gap);
         }
         let mut events = Events::with_capacity(EVENTS_MAX);
         while !(self.stopping && self.units.is_empty()) {
@@ -161,7 +173,10 @@ impl Keeper {
             self.shared.console.flush();
         }
         self.shared.console.finish();
-        if self.is_gone { Err(io::Error::other("it was removed or moved")) } else { Ok(()) }
+        if self.is_gone {
+            return Err(io::Error::other("it was removed or moved"));
+        }
+        fs::remove_file(instruction::log_dir(&self.run_dir).join(RUNNING))
     }
 
     fn timeout(&self) -> Option<Duration> {

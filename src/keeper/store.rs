@@ -58,6 +58,8 @@ pub(super) struct Store {
     place: Place,
     max_size: u64,
     open: Option<Open>,
+    /// What is to be said about the log before its next record.
+    note: Option<String>,
     /// Bytes of output that are in no file, since the last record that says so.
     dropped: u64,
     /// Why nothing can be written at the moment.
@@ -75,6 +77,7 @@ impl Store {
             place: Place::new(instruction),
             max_size: instruction.max_size,
             open: None,
+            note: None,
             dropped: 0,
             failing: None,
             reason: String::new(),
@@ -91,6 +94,11 @@ impl Store {
         if instruction.to != Destination::Console {
             self.prune();
         }
+    }
+
+    /// Has something said in the log itself before the next record.
+    pub(super) fn note(&mut self, text: &str) {
+        self.note = Some(text.to_owned());
     }
 
     /// Begins a batch: what is pushed is in the file when the batch is finished, or counted.
@@ -147,6 +155,15 @@ impl Store {
         }
     }
 
+    fn has_to_tell(&self) -> bool {
+        self.note.is_some() || self.dropped > 0
+    }
+
+    fn has_told(&mut self) {
+        self.note = None;
+        self.dropped = 0;
+    }
+
     fn may_report(&mut self, now: i64) -> bool {
         let may = self.reported.is_none_or(|last| now < last || now >= last + REPORT_SECONDS);
         if may {
@@ -187,7 +204,7 @@ impl Batch<'_> {
         if self.state == State::Untouched {
             self.begin();
         }
-        if self.state == State::Writing && self.store.dropped > 0 && !self.told {
+        if self.state == State::Writing && !self.told && self.store.has_to_tell() {
             self.tell();
         }
         let head = if part.full { HEAD_FULL } else { HEAD_PART };
@@ -212,9 +229,12 @@ impl Batch<'_> {
         };
     }
 
-    /// Adds the record that says how much is missing here.
+    /// Adds the record that says what is missing here.
     fn tell(&mut self) {
-        let text = format!("[opm: dropped {} bytes: {}]", self.store.dropped, self.store.reason);
+        let Store { note, dropped, reason, .. } = &*self.store;
+        let dropped = (*dropped > 0).then(|| format!("dropped {dropped} bytes: {reason}"));
+        let said: Vec<&str> = note.as_deref().into_iter().chain(dropped.as_deref()).collect();
+        let text = format!("[opm: {}]", said.join("; "));
         self.add(HEAD_OPM, text.as_bytes(), true);
         self.told = self.state == State::Writing;
     }
@@ -264,7 +284,7 @@ impl Batch<'_> {
             Ok(()) => {
                 open.length += self.out.len() as u64;
                 if self.told {
-                    self.store.dropped = 0;
+                    self.store.has_told();
                 }
                 self.store.works(self.stamp.second);
             }
@@ -287,7 +307,7 @@ impl Batch<'_> {
     /// Counts the output in the records behind the first `kept` bytes of the batch.
     fn count(&mut self, kept: usize) {
         if self.told && kept > 0 {
-            self.store.dropped = 0;
+            self.store.has_told();
         }
         let lost = self.out.get(kept..).unwrap_or_default();
         let skip = usize::from(self.told && kept == 0);

@@ -219,3 +219,16 @@ fn a_fifo_without_a_reader_stops_nothing() {
     put(&mut store, &[b"one\n"]);
     assert!(fs::metadata(&path).unwrap().nlink() == 1);
 }
+
+#[test]
+fn a_note_stands_before_the_next_record_and_only_once() {
+    let (_root, dir) = place();
+    let mut store = Store::new("web", &instruction(&dir, Destination::File, 10_000, 5));
+    store.note("something");
+    put(&mut store, &[b"one\n"]);
+    put(&mut store, &[b"two\n"]);
+    let text = fs::read_to_string(dir.join("current")).unwrap();
+    let expected =
+        format!("{STAMP} opm F [opm: something]\n{STAMP} stdout F one\n{STAMP} stdout F two\n");
+    assert_eq!(text, expected);
+}

@@ -18,6 +18,9 @@ pub(super) const TURN_BYTES_MAX: usize = 64 * 1024;
 /// How long the begin of a line waits for its end before it is stored as a part, in milliseconds:
 /// prompts become visible, and a keeper that is killed loses no old text.
 const PART_WAIT_MS: u64 = 1_000;
+/// What stands in a log where a keeper was killed: it had read so much and not written it.
+const GAP: &str = "the log keeper was killed; up to 112 KiB are missing here, and the next line may \
+                   be the end of one";
 
 /// What all instances use in turn.
 #[derive(Debug)]
@@ -82,6 +85,11 @@ impl Unit {
         self.last_bytes = None;
         self.to_console_only = instruction.to == Destination::Console;
         self.store.change(instruction);
+    }
+
+    /// Says in the log that the keeper before was killed.
+    pub(super) fn note_gap(&mut self) {
+        self.store.note(GAP);
     }
 
     /// Opens the FIFO where that was not done yet, or where there is another one now.

@@ -4,7 +4,7 @@
 //! to its end, which does not move any more, and the next one is that with the smallest number
 //! above ours, or `current` where there is none.
 
-use std::io;
+use std::io::{self, BufRead};
 use std::mem;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -148,11 +148,13 @@ impl Cursor {
     /// Takes the next full line out of the buffer.
     fn take_line(&mut self) -> bool {
         let rest = self.buffer.get(self.given..).unwrap_or_default();
-        let end = rest.iter().position(|byte| *byte == b'\n');
-        let (length, newline) = match end {
-            Some(end) => (end, 1),
-            None if rest.len() >= LINE_BYTES_MAX => (rest.len(), 0),
-            None => return false,
+        // `skip_until` of a slice is memchr(3).
+        let mut behind = rest;
+        let taken = behind.skip_until(b'\n').unwrap_or(0);
+        let (length, newline) = match rest.get(..taken).and_then(<[u8]>::split_last) {
+            Some((b'\n', line)) => (line.len(), 1),
+            Some(_) if rest.len() >= LINE_BYTES_MAX => (rest.len(), 0),
+            Some(_) | None => return false,
         };
         if self.is_behind_end(length) {
             self.is_over = true;

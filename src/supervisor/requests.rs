@@ -432,6 +432,28 @@ impl<S: System> Supervisor<S> {
     }
 }
 
+impl<S: System> Supervisor<S> {
+    /// The instances that names stand for, those of removed units too: what is not known any more
+    /// is nothing.
+    pub fn select_known(&self, names: &[String]) -> Result<Vec<InstanceId>, Refusal> {
+        if names.is_empty() {
+            return self.select(names);
+        }
+        let known = |name: &&String| {
+            InstanceId::parse(name).is_ok_and(|id| {
+                self.desired.units.get(&id.unit).is_some_and(|unit| unit.removed)
+                    || self.target(name).is_ok()
+            })
+        };
+        let ids = names.iter().filter(known).flat_map(|name| match InstanceId::parse(name) {
+            Ok(id) if id.label().is_none() => self.view().instances(&id.unit),
+            Ok(id) => vec![id],
+            Err(_) => Vec::new(),
+        });
+        Ok(ids.collect())
+    }
+}
+
 fn set_spec(desired: &mut Desired, spec: crate::model::Spec, source: &str) {
     let name = spec.name.clone();
     let mut unit = Unit::new(Arc::new(spec), source.to_owned());

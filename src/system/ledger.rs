@@ -21,6 +21,9 @@ const COMPACT_BYTES_MIN: u64 = 64 * 1024;
 /// Largest ledger that is read, in bytes; 10,000 instances need about 10 MB.
 const LEDGER_BYTES_MAX: u64 = 256 * 1024 * 1024;
 
+/// Most bytes of events that wait while the ledger cannot be written.
+const UNWRITTEN_BYTES_MAX: usize = 1024 * 1024;
+
 /// What a ledger says.
 #[derive(Debug, Default)]
 pub struct Replay {
@@ -79,6 +82,9 @@ pub(super) struct Ledger {
     bytes: u64,
     bytes_compact: u64,
     unwritten: Vec<u8>,
+    /// Set when events were dropped because they could not be written: only a whole new ledger
+    /// tells the truth then.
+    stale: bool,
 }
 
 impl Ledger {
@@ -101,7 +107,14 @@ impl Ledger {
         if whole != bytes {
             file.set_len(whole).map_err(fail)?;
         }
-        let ledger = Self { path, file, bytes: whole, bytes_compact: 0, unwritten: Vec::new() };
+        let ledger = Self {
+            path,
+            file,
+            bytes: whole,
+            bytes_compact: 0,
+            unwritten: Vec::new(),
+            stale: false,
+        };
         Ok((ledger, replay))
     }
 
@@ -112,6 +125,10 @@ impl Ledger {
             return;
         }
         self.unwritten.push(b'\n');
+        if self.unwritten.len() > UNWRITTEN_BYTES_MAX {
+            self.unwritten.clear();
+            self.stale = true;
+        }
     }
 
     /// Forgets what was noted last: it was not let happen.
@@ -123,6 +140,10 @@ impl Ledger {
 
     /// Writes what was noted, with one write. A part that was written is taken back.
     pub(super) fn flush(&mut self) -> Result<(), SystemError> {
+        if self.stale {
+            let reason = "it waits to be written anew";
+            return Err(SystemError::new("write to ledger", self.path.display(), reason));
+        }
         if self.unwritten.is_empty() {
             return Ok(());
         }
@@ -145,7 +166,7 @@ impl Ledger {
     /// Replaces the ledger by these facts, where it has grown enough, or `always`.
     pub(super) fn compact(&mut self, observed: &Observed, always: bool) -> Result<(), SystemError> {
         let limit = COMPACT_BYTES_MIN.saturating_add(self.bytes_compact.saturating_mul(3));
-        if !always && self.bytes <= limit {
+        if !always && !self.stale && self.bytes <= limit {
             return Ok(());
         }
         let mut text = Vec::new();
@@ -174,6 +195,7 @@ impl Ledger {
         self.bytes = u64::try_from(text.len()).unwrap_or(0);
         self.bytes_compact = self.bytes;
         self.unwritten.clear();
+        self.stale = false;
         Ok(())
     }
 }

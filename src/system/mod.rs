@@ -29,8 +29,9 @@ pub use linux::{Linux, Options};
 pub use process::{Stat, parse_stat};
 pub use store::{Loaded, decode as decode_saved, encode as encode_saved};
 pub use sys::{
-    become_subreaper, boot_id, close_on_exec_from, detach, exec_again, inherited_listener, isatty,
-    mount_proc, own_uid, peer_credentials, raise_descriptor_limit, set_inheritable, wall_now,
+    become_subreaper, boot_id, bytes_queued, close_on_exec_from, detach, exec_again,
+    inherited_listener, isatty, mount_proc, own_uid, peer_credentials, raise_descriptor_limit,
+    set_inheritable, wall_now,
 };
 
 use crate::model::{

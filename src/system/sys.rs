@@ -196,6 +196,14 @@ pub fn exec_again(program: &OsStr, args: &[CString], env: &[CString]) -> io::Err
     }
 }
 
+/// How many bytes wait in a pipe to be read.
+pub fn bytes_queued(pipe: BorrowedFd<'_>) -> usize {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: FIONREAD writes one int, and `bytes` is one.
+    let result = unsafe { libc::ioctl(pipe.as_raw_fd(), libc::FIONREAD, &raw mut bytes) };
+    if result == 0 { usize::try_from(bytes).unwrap_or(0) } else { 0 }
+}
+
 /// Whether a descriptor lives on over an exec.
 pub fn set_inheritable(fd: BorrowedFd<'_>, inheritable: bool) {
     use nix::fcntl::{FcntlArg, FdFlag, fcntl};

@@ -80,7 +80,16 @@ fn children(pid: i32) -> Option<Vec<i32>> {
 /// Whether a process without a role is of this run, by its session or its cookie.
 fn belongs(pid: i32, run: &RunRef) -> bool {
     let session = process::stat(pid).map(|stat| stat.session);
-    run.leaders.iter().any(|(_, leader)| Some(leader.pid) == session) || has_cookie(pid, run)
+    run.leaders
+        .iter()
+        .any(|(_, leader)| Some(leader.pid) == session && !is_reused(leader, process::stat(leader.pid)))
+        || has_cookie(pid, run)
+}
+
+/// Whether a leader's number belongs to another process now. A number is not given away while a
+/// session has it: the session of that number is the other one's then.
+fn is_reused(leader: &Identity, now: Option<Stat>) -> bool {
+    now.is_some_and(|stat| stat.start != leader.start)
 }
 
 fn has_cookie(pid: i32, run: &RunRef) -> bool {
@@ -102,10 +111,11 @@ fn by_all_of_proc(run: &RunRef) -> BTreeMap<i32, Stat> {
     let is_root = |pid: i32, stat: &Stat| {
         let leads =
             run.leaders.iter().any(|(_, leader)| leader.pid == pid && leader.start == stat.start);
-        let session = run
-            .leaders
-            .iter()
-            .any(|(_, leader)| leader.pid == stat.session && leader.start <= stat.start);
+        let session = run.leaders.iter().any(|(_, leader)| {
+            leader.pid == stat.session
+                && leader.start <= stat.start
+                && !is_reused(leader, all.get(&leader.pid).copied())
+        });
         leads || session || has_cookie(pid, run)
     };
     let mut members: BTreeMap<i32, Stat> =

@@ -32,6 +32,12 @@ pub fn witness(name: &str) -> String {
     )
 }
 
+/// The keys of a unit that runs a shell script in the scratch directory. A JSON text is a YAML one.
+pub fn in_shell(script: &str) -> String {
+    let script = serde_json::to_string(script).unwrap();
+    format!("command: [sh, -c, {script}]\nworking_dir: ..\n")
+}
+
 pub fn skip(why: &str) {
     assert!(std::env::var("OPM_TESTS").as_deref() != Ok("all"), "may not be skipped here: {why}");
     eprintln!("skipped: {why}");
@@ -167,6 +173,16 @@ impl World {
         fs::write(self.path("units").join(format!("{name}.yaml")), text).unwrap();
     }
 
+    /// Writes a service that runs a shell script in the scratch directory; its output goes nowhere.
+    pub fn service(&self, name: &str, script: &str, more: &str) {
+        self.unit(name, &format!("{}logs: {{to: null}}\n{more}", in_shell(script)));
+    }
+
+    /// The same as a task.
+    pub fn task(&self, name: &str, script: &str, more: &str) {
+        self.service(name, script, &format!("kind: task\n{more}"));
+    }
+
     pub fn remove_unit(&self, name: &str) {
         fs::remove_file(self.path("units").join(format!("{name}.yaml"))).unwrap();
     }
@@ -214,7 +230,20 @@ impl World {
         let mut command = self.command(OPM);
         command.arg("--root").arg(self.root()).args(args);
         command.stdout(log.try_clone().unwrap()).stderr(log);
+        self.spawn(command);
+    }
+
+    /// Starts an opm that stays; it counts as the one that was started last.
+    pub fn spawn(&mut self, mut command: Command) -> &mut Child {
         self.daemons.push(command.spawn().expect("opm runs"));
+        self.daemons.last_mut().expect("the one just started")
+    }
+
+    /// Starts an `opm` command beside others; [`Said::of_child`] waits for it.
+    pub fn begin(&self, args: &[&str]) -> Child {
+        let mut command = self.command(OPM);
+        command.arg("--root").arg(self.root()).args(args);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("opm runs")
     }
 
     /// Waits for the opm that was started last; its exit code.
@@ -233,7 +262,13 @@ impl World {
 
     /// The pid, in the namespace, of the opm that holds the lock.
     pub fn daemon_pid(&self) -> Option<i32> {
-        fs::read_to_string(self.root().join("state/lock")).ok()?.trim().parse().ok()
+        // As the namespace sees it: a test may have mounted something there.
+        let lock = self.root().join("state/lock");
+        let lock = match self.proc() {
+            Some(_) => format!("/proc/{}/root{}", self.init(), lock.display()).into(),
+            None => lock,
+        };
+        fs::read_to_string(lock).ok()?.trim().parse().ok()
     }
 
     /// Sends a signal to a pid of the namespace.
@@ -274,6 +309,37 @@ impl World {
         let proc = self.proc().unwrap_or_else(|| "/proc".into());
         let stat = fs::read_to_string(proc.join(format!("{pid}/stat"))).unwrap_or_default();
         stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with(['Z', 'X']))
+    }
+
+    /// The pids of the namespace, zombies too.
+    pub fn pids(&self) -> Vec<i32> {
+        let proc = self.proc().expect("a namespace");
+        let entries = fs::read_dir(proc).into_iter().flatten().flatten();
+        entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+    }
+
+    /// A line of a process's `status` file, without its name.
+    pub fn status_line(&self, pid: i32, name: &str) -> Option<String> {
+        let path = self.proc()?.join(format!("{pid}/status"));
+        let text = fs::read_to_string(path).ok()?;
+        let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        value.map(|value| value.trim().to_owned())
+    }
+
+    /// The live processes that were started for a unit, found by their environment.
+    pub fn processes_of(&self, unit: &str) -> Vec<i32> {
+        let proc = self.proc().expect("a namespace");
+        let mark = format!("OPM_UNIT={unit}");
+        let is_of_it = |pid: &i32| {
+            let environ = fs::read(proc.join(format!("{pid}/environ"))).unwrap_or_default();
+            environ.split(|byte| *byte == 0).any(|entry| entry == mark.as_bytes())
+        };
+        self.pids().into_iter().filter(is_of_it).collect()
+    }
+
+    /// The pid that a file in the scratch directory holds, once it is written whole.
+    pub fn pid_in(&self, name: &str) -> Option<i32> {
+        self.read(name).strip_suffix('\n')?.trim().parse().ok()
     }
 
     /// What a file in the scratch directory says; nothing where there is none.
@@ -355,6 +421,11 @@ pub struct Said {
 }
 
 impl Said {
+    /// Waits for what [`World::begin`] started.
+    pub fn of_child(child: Child) -> Self {
+        Self::of(child.wait_with_output().expect("opm ends"))
+    }
+
     fn of(output: Output) -> Self {
         Self {
             code: output.status.code().unwrap_or(-1),

@@ -1,7 +1,7 @@
 //! A map against the table of keys: what is unknown, not built, or not for this kind of unit.
 
 use super::Decoder;
-use super::value::described;
+use super::value::{alternatives, described};
 use crate::config::diagnostic::quoted;
 use crate::config::keys::{self, Key};
 use crate::config::suggest;
@@ -34,6 +34,9 @@ impl Decoder<'_, '_> {
         };
         let mut known = Vec::with_capacity(entries.len());
         for entry in entries {
+            if self.sink.is_full() {
+                break;
+            }
             match keys::child(parent, &entry.key) {
                 None => self.unknown_key(parent, entry),
                 Some(key) if !key.supported => {
@@ -42,7 +45,7 @@ impl Decoder<'_, '_> {
                 }
                 Some(key) if !key.units.has(self.kind) => {
                     let kind = self.kind.as_str();
-                    let message = format!("{} is no key of a {kind}", quoted(key.path));
+                    let message = format!("{} is not a key of a {kind}", quoted(key.path));
                     let help = format!("it belongs to {}", key.units.as_str());
                     self.sink.error(entry.key_at, message).help(help);
                 }
@@ -60,6 +63,7 @@ impl Decoder<'_, '_> {
         };
         let meant = suggest::nearest(&entry.key, legal())
             .or_else(|| suggest::translated(&entry.key, legal()));
+        self.is_command_excused |= parent.is_empty() && matches!(meant, Some("command" | "shell"));
         let place = match (parent, self.unit.as_str()) {
             ("", "") => String::new(),
             ("", unit) => format!(" in unit `{unit}`"),
@@ -87,7 +91,11 @@ impl Decoder<'_, '_> {
         let mut known = fields.known.iter();
         let Some((key, entry)) = known.next() else {
             if self.sink.errors() == errors {
-                self.wrong(parent, keys::key(parent).map_or("a map", |key| key.types), node);
+                let kind = self.kind;
+                let legal =
+                    keys::children(parent).filter(|key| key.supported && key.units.has(kind));
+                let legal: Vec<&str> = legal.map(Key::name).collect();
+                self.sink.error(node.at, format!("`{parent}` needs {}", alternatives(&legal)));
             }
             return None;
         };

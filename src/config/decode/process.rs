@@ -81,7 +81,7 @@ impl Decoder<'_, '_> {
                 None
             }
             (None, None) => {
-                if !has_unread(unit, fields, &["command", "shell"]) {
+                if !self.is_command_excused && !has_unread(unit, fields, &["command", "shell"]) {
                     let kind = self.kind.as_str();
                     let message = format!("a {kind} needs `command` or `shell`");
                     self.sink.error(At::new(unit.at.start, 0), message);

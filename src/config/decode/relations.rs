@@ -1,5 +1,7 @@
 //! How a unit hangs together with others, what must hold for it to start, and how many run.
 
+use std::collections::BTreeSet;
+
 use super::fields::Fields;
 use super::{Decoder, Tie};
 use crate::config::diagnostic::quoted;
@@ -50,9 +52,10 @@ impl Decoder<'_, '_> {
         let Some(node) = fields.get(key) else { return Vec::new() };
         let items = self.list(key, node).unwrap_or_default();
         let mut found: Vec<Dependency> = Vec::new();
+        let mut names: BTreeSet<UnitName> = BTreeSet::new();
         for item in items {
             let Some((dependency, place)) = self.dependency(key, item) else { continue };
-            if found.iter().any(|other| other.unit == dependency.unit) {
+            if !names.insert(dependency.unit.clone()) {
                 let message = format!("`{key}` names `{}` twice", dependency.unit);
                 self.sink.error(place.at, message);
                 continue;

@@ -15,6 +15,7 @@ use crate::model::{Signal, Span, Template, UnitName};
 pub(super) fn described(node: &Node) -> String {
     match &node.value {
         Value::Null => "empty".to_owned(),
+        Value::Text(text) if text.is_empty() => "an empty text".to_owned(),
         Value::Text(text) => quoted(text),
         Value::List(_) => "a list".to_owned(),
         Value::Map(_) => "a map".to_owned(),
@@ -143,6 +144,7 @@ impl Decoder<'_, '_> {
     /// Refuses a number that is octal for some and decimal for others.
     pub(super) fn ambiguous(&mut self, key: &str, node: &Node, text: &str) {
         let decimal = text.trim_start_matches('0');
+        let decimal = if decimal.is_empty() { "0" } else { decimal };
         self.sink
             .error(node.at, format!("`{key}`: {} is ambiguous: octal or decimal?", quoted(text)))
             .help(format!("numbers are decimal and have no leading zero: `{decimal}`"));
@@ -168,7 +170,9 @@ impl Decoder<'_, '_> {
             Ok(span) => Some(span),
             Err(error) => {
                 let message = format!("`{key}`: {} is not a duration", quoted(text));
-                self.sink.error(node.at, message).help(error.to_string());
+                self.sink
+                    .error(node.at, message)
+                    .help(error.to_string().trim_start_matches("not a duration; "));
                 None
             }
         }
@@ -305,7 +309,7 @@ impl Decoder<'_, '_> {
 }
 
 /// Words with commas and `or`.
-fn alternatives(words: &[&str]) -> String {
+pub(super) fn alternatives(words: &[&str]) -> String {
     match words.split_last() {
         Some((last, [])) => format!("`{last}`"),
         Some((last, rest)) => {

@@ -1,0 +1,175 @@
+//! Cases DOUBLE and PIDID: nothing runs twice, and no process is taken for another.
+
+mod common;
+
+use std::fs;
+
+use common::{World, witness};
+
+/// A service that would notice a second copy of itself.
+fn lasting(world: &World, name: &str) {
+    world.service(name, &(witness(name) + "exec sleep 1000"), "");
+}
+
+/// A daemon in the background with one such service.
+fn with_web() -> Option<World> {
+    let world = World::new()?;
+    lasting(&world, "web");
+    world.apply(0);
+    started(&world, "web", 1);
+    Some(world)
+}
+
+/// Waits until a witness has said so often that it starts.
+fn started(world: &World, name: &str, times: usize) {
+    let file = format!("{name}.starts");
+    world.until("its first act", || world.lines(&file).len() >= times);
+}
+
+#[test]
+fn case_001_a_restore_that_is_run_again_starts_nothing() {
+    let Some(mut world) = with_web() else { return };
+    let pid = world.pid("web");
+    assert_eq!(world.opm(&["save"]).code, 0);
+    for daemon in ["that runs", "that was killed"] {
+        for _ in 0..3 {
+            let said = world.opm(&["restore"]);
+            assert_eq!(said.code, 0, "{daemon}: {said:?}");
+            assert!(said.out.contains("no change"), "{daemon}: {said:?}");
+        }
+        assert_eq!(world.pid("web"), pid);
+        world.crash();
+    }
+    assert_eq!(world.lines("web.starts").len(), 1);
+    world.assert_no_doubles();
+}
+
+#[test]
+fn case_002_a_killed_supervisor_adopts_the_survivor() {
+    let Some(mut world) = World::new() else { return };
+    lasting(&world, "db");
+    world.run();
+    world.until_phase("db", "up");
+    started(&world, "db", 1);
+    let pid = world.pid("db").unwrap();
+    world.crash();
+    assert!(world.alive(pid), "it outlives its supervisor");
+    world.run();
+    world.until_phase("db", "up");
+    assert_eq!(world.pid("db"), Some(pid));
+    assert_eq!(world.row("db")["adopted"], true);
+    // One that died while nobody looked is started again, after the other is gone.
+    world.crash();
+    world.kill("KILL", pid);
+    world.run();
+    started(&world, "db", 2);
+    world.until_phase("db", "up");
+    assert_eq!(world.lines("db.starts").len(), 2);
+    world.assert_no_doubles();
+}
+
+#[test]
+fn case_005_state_files_that_were_lost_come_back() {
+    let Some(world) = with_web() else { return };
+    let (pid, daemon) = (world.pid("web"), world.daemon_pid());
+    for name in ["desired.json", "desired.previous.json"] {
+        fs::remove_file(world.root().join("state").join(name)).ok();
+    }
+    world.apply(0);
+    assert_eq!((world.pid("web"), world.daemon_pid()), (pid, daemon));
+    assert_eq!(world.lines("web.starts").len(), 1);
+    let saved = fs::read_to_string(world.root().join("state/desired.json")).unwrap_or_default();
+    assert!(saved.contains("web"), "the state file is back: {saved:?}");
+    world.assert_no_doubles();
+}
+
+#[test]
+fn case_005_a_lost_lock_file_lets_no_second_supervisor_in() {
+    let Some(world) = with_web() else { return };
+    let (pid, daemon) = (world.pid("web"), world.daemon_pid().unwrap());
+    for entry in fs::read_dir(world.root().join("state")).unwrap().flatten() {
+        fs::remove_file(entry.path()).unwrap();
+    }
+    for args in [&["daemon"][..], &["run", "units"]] {
+        // One that wrongly comes up ends by timeout(1), so that the test does not hang.
+        let mut command = world.command("timeout");
+        command.arg("5").arg(common::OPM).arg("--root").arg(world.root()).args(args);
+        let output = command.output().unwrap();
+        assert_eq!(output.status.code(), Some(4), "{args:?}: {output:?}\n{}", world.log());
+    }
+    assert!(world.alive(daemon));
+    world.apply(0);
+    assert_eq!(world.pid("web"), pid);
+    assert_eq!(world.lines("web.starts").len(), 1);
+    world.assert_no_doubles();
+}
+
+#[test]
+fn case_006_a_frozen_supervisor_keeps_others_out() {
+    let Some(world) = with_web() else { return };
+    let (pid, daemon) = (world.pid("web"), world.daemon_pid().unwrap());
+    world.kill("STOP", daemon);
+    for args in [&["daemon"][..], &["run", "units"]] {
+        let said = world.opm(args);
+        assert_eq!(said.code, 4, "{said:?}");
+        assert!(said.err.contains(&format!("process {daemon} holds")), "{said:?}");
+    }
+    world.kill("CONT", daemon);
+    assert_eq!(world.daemon_pid(), Some(daemon));
+    assert_eq!(world.pid("web"), pid);
+    // And it goes on with its work.
+    world.kill("KILL", pid.unwrap());
+    started(&world, "web", 2);
+    world.until_phase("web", "up");
+    world.assert_no_doubles();
+}
+
+#[test]
+fn case_007_a_stranger_with_a_recorded_pid_is_left_alone() {
+    let Some(mut world) = with_web() else { return };
+    let pid = world.pid("web").unwrap();
+    world.crash();
+    world.kill("KILL", pid);
+    world.until("the pid to be free", || !world.pids().contains(&pid));
+    let stranger = "echo $1 > /proc/sys/kernel/ns_last_pid && \
+                    { setsid sleep 5000 </dev/null >/dev/null 2>&1 & echo $!; }";
+    let before = (pid - 1).to_string();
+    let output = world.command("sh").args(["-c", stranger, "sh", &before]).output().unwrap();
+    if String::from_utf8_lossy(&output.stdout).trim() != pid.to_string() {
+        common::skip("no say in which pid is next");
+        return;
+    }
+    let said = world.opm(&["restore"]);
+    assert_eq!(said.code, 0, "{said:?}");
+    started(&world, "web", 2);
+    world.until_phase("web", "up");
+    let fresh = world.pid("web").unwrap();
+    assert_ne!(fresh, pid);
+    assert_eq!(world.opm(&["stop", "web"]).code, 0);
+    assert!(!world.alive(fresh));
+    assert!(world.alive(pid), "the stranger was signalled");
+    world.assert_no_doubles();
+}
+
+#[test]
+fn case_010_a_zombie_is_dead() {
+    let Some(mut world) = with_web() else { return };
+    let pid = world.pid("web").unwrap();
+    world.crash();
+    // PID 1 gets the orphan and, while it is frozen, does not reap it.
+    let init = world.init().to_string();
+    common::shell(world.dir.path(), &format!("kill -STOP {init}"));
+    world.kill("KILL", pid);
+    world.until("a zombie", || world.status_line(pid, "State").is_some_and(|s| s.starts_with('Z')));
+    let began = common::now();
+    assert_eq!(world.opm(&["restore"]).code, 0);
+    started(&world, "web", 2);
+    world.until_phase("web", "up");
+    assert_ne!(world.pid("web"), Some(pid));
+    assert_eq!(world.opm(&["stop", "web"]).code, 0);
+    assert!(began.elapsed().as_secs() < 5, "it waited for the zombie");
+    assert_eq!(world.lines("web.starts").len(), 2);
+    assert!(world.pids().contains(&pid), "the zombie was there all the time");
+    common::shell(world.dir.path(), &format!("kill -CONT {init}"));
+    world.assert_no_doubles();
+}

@@ -1,0 +1,121 @@
+//! Whole conversations on the command line: what is printed where, and the exit code.
+#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
+mod common;
+
+use common::{Said, World};
+
+/// What was said, with what differs from run to run made equal.
+fn text(world: &World, said: &Said) -> String {
+    let scratch = world.dir.path().to_string_lossy().into_owned();
+    let out = said.out.replace(&scratch, "DIR");
+    let err = said.err.replace(&scratch, "DIR");
+    format!("exit {}\n{out}{}{err}", said.code, if err.is_empty() { "" } else { "---\n" })
+}
+
+fn check(world: &World, args: &[&str], expected: &str) {
+    let said = world.opm(args);
+    assert_eq!(text(world, &said), expected, "opm {}\n{}", args.join(" "), world.log());
+}
+
+const SLEEP: &str = "command: [sleep, '1000']\nlogs: {to: null}\n";
+
+#[test]
+fn without_a_daemon() {
+    let world = World::bare();
+    world.unit("a", SLEEP);
+    check(&world, &["check", "units"], "exit 0\n1 units, no mistakes\n");
+    let nobody = "exit 3\n---\nopm: no daemon runs (nobody listens on `DIR/root/run/control.sock`); \
+                  start one with `opm daemon` or `opm apply`\n";
+    for args in [&["status"][..], &["apply", "--no-daemon", "units"], &["stop", "a"], &["why", "a"]]
+    {
+        check(&world, args, nobody);
+    }
+    check(
+        &world,
+        &["check", "nowhere"],
+        "exit 2\n---\nopm: cannot read units from `nowhere`: no such file or directory\n",
+    );
+    assert_eq!(world.opm(&["run"]).code, 2);
+    assert_eq!(world.opm(&["no-such-command"]).code, 2);
+    assert_eq!(world.opm(&["--version"]).out, format!("opm {}\n", env!("CARGO_PKG_VERSION")));
+}
+
+#[test]
+fn an_apply_and_what_follows() {
+    let Some(world) = World::new() else { return };
+    world.unit("a", SLEEP);
+    world.unit("b", &format!("{SLEEP}requires: [a]\n"));
+    let said = world.apply(0);
+    assert_eq!(said.out, "+ a (create)\n+ b (create)\n2 changed, generation 1\n");
+    assert!(said.err.contains("no daemon ran; one was started"), "{said:?}");
+    check(&world, &["apply", "units"], "exit 0\nno change, generation 1\n");
+    check(&world, &["plan", "units"], "exit 0\nno change\n");
+    check(&world, &["why", "a"], "exit 0\n`a` is up: it is wanted, and ready\n");
+
+    world.unit("a", &format!("{SLEEP}restart: always\nenv: {{DB_PASSWORD: geheim}}\n"));
+    let plan = "± a (restart)\n    env.DB_PASSWORD: - → \"(not shown)\" (restart)\n    \
+                restart.policy: \"on-failure\" → \"always\" (live)\n± b (restart, because of `a`)\n";
+    check(&world, &["plan", "units"], &format!("exit 0\n{plan}2 to change\n"));
+    check(&world, &["plan", "--exit-code", "units"], &format!("exit 2\n{plan}2 to change\n"));
+    let said = world.opm(&["apply", "units"]);
+    assert_eq!((said.code, said.out.as_str()), (0, &*format!("{plan}2 changed, generation 2\n")));
+
+    assert_eq!(world.opm(&["stop", "--reason", "lunch", "a"]).code, 0);
+    check(
+        &world,
+        &["why", "b"],
+        "exit 0\n`b` is waiting: waits for `a` to be ready\n`a` is down: held by uid 0: lunch \
+         (`opm start a` lifts it)\n",
+    );
+    assert_eq!(world.opm(&["status", "a"]).code, 3);
+    assert_eq!(world.opm(&["status", "nobody"]).code, 4);
+    check(&world, &["start", "aa"], "exit 4\n---\nopm: no unit `aa`; did you mean `a`?\n");
+    assert_eq!(world.opm(&["start", "a"]).code, 0);
+    world.until_phase("b", "up");
+    check(&world, &["status", "--json", "nobody"], "exit 4\n---\nopm: no unit `nobody`\n");
+    check(&world, &["reload", "a"], "exit 4\n---\nopm: `a` has no `reload:` in its unit file\n");
+    world.remove_unit("b");
+    check(
+        &world,
+        &["apply", "units"],
+        "exit 0\n- b (remove)\n1 changed, generation 5\n---\nb: stopping\n",
+    );
+    check(&world, &["shutdown"], "exit 0\n");
+    assert_eq!(world.opm(&["status"]).code, 3);
+}
+
+#[test]
+fn an_apply_that_fails_names_the_cause_and_the_last_words() {
+    let Some(world) = World::new() else { return };
+    world.unit("db", "command: [sh, -c, 'echo no disk; exit 7']\nrestart: never\n");
+    world.unit("web", &format!("{SLEEP}requires: [db]\n"));
+    let said = world.apply(1);
+    assert!(said.err.contains("opm: `db` is failed: exited 7\n    db | no disk\n"), "{said:?}");
+    assert!(said.err.contains("opm: `web` is waiting: waits for `db` to be ready\n"), "{said:?}");
+}
+
+#[test]
+fn units_with_mistakes_change_nothing() {
+    let Some(world) = World::new() else { return };
+    world.unit("a", SLEEP);
+    world.apply(0);
+    let pid = world.pid("a");
+    world.unit("b", "comand: [true]\n");
+    let said = world.apply(2);
+    assert!(said.err.contains("did you mean `command`?"), "{said:?}");
+    assert_eq!((world.pid("a"), world.phase("b")), (pid, "absent".to_owned()));
+    let said = world.opm(&["check", "--format", "json", "units"]);
+    let mistakes: serde_json::Value = serde_json::from_str(&said.out).unwrap();
+    assert_eq!((said.code, mistakes[0]["line"].as_u64()), (2, Some(1)), "{said:?}");
+}
+
+#[test]
+fn a_time_out_says_that_it_goes_on() {
+    let Some(world) = World::new() else { return };
+    world.unit("slow", "command: [sleep, '1000']\nready: {delay: 600s}\nstart_timeout: 700s\n");
+    let said = world.opm(&["apply", "--timeout", "200ms", "units"]);
+    assert_eq!(said.code, 5, "{said:?}");
+    assert!(said.err.contains("still going on: slow (starting)"), "{said:?}");
+    assert_eq!(world.opm(&["wait", "--for", "ready", "--timeout", "50ms", "slow"]).code, 5);
+}

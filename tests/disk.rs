@@ -1,0 +1,90 @@
+//! Full disks: what cannot be written is refused, and what was written stays.
+#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
+mod common;
+
+use common::{World, is_root, skip, witness};
+
+const SLEEP: &str = "command: [sleep, '1000']\nlogs: {to: null}\n";
+
+/// Puts a tiny tmpfs over a directory in the world's namespace, and fills it but for `left` KiB.
+fn tiny(world: &World, dir: &str) -> bool {
+    if !is_root() {
+        skip("needs root to mount a tmpfs");
+        return false;
+    }
+    let dir = world.root().join(dir);
+    std::fs::create_dir_all(&dir).unwrap();
+    let status =
+        world.command("mount").args(["-t", "tmpfs", "-o", "size=64k", "tiny"]).arg(&dir).status();
+    assert!(status.unwrap().success());
+    true
+}
+
+fn fill(world: &World, dir: &str) {
+    let script = format!("head -c 200000 /dev/zero > {}/filler", world.root().join(dir).display());
+    world.command("sh").args(["-c", &script]).output().unwrap();
+}
+
+fn empty(world: &World, dir: &str) {
+    let filler = world.root().join(dir).join("filler");
+    world.command("rm").arg(filler).status().unwrap();
+}
+
+#[test]
+fn a_full_disk_refuses_the_apply_and_keeps_the_old_state() {
+    let Some(mut world) = World::new() else { return };
+    if !tiny(&world, "state") {
+        return;
+    }
+    world.unit("a", SLEEP);
+    world.apply(0);
+    let pid = world.pid("a");
+    fill(&world, "state");
+    world.unit("b", SLEEP);
+    let said = world.apply(4);
+    assert!(said.err.contains("no space left on device"), "{said:?}");
+    assert!(said.err.contains("generation 1 stays"), "{said:?}");
+    assert_eq!((world.pid("a"), world.phase("b")), (pid, "absent".to_owned()));
+    // Also after a crash it is the old state, not an empty one.
+    world.crash();
+    assert_eq!(world.opm(&["daemon"]).code, 0, "{}", world.log());
+    assert_eq!((world.pid("a"), world.phase("b")), (pid, "absent".to_owned()));
+    empty(&world, "state");
+    world.apply(0);
+    assert_eq!(world.phase("b"), "up");
+}
+
+#[test]
+fn nothing_is_started_that_the_ledger_cannot_hold() {
+    let Some(mut world) = World::new() else { return };
+    if !tiny(&world, "run") {
+        return;
+    }
+    world.unit("a", SLEEP);
+    world.apply(0);
+    let pid = world.pid("a");
+    fill(&world, "run");
+    // More than what fits in the rest of the ledger's last page.
+    let names: Vec<String> = (0..60).map(|n| format!("b{n}")).collect();
+    for name in &names {
+        let command = format!("{:?}", witness(name) + "exec sleep 1000");
+        let text = format!("command: [sh, -c, {command}]\nworking_dir: ..\nlogs: {{to: null}}\n");
+        world.unit(name, &text);
+    }
+    let said = world.apply(1);
+    assert!(said.err.contains("cannot write to the ledger"), "{said:?}");
+    empty(&world, "run");
+    for name in &names {
+        world.until_phase(name, "up");
+    }
+    world.crash();
+    assert_eq!(world.opm(&["daemon"]).code, 0);
+    for name in &names {
+        world.until_phase(name, "up");
+        world.until("its first act", || !world.lines(&format!("{name}.starts")).is_empty());
+        assert_eq!(world.lines(&format!("{name}.starts")).len(), 1, "{name}");
+    }
+    assert_eq!(world.pid("a"), pid);
+    world.assert_no_doubles();
+}
