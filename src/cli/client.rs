@@ -46,19 +46,17 @@ impl Client {
         }
         match UnixStream::connect(&path) {
             Ok(stream) => Ok(Some(Self { stream, decoder: Decoder::new(REPLY_BYTES_MAX) })),
-            Err(error) => match error.kind() {
-                ErrorKind::NotFound | ErrorKind::ConnectionRefused => Ok(None),
-                kind => {
-                    let exit = if kind == ErrorKind::PermissionDenied {
-                        Exit::Refused
-                    } else {
-                        Exit::NoDaemon
-                    };
-                    let reason = crate::system::plain(&error.to_string());
-                    let message = format!("cannot connect to `{}`: {reason}", path.display());
-                    Err(Error::new(exit, message))
+            Err(error) => {
+                let kind = error.kind();
+                if matches!(kind, ErrorKind::NotFound | ErrorKind::ConnectionRefused) {
+                    return Ok(None);
                 }
-            },
+                let refused = kind == ErrorKind::PermissionDenied;
+                let exit = if refused { Exit::Refused } else { Exit::NoDaemon };
+                let reason = crate::system::plain(&error.to_string());
+                let message = format!("cannot connect to `{}`: {reason}", path.display());
+                Err(Error::new(exit, message))
+            }
         }
     }
 
@@ -83,7 +81,7 @@ impl Client {
     pub(super) fn receive(&mut self) -> Result<Reply, Error> {
         let mut buffer = vec![0u8; 64 * 1024];
         loop {
-            match self.decoder.next().map_err(|error| lost(&error.to_string()))? {
+            match self.decoder.take().map_err(|error| lost(&error.to_string()))? {
                 Some(message) => return Reply::parse(&message).map_err(|error| lost(&error)),
                 None => match self.stream.read(&mut buffer) {
                     Ok(0) => return Err(lost("it closed the connection")),

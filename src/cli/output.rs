@@ -73,7 +73,8 @@ pub(super) fn table(head: &[&str], rows: &[Vec<String>]) -> String {
             if place > 0 {
                 line.push_str("  ");
             }
-            line.push_str(&format!("{cell:width$}"));
+            line.push_str(cell);
+            line.extend(std::iter::repeat_n(' ', width.saturating_sub(cell.chars().count())));
         }
         text.push_str(line.trim_end());
         text.push('\n');

@@ -61,12 +61,11 @@ pub(super) fn show(global: &Global, args: &Name) -> Outcome {
     }
     let mut text = String::new();
     let mut say = |key: &str, value: &Value| {
-        let value = match value {
-            Value::Null => return,
-            Value::String(text) => text.clone(),
-            other => other.to_string(),
-        };
-        text.push_str(&format!("{key}: {}\n", output::plain(&value)));
+        if value.is_null() {
+            return;
+        }
+        let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        text.extend([key, ": ", &output::plain(&value), "\n"]);
     };
     for key in ["source", "hold", "epoch"] {
         say(key, unit.get(key).unwrap_or(&Value::Null));

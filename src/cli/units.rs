@@ -66,11 +66,11 @@ pub(super) fn wait_settled(
     if condition == "down" {
         return Ok(Exit::Done);
     }
-    report(global, &waited.rows)
+    Ok(report(global, &waited.rows))
 }
 
 /// Says which of these wanted instances failed, each root cause once, with its last words.
-fn report(global: &Global, rows: &[Row]) -> Outcome {
+fn report(global: &Global, rows: &[Row]) -> Exit {
     let failed: Vec<&Row> = rows
         .iter()
         .filter(|row| row.wanted && !matches!(row.phase.as_str(), "up" | "done" | "skipped"))
@@ -85,7 +85,7 @@ fn report(global: &Global, rows: &[Row]) -> Outcome {
             }
         }
     }
-    Ok(if failed.is_empty() { Exit::Done } else { Exit::Failed })
+    if failed.is_empty() { Exit::Done } else { Exit::Failed }
 }
 
 /// What is under way: on a terminal a line that changes, elsewhere a line for each change.

@@ -108,12 +108,12 @@ fn control(
         "Show" => show(supervisor, &parameters.text("unit")?),
         "Plan" => {
             let source = parameters.source()?;
-            changes(supervisor.plan(&source), &source)
+            changes(&supervisor.plan(&source), &source)
         }
         "Apply" => {
             let source = parameters.source()?;
             let applied = supervisor.apply_source(&source)?;
-            changes(applied, &source)
+            changes(&applied, &source)
         }
         "Start" => Ok(instances(&supervisor.start(&parameters.units()?)?)),
         "Restart" => Ok(instances(&supervisor.restart(&parameters.units()?)?)),
@@ -181,7 +181,7 @@ fn show(supervisor: &Supervisor<Linux>, name: &str) -> Result<Value, Failure> {
     } }))
 }
 
-fn changes(applied: Applied, source: &Source) -> Result<Value, Failure> {
+fn changes(applied: &Applied, source: &Source) -> Result<Value, Failure> {
     let text = if applied.diagnostics.is_empty() {
         String::new()
     } else {

@@ -32,7 +32,7 @@ const CALLS_PER_TURN: usize = 64;
 pub(super) struct Clients {
     path: PathBuf,
     listener: UnixListener,
-    clients: BTreeMap<Token, Client>,
+    connected: BTreeMap<Token, Client>,
     next: usize,
 }
 
@@ -176,8 +176,8 @@ impl Clients {
         registry
             .register(&mut listener, token, Interest::READABLE)
             .map_err(|error| SystemError::new("listen on", path.display(), error))?;
-        let clients = BTreeMap::new();
-        Ok(Self { path: path.to_owned(), listener, clients, next: FIRST_CLIENT })
+        let connected = BTreeMap::new();
+        Ok(Self { path: path.to_owned(), listener, connected, next: FIRST_CLIENT })
     }
 
     /// Lets the socket live on over an exec of opm; returns its descriptor.
@@ -207,7 +207,7 @@ impl Clients {
     }
 
     fn welcome(&mut self, mut stream: UnixStream, registry: &Registry) {
-        if self.clients.len() >= CLIENTS_MAX {
+        if self.connected.len() >= CLIENTS_MAX {
             log::warn!("more than {CLIENTS_MAX} clients; one is turned away");
             return;
         }
@@ -228,7 +228,7 @@ impl Clients {
         let decoder = Decoder::new(limit);
         let client =
             Client { stream, decoder, output: Vec::new(), peer, pending: None, over: false };
-        self.clients.insert(token, client);
+        self.connected.insert(token, client);
     }
 
     fn free_token(&mut self) -> Token {
@@ -236,25 +236,25 @@ impl Clients {
             let token = Token(self.next);
             self.next =
                 if self.next + 1 >= Linux::FIRST_TOKEN { FIRST_CLIENT } else { self.next + 1 };
-            if !self.clients.contains_key(&token) {
+            if !self.connected.contains_key(&token) {
                 return token;
             }
         }
     }
 
     pub(super) fn peer(&self, token: Token) -> Option<Peer> {
-        self.clients.get(&token).map(|client| client.peer)
+        self.connected.get(&token).map(|client| client.peer)
     }
 
     pub(super) fn set_pending(&mut self, token: Token, pending: Pending) {
-        if let Some(client) = self.clients.get_mut(&token) {
+        if let Some(client) = self.connected.get_mut(&token) {
             client.pending = Some(pending);
         }
     }
 
     /// The calls that a client has sent whole by now.
     pub(super) fn read(&mut self, token: Token, registry: &Registry) -> Vec<(Token, Call)> {
-        let Some(client) = self.clients.get_mut(&token) else { return Vec::new() };
+        let Some(client) = self.connected.get_mut(&token) else { return Vec::new() };
         let mut buffer = vec![0u8; READ_BYTES];
         let mut calls = Vec::new();
         loop {
@@ -285,7 +285,7 @@ impl Clients {
 
     /// Answers a client.
     pub(super) fn send(&mut self, token: Token, reply: &Reply, registry: &Registry) {
-        if let Some(client) = self.clients.get_mut(&token) {
+        if let Some(client) = self.connected.get_mut(&token) {
             client.queue(reply);
         }
         self.flush(token, registry);
@@ -293,14 +293,14 @@ impl Clients {
 
     /// Writes what waits for a client, as far as it takes it.
     pub(super) fn flush(&mut self, token: Token, registry: &Registry) {
-        let Some(client) = self.clients.get_mut(&token) else { return };
+        let Some(client) = self.connected.get_mut(&token) else { return };
         if !client.write() || (client.over && client.output.is_empty()) {
             self.drop_client(token, registry);
         }
     }
 
     fn drop_client(&mut self, token: Token, registry: &Registry) {
-        if let Some(mut client) = self.clients.remove(&token)
+        if let Some(mut client) = self.connected.remove(&token)
             && let Err(error) = registry.deregister(&mut client.stream)
         {
             log::debug!("cannot stop watching a client: {error}");
@@ -315,13 +315,13 @@ impl Clients {
         registry: &Registry,
     ) {
         let waiting: Vec<Token> = self
-            .clients
+            .connected
             .iter()
             .filter(|(_, client)| client.pending.is_some())
             .map(|(token, _)| *token)
             .collect();
         for token in waiting {
-            let Some(client) = self.clients.get_mut(&token) else { continue };
+            let Some(client) = self.connected.get_mut(&token) else { continue };
             client.notify(supervisor, notices);
             self.flush(token, registry);
         }
@@ -347,7 +347,7 @@ impl Clients {
 
     /// The nearest end of a client's patience.
     pub(super) fn wake_at(&self) -> Option<Monotonic> {
-        self.clients
+        self.connected
             .values()
             .filter_map(|client| match &client.pending {
                 Some(Pending::Wait(wait)) => wait.deadline,
@@ -361,7 +361,7 @@ impl Clients {
         if let Err(error) = fs::remove_file(&self.path) {
             log::debug!("cannot remove {}: {error}", self.path.display());
         }
-        self.clients.clear();
+        self.connected.clear();
     }
 }
 
@@ -377,7 +377,7 @@ impl Client {
                 self.over = true;
                 return false;
             }
-            match self.decoder.next() {
+            match self.decoder.take() {
                 Ok(None) => return true,
                 Ok(Some(message)) => match Call::parse(&message) {
                     Ok(call) => calls.push((token, call)),

@@ -31,7 +31,9 @@ fn line<S: System>(supervisor: &Supervisor<S>, notice: &Notice) -> Option<(Level
         Happening::Ended { role, outcome, .. } => match outcome {
             Outcome::NotStarted(error) => (Level::Error, error.to_string()),
             Outcome::Exited(0) => (Level::Debug, format!("{role} exited 0")),
-            other => (Level::Info, format!("{role} {other}")),
+            Outcome::Exited(_) | Outcome::Killed { .. } | Outcome::Unknown => {
+                (Level::Info, format!("{role} {outcome}"))
+            }
         },
         Happening::StopBegan { cause: StopCause::MainEnded, .. } => return None,
         Happening::StopBegan { cause: cause @ StopCause::StartTimeout, .. } => {

@@ -1,6 +1,6 @@
 //! Building the daemon: what the process needs, the lock, the control socket, the first state.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::ffi::{CString, OsString};
 use std::fmt;
 use std::fs;
@@ -184,21 +184,21 @@ pub fn read_source(dir: &Path) -> Result<Source, SystemError> {
         SystemError::new("read units from", path.display(), error)
     };
     let dir = fs::canonicalize(dir).map_err(|error| fail(dir, &error))?;
-    let mut paths = BTreeMap::new();
+    let mut paths = BTreeSet::new();
     if fs::metadata(&dir).map_err(|error| fail(&dir, &error))?.is_file() {
-        paths.insert(dir.clone(), ());
+        paths.insert(dir.clone());
     } else {
         for entry in fs::read_dir(&dir).map_err(|error| fail(&dir, &error))? {
             let path = entry.map_err(|error| fail(&dir, &error))?.path();
             let hidden = path.file_name().is_some_and(|name| name.as_bytes().starts_with(b"."));
             let yaml = path.extension().is_some_and(|end| end == "yaml" || end == "yml");
             if yaml && !hidden {
-                paths.insert(path, ());
+                paths.insert(path);
             }
         }
     }
     let mut files = Vec::with_capacity(paths.len());
-    for path in paths.into_keys() {
+    for path in paths {
         let metadata = fs::metadata(&path).map_err(|error| fail(&path, &error))?;
         if metadata.size() > FILE_BYTES_MAX {
             let reason = format!("it has {} bytes, more than {FILE_BYTES_MAX}", metadata.size());

@@ -179,19 +179,27 @@ impl Process {
 }
 
 impl Run {
+    /// The process whose end decides what follows: the main one, or the hook that failed.
+    pub fn decisive(&self, cause: &StopCause) -> Option<&Process> {
+        if let StopCause::HookFailed(role) = cause {
+            return self.process(*role);
+        }
+        self.main.as_ref()
+    }
+
     /// The process with this role.
     pub fn process(&self, role: Role) -> Option<&Process> {
-        match role {
-            Role::Main => self.main.as_ref(),
-            _ => self.helper.as_ref().filter(|(helper, _)| *helper == role).map(|(_, p)| p),
+        if role == Role::Main {
+            return self.main.as_ref();
         }
+        self.helper.as_ref().filter(|(helper, _)| *helper == role).map(|(_, process)| process)
     }
 
     fn process_mut(&mut self, role: Role) -> Option<&mut Process> {
-        match role {
-            Role::Main => self.main.as_mut(),
-            _ => self.helper.as_mut().filter(|(helper, _)| *helper == role).map(|(_, p)| p),
+        if role == Role::Main {
+            return self.main.as_mut();
         }
+        self.helper.as_mut().filter(|(helper, _)| *helper == role).map(|(_, process)| process)
     }
 
     /// Whether a process with a role lives.
@@ -396,27 +404,25 @@ impl Instance {
         if self.run.as_ref().is_none_or(|run| run.id != id) {
             return false;
         }
-        match &mut self.phase {
-            Phase::Stopping { rung, rung_since, .. } if *rung < new => {
-                *rung = new;
-                *rung_since = at;
-                true
-            }
-            _ => false,
+        if let Phase::Stopping { rung, rung_since, .. } = &mut self.phase
+            && *rung < new
+        {
+            *rung = new;
+            *rung_since = at;
+            return true;
         }
+        false
     }
 
     /// The run is over, or there was none and minds changed.
     fn settle(&mut self, at: Monotonic, verdict: &Verdict) {
         if let Some(run) = self.run.take() {
-            let cause = match &self.phase {
-                Phase::Stopping { cause, .. } => cause.clone(),
-                _ => StopCause::MainEnded,
+            let cause = if let Phase::Stopping { cause, .. } = &self.phase {
+                cause.clone()
+            } else {
+                StopCause::MainEnded
             };
-            let decisive = match cause {
-                StopCause::HookFailed(role) => run.process(role),
-                _ => run.main.as_ref(),
-            };
+            let decisive = run.decisive(&cause);
             self.last = Some(End {
                 run: run.id,
                 outcome: decisive.and_then(Process::outcome).cloned(),
@@ -447,9 +453,10 @@ impl Instance {
 impl Run {
     fn set(&mut self, role: Role, process: Process) -> bool {
         self.left = None;
-        match role {
-            Role::Main => self.main = Some(process),
-            _ => self.helper = Some((role, process)),
+        if role == Role::Main {
+            self.main = Some(process);
+        } else {
+            self.helper = Some((role, process));
         }
         true
     }

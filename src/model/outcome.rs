@@ -154,10 +154,8 @@ impl Outcome {
             Self::Killed { signal, .. } => {
                 128u8.saturating_add(u8::try_from(signal.number()).unwrap_or(0))
             }
-            Self::NotStarted(error) => match error.stage {
-                Stage::Resolve => 127,
-                _ => 126,
-            },
+            Self::NotStarted(error) if error.stage == Stage::Resolve => 127,
+            Self::NotStarted(_) => 126,
             Self::Unknown => 1,
         }
     }

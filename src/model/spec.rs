@@ -343,7 +343,7 @@ pub enum Output {
 pub enum Ready {
     /// As soon as its program runs. A task is ready when it has completed.
     Started,
-    /// By `READY=1` on the notify socket, sd_notify(3).
+    /// By `READY=1` on the notify socket, `sd_notify(3)`.
     Notify,
     /// By a newline on this descriptor.
     Fd(u16),

@@ -225,20 +225,17 @@ pub fn fields_of(spec: &Spec) -> BTreeMap<String, (Value, Class)> {
 
 /// Maps become one key per entry; empty and absent values are none.
 fn flatten(key: String, value: Value, class: Class, fields: &mut BTreeMap<String, (Value, Class)>) {
-    match value {
-        Value::Null => {}
-        Value::Object(map)
-            if map.len() > 1 || key == "env" || key == "limits" || key == "labels" =>
-        {
-            for (inner, value) in map {
-                flatten(format!("{key}.{inner}"), value, class, fields);
-            }
+    let is_map = matches!(&value, Value::Object(map)
+        if map.len() > 1 || matches!(key.as_str(), "env" | "limits" | "labels"));
+    if let (true, Value::Object(map)) = (is_map, &value) {
+        for (inner, value) in map {
+            flatten(format!("{key}.{inner}"), value.clone(), class, fields);
         }
-        Value::Array(list) if list.is_empty() => {}
-        Value::String(text) if text.is_empty() => {}
-        other => {
-            fields.insert(key, (other, class));
-        }
+        return;
+    }
+    let empty = [Value::Null, Value::Array(Vec::new()), Value::String(String::new())];
+    if !is_map && !empty.contains(&value) {
+        fields.insert(key, (value, class));
     }
 }
 

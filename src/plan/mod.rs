@@ -171,7 +171,12 @@ fn idle(view: &View<'_>, id: &InstanceId, instance: &Instance, now: Monotonic) -
         let settles = match instance.phase {
             Phase::Waiting { .. } | Phase::Backoff { .. } => true,
             Phase::Failed { .. } | Phase::Skipped { .. } => view.shutdown.is_none(),
-            _ => false,
+            Phase::Down
+            | Phase::Starting
+            | Phase::Up
+            | Phase::Stopping { .. }
+            | Phase::Done
+            | Phase::Unproven { .. } => false,
         };
         if settles {
             let down = crate::model::Verdict::Down;
@@ -198,10 +203,12 @@ fn begin(
     if on.is_empty() {
         return Due::step(id, Action::Begin { fresh }, reason);
     }
-    match &instance.phase {
-        Phase::Waiting { on: known, .. } if *known == on => Due::NOTHING,
-        _ => Due::step(id, Action::Wait { on, fresh }, Reason::Blocked),
+    if let Phase::Waiting { on: known, .. } = &instance.phase
+        && *known == on
+    {
+        return Due::NOTHING;
     }
+    Due::step(id, Action::Wait { on, fresh }, Reason::Blocked)
 }
 
 /// The first rung above `Dependents` at which a stop of this spec acts.

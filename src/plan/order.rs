@@ -88,14 +88,12 @@ fn standing_of(view: &View<'_>, unit: &Unit, id: &InstanceId, wanted: Condition)
             Condition::Ready if unit.spec.kind != Kind::Task => Standing::Met,
             Condition::Ready | Condition::Completed => Standing::Pending,
         },
-        Phase::Starting => match (wanted, instance.run.as_ref().is_some_and(is_started)) {
-            (Condition::Started, true) => Standing::Met,
-            _ => Standing::Pending,
-        },
-        Phase::Stopping { .. } => idle,
-        Phase::Down => idle,
+        Phase::Starting => {
+            let started = instance.run.as_ref().is_some_and(is_started);
+            if started && wanted == Condition::Started { Standing::Met } else { Standing::Pending }
+        }
         Phase::Waiting { on, .. } if on.iter().any(|blocker| blocker.stuck) => Standing::Stuck,
-        Phase::Waiting { .. } => idle,
+        Phase::Stopping { .. } | Phase::Down | Phase::Waiting { .. } => idle,
         Phase::Failed { .. } | Phase::Skipped { .. } | Phase::Done if !current => idle,
         Phase::Backoff { .. }
         | Phase::Failed { .. }
@@ -169,9 +167,9 @@ pub(super) fn dependents_are_up(view: &View<'_>, id: &InstanceId, cause: &StopCa
     cause.spreads()
         && unit_leaves
         && node.dependents.iter().any(|(dependent, strength)| {
-            view.observed.of_unit(dependent).any(|(_, instance)| match &instance.phase {
-                Phase::Stopping { .. } => true,
-                _ => *strength == Strength::Requires && instance.run.is_some(),
+            view.observed.of_unit(dependent).any(|(_, instance)| {
+                matches!(instance.phase, Phase::Stopping { .. })
+                    || (*strength == Strength::Requires && instance.run.is_some())
             })
         })
 }

@@ -89,7 +89,14 @@ pub(super) fn ends_opm(view: &View<'_>, spec: &Spec, instance: &Instance) -> Opt
             ends.then_some(code.max(1))
         }
         Phase::Done => (spec.essential || spec.on_success == EndAction::Shutdown).then_some(code),
-        _ => None,
+        Phase::Down
+        | Phase::Waiting { .. }
+        | Phase::Starting
+        | Phase::Up
+        | Phase::Stopping { .. }
+        | Phase::Backoff { .. }
+        | Phase::Skipped { .. }
+        | Phase::Unproven { .. } => None,
     }
 }
 

@@ -23,10 +23,10 @@ pub(super) fn running(
         return Due::step(id, Action::StopBegin(run.id, cause), reason);
     }
     let Some(unit) = view.unit(id) else { return Due::NOTHING };
-    match instance.phase {
-        Phase::Up => up(view, unit, id, run, now),
-        _ => starting(&unit.spec, id, instance, run, now),
+    if instance.phase == Phase::Up {
+        return up(view, unit, id, run, now);
     }
+    starting(&unit.spec, id, instance, run, now)
 }
 
 /// Why the run must end now, if it must.

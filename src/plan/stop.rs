@@ -132,10 +132,7 @@ impl Stopping<'_> {
         if hooks && spec.hooks.post_stop.get(usize::from(next)).is_some() {
             return self.climb(Rung::PostStop(next), Reason::Next);
         }
-        let decisive = match self.cause {
-            StopCause::HookFailed(role) => self.run.process(*role),
-            _ => self.run.main.as_ref(),
-        };
+        let decisive = self.run.decisive(self.cause);
         let end = End {
             run: self.run.id,
             cause: self.cause.clone(),
@@ -147,10 +144,8 @@ impl Stopping<'_> {
         let verdict = view
             .unit(self.id)
             .map_or(Verdict::Down, |unit| restart::verdict(unit, self.instance, &end, wanted));
-        let reason = match &verdict {
-            Verdict::Failed { at_limit: true } => Reason::Limit,
-            _ => Reason::Ended(end.outcome),
-        };
+        let at_limit = verdict == Verdict::Failed { at_limit: true };
+        let reason = if at_limit { Reason::Limit } else { Reason::Ended(end.outcome) };
         let mut due = Due::step(self.id, Action::Settle(verdict.clone()), reason.clone());
         if let Some(unit) = restart::starts_unit(spec, &verdict) {
             due.steps.extend(Due::step(self.id, Action::StartUnit(unit), reason).steps);

@@ -47,7 +47,6 @@ fn link(view: &View<'_>, id: &InstanceId, lines: &mut Vec<String>) -> Option<Ins
     });
     match &instance.phase {
         Phase::Down if ended.is_empty() || !view.wants(id) => say(unwanted(view, id)),
-        Phase::Down => say(ended),
         Phase::Waiting { on, .. } => {
             let what: Vec<String> = on.iter().map(ToString::to_string).collect();
             say(format!("waits for {}", what.join(", ")));
@@ -78,7 +77,7 @@ fn link(view: &View<'_>, id: &InstanceId, lines: &mut Vec<String>) -> Option<Ins
             say(format!("{ended}; automatic restart number {} is due", instance.attempt));
         }
         Phase::Failed { at_limit: true } => say(format!("{ended}; it used up its starts")),
-        Phase::Failed { at_limit: false } | Phase::Done => say(ended),
+        Phase::Failed { at_limit: false } | Phase::Done | Phase::Down => say(ended),
         Phase::Skipped { condition } => say(format!("a condition does not hold: {condition}")),
         Phase::Unproven { why } => say(format!(
             "{why}; it is neither started nor killed until `opm release {id}` or a reboot"

@@ -38,7 +38,7 @@ impl Decoder {
     ///
     /// # Errors
     /// When what has come of it is longer than the limit.
-    pub fn next(&mut self) -> Result<Option<Vec<u8>>, TooLong> {
+    pub fn take(&mut self) -> Result<Option<Vec<u8>>, TooLong> {
         let unseen = self.bytes.get(self.seen..).unwrap_or_default();
         let Some(end) = unseen.iter().position(|byte| *byte == 0) else {
             self.seen = self.bytes.len();
@@ -68,7 +68,7 @@ mod tests {
             let mut messages = Vec::new();
             for chunk in stream.chunks(size) {
                 decoder.push(chunk);
-                while let Some(message) = decoder.next().unwrap() {
+                while let Some(message) = decoder.take().unwrap() {
                     messages.push(message);
                 }
             }
@@ -80,8 +80,8 @@ mod tests {
     fn a_message_over_the_limit_is_refused() {
         let mut decoder = Decoder::new(4);
         decoder.push(b"1234\0");
-        assert_eq!(decoder.next(), Ok(Some(b"1234".to_vec())));
+        assert_eq!(decoder.take(), Ok(Some(b"1234".to_vec())));
         decoder.push(b"12345");
-        assert_eq!(decoder.next(), Err(TooLong(4)));
+        assert_eq!(decoder.take(), Err(TooLong(4)));
     }
 }

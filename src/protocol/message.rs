@@ -29,10 +29,7 @@ impl Call {
 
     /// A call of opm's own interface.
     pub fn control(method: &str, parameters: Value) -> Self {
-        let parameters = match parameters {
-            Value::Object(map) => map,
-            _ => Map::new(),
-        };
+        let parameters = if let Value::Object(map) = parameters { map } else { Map::new() };
         Self { method: format!("{CONTROL}.{method}"), parameters, more: false, oneway: false }
     }
 

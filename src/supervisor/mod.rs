@@ -195,14 +195,11 @@ impl<S: System> Supervisor<S> {
             return;
         }
         let after = self.observed.get(&id).map(Standing::of);
-        let had_run = before.as_ref().is_some_and(|standing| standing.run);
-        let has_run = after.as_ref().is_some_and(|standing| standing.run);
-        if had_run != has_run && !keeper_unit::is_keeper(&id.unit) {
-            self.running = if has_run {
-                self.running.saturating_add(1)
-            } else {
-                self.running.saturating_sub(1)
-            };
+        let ran = before.as_ref().is_some_and(|standing| standing.run);
+        let runs = after.as_ref().is_some_and(|standing| standing.run);
+        if ran != runs && !keeper_unit::is_keeper(&id.unit) {
+            self.running =
+                if runs { self.running.saturating_add(1) } else { self.running.saturating_sub(1) };
             self.last_stage();
         }
         // The entry of a process was written before it was let go.
@@ -251,38 +248,32 @@ impl<S: System> Supervisor<S> {
     }
 
     fn flush(&mut self) {
-        match self.system.flush() {
-            Ok(()) if self.ledger_fails => {
-                self.ledger_fails = false;
-                log::info!("the ledger can be written again");
-            }
-            Ok(()) => {}
+        let result = self.system.flush();
+        match &result {
+            Ok(()) if self.ledger_fails => log::info!("the ledger can be written again"),
             Err(error) if !self.ledger_fails => {
-                self.ledger_fails = true;
                 log::error!("{error}; nothing is started until it can be written");
             }
-            Err(_) => {}
+            Ok(()) | Err(_) => {}
         }
+        self.ledger_fails = result.is_err();
     }
 
     /// Begins to shut down, or has less patience with a shutdown that has begun.
     pub fn begin_shutdown(&mut self, code: u8, budget: Option<Span>, why: String) {
         let now = self.system.now();
-        match &mut self.shutdown {
-            Some(shutdown) => {
-                shutdown.hurry = match shutdown.hurry {
-                    Hurry::Ordered => Hurry::Unordered,
-                    Hurry::Unordered | Hurry::Kill => Hurry::Kill,
-                };
-                log::warn!("{why}; {:?}", shutdown.hurry);
-            }
-            None => {
-                log::info!("shutting down: {why}");
-                let deadline = budget.map(|budget| now.after(budget));
-                let hurry = Hurry::Ordered;
-                let spared = [keeper_unit::instance().unit].into();
-                self.shutdown = Some(Shutdown { began: now, deadline, hurry, code, why, spared });
-            }
+        if let Some(shutdown) = &mut self.shutdown {
+            shutdown.hurry = match shutdown.hurry {
+                Hurry::Ordered => Hurry::Unordered,
+                Hurry::Unordered | Hurry::Kill => Hurry::Kill,
+            };
+            log::warn!("{why}; {:?}", shutdown.hurry);
+        } else {
+            log::info!("shutting down: {why}");
+            let deadline = budget.map(|budget| now.after(budget));
+            let hurry = Hurry::Ordered;
+            let spared = [keeper_unit::instance().unit].into();
+            self.shutdown = Some(Shutdown { began: now, deadline, hurry, code, why, spared });
         }
         self.touch_all();
         self.last_stage();
@@ -329,6 +320,7 @@ impl<S: System> Supervisor<S> {
 
 /// What neighbours can see of an instance.
 #[derive(PartialEq)]
+#[expect(clippy::struct_excessive_bools, reason = "a key to compare, not a state")]
 struct Standing {
     phase: std::mem::Discriminant<Phase>,
     run: bool,
@@ -346,10 +338,8 @@ impl Standing {
             run: run.is_some(),
             ready: run.is_some_and(|run| run.ready.is_some()),
             started: main.is_some_and(|main| main.state != crate::model::Life::Born),
-            stuck: match &instance.phase {
-                Phase::Waiting { on, .. } => on.iter().any(|blocker| blocker.stuck),
-                _ => false,
-            },
+            stuck: matches!(&instance.phase, Phase::Waiting { on, .. }
+                if on.iter().any(|blocker| blocker.stuck)),
         }
     }
 }

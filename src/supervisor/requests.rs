@@ -272,10 +272,12 @@ impl<S: System> Supervisor<S> {
         self.commit_changed(desired)?;
         let ids = self.all_ids(&targets);
         for id in &ids {
-            let unproven = self.observed.get(id).and_then(|instance| match instance.phase {
-                Phase::Unproven { .. } => instance.run.as_ref().map(|run| run.id),
-                _ => None,
-            });
+            let unproven = self
+                .observed
+                .get(id)
+                .filter(|instance| matches!(instance.phase, Phase::Unproven { .. }))
+                .and_then(|instance| instance.run.as_ref())
+                .map(|run| run.id);
             if let Some(run) = unproven {
                 self.system.release(id, run);
                 let event = self.event(id, Happening::Forgotten);

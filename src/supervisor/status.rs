@@ -10,6 +10,7 @@ use crate::system::System;
 
 /// How one instance is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(clippy::struct_excessive_bools, reason = "a row of output, each column a claim")]
 pub struct Row {
     /// Which one.
     pub instance: String,
@@ -107,9 +108,10 @@ impl<S: System> Supervisor<S> {
             held_by: unit.and_then(|unit| unit.hold_of(id)).map(|hold| hold.by.clone()),
             says: run.map(|run| run.status.clone()).unwrap_or_default(),
             adopted: run.is_some_and(|run| run.adopted),
-            restart_in_ms: match phase {
-                Phase::Backoff { until } => Some(until.since(now).as_millis_up()),
-                _ => None,
+            restart_in_ms: if let Phase::Backoff { until } = phase {
+                Some(until.since(now).as_millis_up())
+            } else {
+                None
             },
             description: unit.map(|unit| unit.spec.description.clone()).unwrap_or_default(),
             labels: unit.map(|unit| unit.spec.labels.clone()).unwrap_or_default(),

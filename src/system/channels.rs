@@ -19,7 +19,7 @@ use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg, setsockopt, socko
 use super::SOCKET_PATH_MAX;
 use crate::model::RunId;
 
-/// Longest notify message, in bytes; the rest is cut. sd_notify(3) messages are far shorter.
+/// Longest notify message, in bytes; the rest is cut. `sd_notify(3)` messages are far shorter.
 const MESSAGE_BYTES_MAX: usize = 4096;
 
 /// Makes a FIFO, or takes the one that is there, and opens it for reading and writing, so that it
@@ -62,7 +62,7 @@ pub(super) struct Message {
     pub(super) sender: Option<i32>,
 }
 
-/// Reads the assignments of a message, sd_notify(3). Unknown ones are passed over.
+/// Reads the assignments of a message, `sd_notify(3)`. Unknown ones are passed over.
 fn parse_message(bytes: &[u8]) -> Message {
     let mut message = Message::default();
     for line in bytes.split(|byte| *byte == b'\n') {
@@ -75,7 +75,7 @@ fn parse_message(bytes: &[u8]) -> Message {
     message
 }
 
-/// A socket of one instance for sd_notify(3).
+/// A socket of one instance for `sd_notify(3)`.
 #[derive(Debug)]
 pub(super) struct NotifySocket {
     socket: UnixDatagram,
@@ -83,7 +83,7 @@ pub(super) struct NotifySocket {
 
 impl NotifySocket {
     /// Binds the socket, private to `owner`.
-    pub(super) fn bind(path: PathBuf, owner: Option<u32>) -> Result<Self, String> {
+    pub(super) fn bind(path: &Path, owner: Option<u32>) -> Result<Self, String> {
         let length = path.as_os_str().len();
         if length > SOCKET_PATH_MAX {
             return Err(format!(
@@ -92,14 +92,14 @@ impl NotifySocket {
             ));
         }
         let bind = || -> io::Result<UnixDatagram> {
-            match fs::remove_file(&path) {
+            match fs::remove_file(path) {
                 Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
                 _ => {}
             }
-            let socket = UnixDatagram::bind(&path)?;
-            fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
+            let socket = UnixDatagram::bind(path)?;
+            fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
             if let Some(uid) = owner {
-                std::os::unix::fs::chown(&path, Some(uid), None)?;
+                std::os::unix::fs::chown(path, Some(uid), None)?;
             }
             socket.set_nonblocking(true)?;
             setsockopt(&socket, sockopt::PassCred, &true)?;
@@ -123,9 +123,11 @@ impl NotifySocket {
             match recvmsg::<()>(self.socket.as_raw_fd(), &mut parts, Some(&mut space), flags) {
                 Ok(received) => {
                     let sender = received.cmsgs().ok().and_then(|mut all| {
-                        all.find_map(|message| match message {
-                            ControlMessageOwned::ScmCredentials(who) => Some(who.pid()),
-                            _ => None,
+                        all.find_map(|message| {
+                            let ControlMessageOwned::ScmCredentials(who) = message else {
+                                return None;
+                            };
+                            Some(who.pid())
                         })
                     });
                     break (received.bytes, sender);

@@ -2,8 +2,8 @@
 //!
 //! The child is a copy of the supervisor: it may not allocate, lock, log or panic, since any of
 //! these may need something that is half changed in the copy. It calls only: read, write, close,
-//! dup3, fcntl, close_range, setsid, setpgid, tcsetpgrp, open, prlimit, setpriority, umask, chdir,
-//! rt_sigaction, rt_sigprocmask, the raw set*id calls (glibc's wrappers signal all threads), execve
+//! dup3, fcntl, `close_range`, setsid, setpgid, tcsetpgrp, open, prlimit, setpriority, umask, chdir,
+//! `rt_sigaction`, `rt_sigprocmask`, the raw set*id calls (glibc's wrappers signal all threads), execve
 //! and _exit. All strings and arrays are made before by the parent ([`Prepared`]).
 //!
 //! Whatever can hang (a dead NFS server) comes after the gate.

@@ -66,6 +66,7 @@ pub(super) struct Launcher<'a> {
     pub(super) process: &'a ProcessSpec,
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "texts and things that print, as they come")]
 fn error(stage: Stage, subject: impl ToString, reason: impl ToString) -> StartError {
     StartError { stage, subject: subject.to_string(), reason: reason.to_string(), passing: false }
 }
@@ -320,7 +321,14 @@ impl Launcher<'_> {
             }
             Stage::Nice => self.process.nice.map(|nice| nice.to_string()).unwrap_or_default(),
             Stage::OomScore => prepared.oom_score_adjust.as_ref().map(text).unwrap_or_default(),
-            _ => String::new(),
+            Stage::EnvFile
+            | Stage::Resolve
+            | Stage::Prepare
+            | Stage::Fork
+            | Stage::Ledger
+            | Stage::Gate
+            | Stage::Session
+            | Stage::Descriptors => String::new(),
         };
         let reason = match (stage, errno) {
             (Stage::Exec, libc::ENOENT) => missing_interpreter(Path::new(&subject)),

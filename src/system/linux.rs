@@ -7,7 +7,7 @@ use std::fs;
 use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
@@ -95,7 +95,7 @@ enum Watched {
     /// The end of a process that is not our child.
     Foreign { run: RunId, role: Role, pidfd: OwnedFd },
     /// The end of a process without a role, in a tree that is watched.
-    Member { run: RunId, _pidfd: OwnedFd },
+    Member { run: RunId, pidfd: OwnedFd },
     /// A notify socket.
     Notify { run: RunId, socket: NotifySocket },
     /// A readiness descriptor.
@@ -363,8 +363,9 @@ impl Linux {
             Watched::Channel(launching) => {
                 (launching.channel.as_raw_fd(), Some(launching.launch.run))
             }
-            Watched::Foreign { run, pidfd, .. } => (pidfd.as_raw_fd(), Some(*run)),
-            Watched::Member { run, _pidfd } => (_pidfd.as_raw_fd(), Some(*run)),
+            Watched::Foreign { run, pidfd, .. } | Watched::Member { run, pidfd } => {
+                (pidfd.as_raw_fd(), Some(*run))
+            }
             Watched::Notify { run, socket } => (socket.as_fd().as_raw_fd(), Some(*run)),
             Watched::ReadyFd { run, fifo } => (fifo.as_raw_fd(), Some(*run)),
             Watched::Files => return Some(watched),
@@ -404,17 +405,13 @@ impl Linux {
     }
 
     /// Everything by which a main process can say that it is ready, and what it is told of that.
-    fn open_readiness(
-        &mut self,
-        launch: &Launch,
-        ready: &Ready,
-    ) -> Result<(Vec<(OwnedFd, RawFd)>, Vec<(&'static str, OsString)>), StartError> {
+    fn open_readiness(&mut self, launch: &Launch, ready: &Ready) -> Result<Readiness, StartError> {
         let (id, run) = (&launch.instance, launch.run);
         match ready {
             Ready::Notify => {
                 let path = self.dirs.notify().join(id.to_string());
-                self.open_notify(run, path.clone(), owner_of(&launch.spec))?;
-                Ok((Vec::new(), vec![("NOTIFY_SOCKET", path.into())]))
+                self.open_notify(run, &path, owner_of(&launch.spec))?;
+                Ok(Readiness { owned: Vec::new(), extra: vec![("NOTIFY_SOCKET", path.into())] })
             }
             Ready::Fd(number) => {
                 let path = self.dirs.notify().join(format!("{id}.ready"));
@@ -423,24 +420,24 @@ impl Linux {
                 let theirs = channels::child_end(&fifo).map_err(fail)?;
                 let fd = fifo.as_raw_fd();
                 self.watch(Some(run), fd, Watched::ReadyFd { run, fifo }).map_err(fail)?;
-                Ok((vec![(theirs, RawFd::from(*number))], Vec::new()))
+                Ok(Readiness { owned: vec![(theirs, RawFd::from(*number))], extra: Vec::new() })
             }
             Ready::File(template) => {
                 let path = self.path_of(launch, template);
                 self.wait_for_file(run, path, true)?;
-                Ok((Vec::new(), Vec::new()))
+                Ok(Readiness::default())
             }
-            Ready::Started | Ready::Delay(_) => Ok((Vec::new(), Vec::new())),
+            Ready::Started | Ready::Delay(_) => Ok(Readiness::default()),
         }
     }
 
     fn open_notify(
         &mut self,
         run: RunId,
-        path: PathBuf,
+        path: &Path,
         owner: Option<u32>,
     ) -> Result<(), StartError> {
-        let socket = NotifySocket::bind(path.clone(), owner).map_err(|reason| StartError {
+        let socket = NotifySocket::bind(path, owner).map_err(|reason| StartError {
             stage: Stage::Prepare,
             subject: path.display().to_string(),
             reason,
@@ -448,7 +445,7 @@ impl Linux {
         })?;
         let fd = socket.as_fd().as_raw_fd();
         if let Some(kept) = self.runs.get_mut(&run) {
-            kept.notify = Some(path.clone());
+            kept.notify = Some(path.to_owned());
         }
         self.watch(Some(run), fd, Watched::Notify { run, socket })
             .map_err(|error| prepare_error(path.display(), &error))
@@ -497,6 +494,15 @@ impl Linux {
         }
         others.len()
     }
+}
+
+/// What a process is given to say that it is ready.
+#[derive(Debug, Default)]
+struct Readiness {
+    /// Descriptors, and their numbers in the child.
+    owned: Vec<(OwnedFd, RawFd)>,
+    /// Variables.
+    extra: Vec<(&'static str, OsString)>,
 }
 
 fn prepare_error(subject: impl std::fmt::Display, error: &std::io::Error) -> StartError {
@@ -593,10 +599,8 @@ impl System for Linux {
             Output::Keeper => Some(self.output(launch)?),
             Output::Inherit | Output::Null => None,
         };
-        let (owned, extra) = match is_main {
-            true => self.open_readiness(launch, &spec.ready)?,
-            false => (Vec::new(), Vec::new()),
-        };
+        let Readiness { owned, extra } =
+            if is_main { self.open_readiness(launch, &spec.ready)? } else { Readiness::default() };
         let null = self.null.as_raw_fd();
         let mut descriptors = Vec::new();
         if !(is_main && spec.stdin == Stdin::Inherit) {
@@ -692,7 +696,7 @@ impl System for Linux {
             if let (Proof::Alive, Some(pidfd)) = process::prove(&member) {
                 left = left.saturating_add(1);
                 let fd = pidfd.as_raw_fd();
-                let watched = Watched::Member { run: run.run, _pidfd: pidfd };
+                let watched = Watched::Member { run: run.run, pidfd };
                 if let Err(error) = self.watch(Some(run.run), fd, watched) {
                     log::error!("cannot watch process {}: {error}", member.pid);
                 }

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use super::{Proof, SystemError, sys};
 use crate::model::{Identity, Signal};
 
-/// What `/proc/PID/stat` says, proc_pid_stat(5).
+/// What `/proc/PID/stat` says, `proc_pid_stat(5)`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stat {
     /// `R`, `S`, `Z`, …
@@ -74,8 +74,7 @@ pub(super) fn prove(identity: &Identity) -> (Proof, Option<OwnedFd>) {
     let pidfd = match sys::pidfd_open(identity.pid) {
         Ok(pidfd) => Some(pidfd),
         Err(error) => match error.raw_os_error() {
-            Some(libc::ESRCH) => return (Proof::Dead, None),
-            Some(libc::EINVAL) => return (Proof::Dead, None),
+            Some(libc::ESRCH | libc::EINVAL) => return (Proof::Dead, None),
             // No such call here: the start time alone has to do.
             _ => None,
         },

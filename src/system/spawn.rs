@@ -145,7 +145,7 @@ fn fork(
     }
 }
 
-/// The kernel's struct clone_args, first version: eight numbers, 64 bytes.
+/// The kernel's struct `clone_args`, first version: eight numbers, 64 bytes.
 #[repr(C)]
 #[derive(Default)]
 struct CloneArgs {

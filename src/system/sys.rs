@@ -37,7 +37,7 @@ pub fn wall_now() -> Wall {
     Wall(micros)
 }
 
-/// A handle on a process that cannot go stale, pidfd_open(2) (Linux 5.3).
+/// A handle on a process that cannot go stale, `pidfd_open(2)` (Linux 5.3).
 pub(super) fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
     // SAFETY: takes two numbers and returns a new descriptor or -1.
     let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };

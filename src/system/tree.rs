@@ -80,10 +80,9 @@ fn children(pid: i32) -> Option<Vec<i32>> {
 /// Whether a process without a role is of this run, by its session or its cookie.
 fn belongs(pid: i32, run: &RunRef) -> bool {
     let session = process::stat(pid).map(|stat| stat.session);
-    run.leaders
-        .iter()
-        .any(|(_, leader)| Some(leader.pid) == session && !is_reused(leader, process::stat(leader.pid)))
-        || has_cookie(pid, run)
+    run.leaders.iter().any(|(_, leader)| {
+        Some(leader.pid) == session && !is_reused(leader, process::stat(leader.pid))
+    }) || has_cookie(pid, run)
 }
 
 /// Whether a leader's number belongs to another process now. A number is not given away while a

@@ -81,7 +81,7 @@ impl Decoder<'_, '_> {
                 None
             }
             (None, None) => {
-                if !self.is_command_excused && !has_unread(unit, fields, &["command", "shell"]) {
+                if !self.is_command_excused {
                     let kind = self.kind.as_str();
                     let message = format!("a {kind} needs `command` or `shell`");
                     self.sink.error(At::new(unit.at.start, 0), message);
@@ -256,12 +256,4 @@ impl Decoder<'_, '_> {
             _ => self.path(key.path, value).map(Ready::File),
         }
     }
-}
-
-/// Whether one of these keys was written and found wrong before it came to its value.
-fn has_unread(unit: &Node, fields: &Fields<'_>, names: &[&str]) -> bool {
-    let Value::Map(entries) = &unit.value else { return false };
-    names
-        .iter()
-        .any(|name| fields.get(name).is_none() && entries.iter().any(|entry| entry.key == **name))
 }
