@@ -125,8 +125,11 @@ pub struct Run {
     pub wall: Wall,
     /// The main process, once there is one.
     pub main: Option<Process>,
-    /// The latest hook, condition or stop command; there is one at a time.
+    /// The latest hook, condition or stop command.
     pub helper: Option<(Role, Process)>,
+    /// Helpers before that one which still live, because a stop did not wait for them, or failed.
+    #[serde(default)]
+    pub earlier: Vec<(Role, Process)>,
     /// When its readiness rule was met.
     pub ready: Option<Monotonic>,
     /// When it was last told to read its configuration again.
@@ -192,22 +195,24 @@ impl Run {
         if role == Role::Main {
             return self.main.as_ref();
         }
-        self.helper.as_ref().filter(|(helper, _)| *helper == role).map(|(_, process)| process)
+        let mut helpers = self.helper.iter().chain(&self.earlier);
+        helpers.find(|(helper, _)| *helper == role).map(|(_, process)| process)
     }
 
     fn process_mut(&mut self, role: Role) -> Option<&mut Process> {
         if role == Role::Main {
             return self.main.as_mut();
         }
-        self.helper.as_mut().filter(|(helper, _)| *helper == role).map(|(_, process)| process)
+        let mut helpers = self.helper.iter_mut().chain(&mut self.earlier);
+        helpers.find(|(helper, _)| *helper == role).map(|(_, process)| process)
     }
 
     /// Whether a process with a role lives.
     pub fn is_alive(&self) -> bool {
-        self.main.as_ref().is_some_and(Process::is_alive) || self.helper_alive().is_some()
+        self.processes().any(|(_, process)| process.is_alive())
     }
 
-    /// The helper, while it lives.
+    /// The latest helper, while it lives.
     pub fn helper_alive(&self) -> Option<Role> {
         self.helper.as_ref().filter(|(_, process)| process.is_alive()).map(|(role, _)| *role)
     }
@@ -215,8 +220,8 @@ impl Run {
     /// All processes with a role, living or not.
     pub fn processes(&self) -> impl Iterator<Item = (Role, &Process)> {
         let main = self.main.as_ref().map(|process| (Role::Main, process));
-        let helper = self.helper.as_ref().map(|(role, process)| (*role, process));
-        main.into_iter().chain(helper)
+        let helpers = self.helper.iter().chain(&self.earlier);
+        main.into_iter().chain(helpers.map(|(role, process)| (*role, process)))
     }
 }
 
@@ -285,9 +290,12 @@ impl Instance {
     fn apply(&mut self, at: Monotonic, what: &Happening) -> bool {
         match what {
             Happening::Began { run, epoch, hash, wall, fresh } => {
-                self.begin(at, *run, *wall, *fresh);
-                (self.epoch, self.hash) = (*epoch, *hash);
-                true
+                let first = self.run.is_none();
+                if first {
+                    self.begin(at, *run, *wall, *fresh);
+                    (self.epoch, self.hash) = (*epoch, *hash);
+                }
+                first
             }
             Happening::Spawned { run, role, identity } => {
                 let process = Process { identity: Some(*identity), state: Life::Born };
@@ -321,8 +329,13 @@ impl Instance {
                 self.with_run(*run, |run| run.left.replace(*left) != Some(*left))
             }
             Happening::Settled { verdict } => {
-                self.settle(at, verdict);
-                true
+                let over = self.run.as_ref().is_none_or(|run| {
+                    matches!(self.phase, Phase::Stopping { .. }) && !run.is_alive()
+                });
+                if over {
+                    self.settle(at, verdict);
+                }
+                over
             }
             Happening::Waits { on, fresh } => {
                 let phase = Phase::Waiting { on: on.clone(), fresh: *fresh };
@@ -340,8 +353,8 @@ impl Instance {
                 true
             }),
             Happening::Adopted { run } => self.with_run(*run, |run| {
-                run.left = None;
-                !std::mem::replace(&mut run.adopted, true)
+                let counted = run.left.take().is_some();
+                !std::mem::replace(&mut run.adopted, true) || counted
             }),
             Happening::Unproven { run, why } => {
                 let current = self.run.as_ref().is_some_and(|known| known.id == *run);
@@ -372,6 +385,7 @@ impl Instance {
             wall,
             main: None,
             helper: None,
+            earlier: Vec::new(),
             ready: None,
             reloaded: None,
             left: None,
@@ -455,18 +469,21 @@ impl Run {
         self.left = None;
         if role == Role::Main {
             self.main = Some(process);
-        } else {
-            self.helper = Some((role, process));
+        } else if let Some((role, process)) = self.helper.replace((role, process))
+            && process.outcome() != Some(&Outcome::Exited(0))
+        {
+            self.earlier.retain(|(other, earlier)| *other != role || earlier.is_alive());
+            self.earlier.push((role, process));
         }
         true
     }
 
     /// A process ended; one that never came to be is noted as such.
     fn end(&mut self, role: Role, outcome: &Outcome) -> bool {
-        self.left = None;
         match self.process_mut(role) {
             Some(process) if process.is_alive() => {
                 process.state = Life::Ended(outcome.clone());
+                self.left = None;
                 true
             }
             Some(_) => false,

@@ -147,8 +147,12 @@ pub(super) fn recovered_since(
         })
         .find(|need| {
             view.observed.of_unit(&need.unit).any(|(_, instance)| {
-                instance.phase == Phase::Up
-                    && instance.run.as_ref().and_then(|run| run.ready).is_some_and(|at| at > since)
+                let came = instance.run.as_ref().and_then(|run| match need.condition {
+                    // Who waits for no more than its start begins before it is ready.
+                    Condition::Started => Some(run.began),
+                    Condition::Ready | Condition::Completed => run.ready,
+                });
+                instance.phase == Phase::Up && came.is_some_and(|at| at > since)
             })
         })
         .map(|need| need.unit.clone())
@@ -167,9 +171,27 @@ pub(super) fn dependents_are_up(view: &View<'_>, id: &InstanceId, cause: &StopCa
     cause.spreads()
         && unit_leaves
         && node.dependents.iter().any(|(dependent, strength)| {
-            view.observed.of_unit(dependent).any(|(_, instance)| {
-                matches!(instance.phase, Phase::Stopping { .. })
-                    || (*strength == Strength::Requires && instance.run.is_some())
+            let follows = *strength == Strength::Requires && follows(view, dependent, &id.unit);
+            view.observed.of_unit(dependent).any(|(_, instance)| match instance.phase {
+                Phase::Stopping { .. } => true,
+                // Nobody knows whether it is there, and nothing will stop it.
+                Phase::Unproven { .. } => false,
+                Phase::Down
+                | Phase::Waiting { .. }
+                | Phase::Starting
+                | Phase::Up
+                | Phase::Backoff { .. }
+                | Phase::Failed { .. }
+                | Phase::Done
+                | Phase::Skipped { .. } => follows && instance.run.is_some(),
             })
         })
+}
+
+/// Whether a unit goes because this one does, which it requires. Where it stays, as other instances
+/// are what it needs, nobody may wait for it to go.
+fn follows(view: &View<'_>, dependent: &UnitName, unit: &UnitName) -> bool {
+    let needs = view.graph.node(dependent).into_iter().flat_map(|node| &node.needs);
+    let mut needs = needs.filter(|need| need.strength == Strength::Requires && need.unit == *unit);
+    needs.any(|need| is_lost(view, need))
 }

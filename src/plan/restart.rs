@@ -39,7 +39,11 @@ pub(super) fn due(
             let reason = if instance.last.is_some() { anew } else { None };
             Next::Begin { fresh: true, reason: reason.unwrap_or(Reason::Wanted) }
         }
-        Phase::Waiting { fresh, .. } => Next::Begin { fresh: *fresh, reason: Reason::Next },
+        Phase::Waiting { fresh, .. } => {
+            // Counters begin anew too where it was asked for, or changed, while it waited.
+            let fresh = *fresh || (instance.last.is_some() && anew.is_some());
+            Next::Begin { fresh, reason: Reason::Next }
+        }
         Phase::Backoff { until } => {
             if let Some(reason) = anew {
                 return Next::Begin { fresh: true, reason };

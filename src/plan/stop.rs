@@ -172,7 +172,7 @@ impl Stopping<'_> {
             return None;
         }
         let deadline = self.deadline(view, helper_time(spec));
-        if deadline.is_some_and(|at| self.now >= at) {
+        if view.hurry() == Hurry::Kill || deadline.is_some_and(|at| self.now >= at) {
             let action = Action::KillHelper(self.run.id, role);
             return Some(Due::step(self.id, action, Reason::StopTimedOut));
         }

@@ -84,13 +84,10 @@ pub(super) fn run(
     pointers: &Pointers,
     gate: RawFd,
     other: RawFd,
-    clear_handlers: bool,
 ) -> ! {
     // SAFETY: closing our copy: else we would hold the gate's other end open ourselves.
     unsafe { libc::close(other) };
-    if clear_handlers {
-        default_dispositions();
-    }
+    default_dispositions();
     if !passes(gate) {
         leave();
     }
@@ -130,11 +127,24 @@ fn fail(stage: Stage, which: u8) -> Failure {
     Failure(stage, errno(), which)
 }
 
-/// Handlers and ignored signals of the supervisor mean nothing to the program.
+/// Handlers and ignored signals of the supervisor mean nothing to the program. What is ignored
+/// stays so over clone3(2) with `CLONE_CLEAR_SIGHAND` and over exec: SIGPIPE, by Rust's runtime; 32
+/// and 33, by posix_spawn(3) of whoever started opm, which glibc's own signal(3) does not touch.
 fn default_dispositions() {
+    // The kernel's struct sigaction: SIG_DFL, no flags, an empty mask, all of them zero.
+    let default = [0u64; 4];
     for signal in 1..=SIGNAL_MAX {
-        // SAFETY: sets the default; KILL, STOP and reserved numbers give an error and stay.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
+        // SAFETY: reads a local array, as long as the struct is anywhere; the mask has 8 bytes.
+        // KILL and STOP give an error and stay.
+        unsafe {
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                signal,
+                default.as_ptr(),
+                std::ptr::null_mut::<u64>(),
+                8usize,
+            )
+        };
     }
 }
 

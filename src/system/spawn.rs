@@ -130,8 +130,7 @@ fn fork(
         Way::Fork => i64::from(unsafe { libc::fork() }),
     };
     if pid == 0 {
-        let clear = way != Way::Clone3;
-        child::run(prepared, pointers, theirs.as_raw_fd(), ours.as_raw_fd(), clear);
+        child::run(prepared, pointers, theirs.as_raw_fd(), ours.as_raw_fd());
     }
     let error = io::Error::last_os_error();
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&old), None)?;
