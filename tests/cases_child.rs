@@ -236,8 +236,7 @@ fn case_119_hundreds_of_units_are_up_and_few_descriptors_are_no_end() {
     world.wait_run();
     // With a hard limit that is too low for all, the others start when there is room.
     world.remove_unit("u");
-    let keys =
-        "command: [sleep, '1000']\nrestart: {delay: 50ms, max_delay: 200ms}\n";
+    let keys = "command: [sleep, '1000']\nrestart: {delay: 50ms, max_delay: 200ms}\n";
     world.unit("first", &format!("{keys}instances: 200\n"));
     world.unit("second", &format!("{keys}instances: 100\n"));
     let command = run_behind(&world, "ulimit -n 256");

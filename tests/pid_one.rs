@@ -156,7 +156,7 @@ fn a_second_and_third_signal_shorten_the_shutdown() {
     signal(world.init(), "TERM");
     until("the first", || world.log().contains("shutting down"));
     signal(world.init(), "INT");
-    until("the second", || world.log().contains("Unordered"));
+    until("the second", || world.log().contains("stopping everything at once"));
     signal(world.init(), "INT");
     let began = common::now();
     assert_eq!(world.wait_init(), 0);

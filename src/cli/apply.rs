@@ -117,6 +117,14 @@ fn refuse_mistakes(source: &Source) -> Result<(), Error> {
     Ok(())
 }
 
+/// The mistakes in a directory's units, as an error: for a daemon that said that there are any.
+pub(super) fn mistakes_in(dir: &Path) -> Error {
+    match source(dir).and_then(|source| refuse_mistakes(&source)) {
+        Err(error) => error,
+        Ok(()) => Error::new(Exit::Bad, "the units had mistakes a moment ago"),
+    }
+}
+
 /// Starts a daemon; where somebody else was faster, uses theirs.
 fn start_daemon(global: &Global) -> Result<Client, Error> {
     match serve::start(serve::background(global, None, None))? {
@@ -125,6 +133,7 @@ fn start_daemon(global: &Global) -> Result<Client, Error> {
             output::note(&format!("opm: {holder}; using that one"));
             return wait_for_socket(global);
         }
+        Started::BadUnits => return Err(Error::new(Exit::Bad, "it has units with mistakes")),
         Started::Failed(reason) => {
             return Err(Error::new(Exit::Failed, format!("cannot start the daemon: {reason}")));
         }

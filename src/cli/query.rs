@@ -130,6 +130,10 @@ pub(super) fn events(global: &Global) -> Outcome {
         let reply = client.receive()?;
         let value = result(reply)?;
         let event = value.get("event").cloned().unwrap_or_default();
+        // opm's own units are shown as in `status`: only when asked for.
+        if event.get("own") == Some(&Value::Bool(true)) && global.verbose == 0 {
+            continue;
+        }
         if global.json {
             output::line(&event.to_string())?;
             continue;

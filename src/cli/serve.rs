@@ -46,7 +46,7 @@ fn boot_error(failure: &BootFailure) -> Error {
 /// `opm daemon`.
 pub(super) fn daemon(global: &Global, args: Daemon) -> Result<u8, Error> {
     let units = args.dir.map(|dir| std::path::absolute(&dir).unwrap_or(dir));
-    let options = background(global, units, args.shutdown_timeout);
+    let options = background(global, units.clone(), args.shutdown_timeout);
     // After `opm reexec` we are the daemon already.
     if std::env::var_os("OPM_LOCK_FD").is_some() {
         return daemon::run(options, &mut || {}).map_err(|failure| boot_error(&failure));
@@ -57,6 +57,10 @@ pub(super) fn daemon(global: &Global, args: Daemon) -> Result<u8, Error> {
             Ok(0)
         }
         Started::Already(holder) => Err(Error::new(Exit::Refused, holder)),
+        Started::BadUnits => Err(units.map_or_else(
+            || Error::new(Exit::Bad, BootFailure::BadUnits),
+            |dir| super::apply::mistakes_in(&dir),
+        )),
         Started::Failed(reason) => {
             Err(Error::new(Exit::Failed, format!("cannot start the daemon: {reason}")))
         }
@@ -76,6 +80,7 @@ pub(super) fn background(
         arguments.extend(["--root".into(), root.into_os_string()]);
     }
     arguments.push("daemon".into());
+    arguments.extend(units.iter().map(|dir| dir.clone().into_os_string()));
     if let Some(budget) = shutdown_budget {
         let millis = format!("{}ms", budget.as_millis_up());
         arguments.extend(["--shutdown-timeout".into(), millis.into()]);

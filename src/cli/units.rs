@@ -190,6 +190,7 @@ pub(super) fn restore(global: &Global) -> Outcome {
         Some(client) => client,
         None => match super::serve::start(super::serve::background(global, None, None))? {
             Started::Over(_) => return Err(Error::new(Exit::Done, "")),
+            Started::BadUnits => return Err(Error::new(Exit::Bad, "it has units with mistakes")),
             Started::Failed(reason) => {
                 return Err(Error::new(Exit::Failed, format!("cannot start the daemon: {reason}")));
             }

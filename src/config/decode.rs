@@ -17,6 +17,9 @@ use super::source::{At, Sink};
 use super::yaml::{Node, Tree, Value};
 use crate::model::{FilePath, Kind, Spec, UnitName};
 
+/// How the names of opm's own units begin.
+const OWN_PREFIX: &str = "_opm";
+
 /// A unit of a file, as far as it could be read.
 #[derive(Debug)]
 pub(super) struct Decoded {
@@ -126,6 +129,11 @@ impl Decoder<'_, '_> {
             self.sink
                 .error(At::new(node.at.start, 0), "a unit without a name")
                 .help("where a file has several documents, each needs a `name:`");
+        }
+        if decoded.name.as_ref().is_some_and(|name| name.as_str().starts_with(OWN_PREFIX)) {
+            let message = format!("names that begin with `{OWN_PREFIX}` are opm's own");
+            self.sink.error(At::new(node.at.start, 0), message).help("give it another `name:`");
+            decoded.name = None;
         }
         self.unit = decoded.name.as_ref().map(ToString::to_string).unwrap_or_default();
     }

@@ -175,7 +175,7 @@ pub const KEYS: &[Key] = &[
     now("user", Runs, "name or number", "the supervisor's", Restart, "the user it runs as"),
     now("group", Runs, "name or number", "the user's own", Restart, "the group it runs as"),
     now("supplementary_groups", Runs, "list of names or numbers", "[]", Restart, "groups beside those that the user has anyway"),
-    now("umask", Runs, "octal digits", "unchanged", Restart, "file mode creation mask; octal, quoted or not"),
+    now("umask", Runs, "octal digits", "022", Restart, "file mode creation mask; octal, quoted or not"),
     later("directories", Runs, "map", "{}", Restart, "directories made and owned for the unit"),
     later("directories.runtime", Runs, "list of names", "[]", Restart, "directories for what lives as long as the run"),
     later("directories.state", Runs, "list of names", "[]", Restart, "directories for lasting data"),

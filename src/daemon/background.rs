@@ -14,6 +14,8 @@ pub enum Started {
     Running,
     /// There is one already; in its own words.
     Already(String),
+    /// There is none, since its units have mistakes and nothing is saved.
+    BadUnits,
     /// There is none; why.
     Failed(String),
     /// We are the daemon, and it is over: the exit code.
@@ -38,6 +40,7 @@ pub fn start_in_background(options: Options, log_to: &std::path::Path) -> Starte
             let mut word = String::new();
             match ours.read_to_string(&mut word) {
                 Ok(_) if word == "+" => Started::Running,
+                Ok(_) if word == "!" => Started::BadUnits,
                 Ok(_) => match word.strip_prefix('=') {
                     Some(holder) => Started::Already(holder.to_owned()),
                     None if word.is_empty() => {
@@ -62,9 +65,14 @@ fn be_daemon(options: Options, starter: &mut UnixStream) -> u8 {
         Err(failure) => {
             log::error!("{failure}");
             if !told {
-                let held = matches!(failure, BootFailure::Lock(LockError::Held { .. }));
-                let sign = if held { "=" } else { "" };
-                tell(starter, &format!("{sign}{failure}"));
+                let word = match failure {
+                    BootFailure::BadUnits => "!".to_owned(),
+                    BootFailure::Lock(LockError::Held { .. }) => format!("={failure}"),
+                    BootFailure::Lock(LockError::Failed(_)) | BootFailure::System(_) => {
+                        failure.to_string()
+                    }
+                };
+                tell(starter, &word);
             }
             1
         }

@@ -425,7 +425,8 @@ impl Client {
             None => {}
             Some(Pending::Events) => {
                 for notice in notices {
-                    self.queue(&Reply::one_of_more(super::report::event_json(notice)));
+                    let own = supervisor.is_own(&notice.event.instance);
+                    self.queue(&Reply::one_of_more(super::report::event_json(notice, own)));
                 }
             }
             Some(Pending::Wait(wait)) => {

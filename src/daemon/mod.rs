@@ -75,6 +75,8 @@ struct Daemon {
     options: Options,
     reexec: bool,
     panics: Vec<Monotonic>,
+    /// The patience of the shutdown as far as it was reported.
+    hurry: Option<crate::plan::Hurry>,
 }
 
 /// Runs the supervisor until it is over. Returns its exit code.
@@ -158,8 +160,16 @@ impl Daemon {
         self.supervisor.turn(events);
         let notices = self.supervisor.take_notices();
         for notice in &notices {
-            report::log(&self.supervisor, notice);
+            // The command of `opm run -- CMD` speaks for itself, unless there is none.
+            if !self.options.stateless || report::is_failed_start(notice) {
+                report::log(&self.supervisor, notice);
+            }
         }
+        let hurry = self.supervisor.shutdown().map(|shutdown| shutdown.hurry);
+        if hurry != self.hurry && !self.options.stateless {
+            report::shutdown(&self.supervisor);
+        }
+        self.hurry = hurry;
         if let Some(clients) = &mut self.clients {
             clients.notify(&self.supervisor, &notices, self.poll.registry());
         }
@@ -180,7 +190,7 @@ impl Daemon {
         if self.panics.len() >= PANICS_MAX {
             self.supervisor.enter_minimal_mode();
         } else {
-            self.supervisor.look_at_everything();
+            self.supervisor.recover();
         }
         None
     }

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use crate::config;
 use crate::model::{Happening, Outcome, Reason, StopCause, Verdict};
-use crate::plan::Plan;
+use crate::plan::{Hurry, Plan};
 use crate::supervisor::{Applied, Notice, Source, Supervisor};
 use crate::system::System;
 
@@ -16,6 +16,21 @@ pub(super) fn log<S: System>(supervisor: &Supervisor<S>, notice: &Notice) {
         let own = supervisor.is_own(&notice.event.instance) && level == Level::Info;
         let level = if own { Level::Debug } else { level };
         log::log!(level, "{}: {text}", notice.event.instance);
+    }
+}
+
+/// Whether a process could not be started: nobody else says so.
+pub(super) fn is_failed_start(notice: &Notice) -> bool {
+    matches!(notice.event.what, Happening::Ended { outcome: Outcome::NotStarted(_), .. })
+}
+
+/// Says that opm is going down, and with how much patience.
+pub(super) fn shutdown<S: System>(supervisor: &Supervisor<S>) {
+    let Some(shutdown) = supervisor.shutdown() else { return };
+    match shutdown.hurry {
+        Hurry::Ordered => log::info!("shutting down: {}", shutdown.why),
+        Hurry::Unordered => log::warn!("{} again: stopping everything at once", shutdown.why),
+        Hurry::Kill => log::warn!("{} again: killing everything", shutdown.why),
     }
 }
 
@@ -85,8 +100,9 @@ fn settled<S: System>(
 }
 
 /// An event as clients get it.
-pub(super) fn event_json(notice: &Notice) -> Value {
+pub(super) fn event_json(notice: &Notice, own: bool) -> Value {
     json!({ "event": {
+        "own": own,
         "instance": notice.event.instance,
         "at_ns": notice.event.at,
         "what": notice.event.what,

@@ -19,15 +19,13 @@ use crate::model::{
     Command, FilePath, InheritEnv, Kind, Output, ProcessSpec, RestartPolicy, Spec, Stdin, Template,
     Unit, UnitName,
 };
-use crate::supervisor::{Boot, KeeperOptions, Source};
+use crate::supervisor::{Boot, COMMAND_SOURCE, KeeperOptions, Source};
 use crate::system::{self, Linux, LockError, SystemError};
 
 /// Largest unit file that is read, in bytes; the loader says what is wrong with a larger one.
 const FILE_BYTES_MAX: u64 = 4 * 1024 * 1024;
 /// Name of the unit of `opm run -- CMD`.
 const COMMAND_UNIT: &str = "command";
-/// Source of that unit.
-const COMMAND_SOURCE: &str = "(command line)";
 
 /// Variable that hands the control socket over an exec: clients that knock meanwhile just wait.
 const LISTEN_FD: &str = "OPM_LISTEN_FD";
@@ -123,8 +121,16 @@ pub(super) fn build(mut options: Options) -> Result<Daemon, BootFailure> {
     let shutdown_budget = options.shutdown_budget;
     let boot = Boot { system: linux, loaded, replay, keeper, shutdown_budget, same_process };
     let supervisor = boot.supervisor();
-    let mut daemon =
-        Daemon { poll, signals, supervisor, clients, options, reexec: false, panics: Vec::new() };
+    let mut daemon = Daemon {
+        poll,
+        signals,
+        supervisor,
+        clients,
+        options,
+        reexec: false,
+        panics: Vec::new(),
+        hurry: None,
+    };
     if !same_process && let Some(dir) = daemon.options.units.clone() {
         daemon.apply_first(&dir, had_state)?;
     }

@@ -338,20 +338,9 @@ impl Instance {
                 over
             }
             Happening::Waits { on, fresh } => {
-                let phase = Phase::Waiting { on: on.clone(), fresh: *fresh };
-                let changed = self.run.is_none() && self.phase != phase;
-                if changed {
-                    self.enter(phase, at);
-                }
-                changed
+                self.wait(Phase::Waiting { on: on.clone(), fresh: *fresh }, at)
             }
-            Happening::Said { run, status } => self.with_run(*run, |run| {
-                let end = (0..=STATUS_BYTES_MAX.min(status.len()))
-                    .rev()
-                    .find(|end| status.is_char_boundary(*end));
-                status.get(..end.unwrap_or(0)).unwrap_or_default().clone_into(&mut run.status);
-                true
-            }),
+            Happening::Said { run, status } => self.with_run(*run, |run| run.say(status)),
             Happening::Adopted { run } => self.with_run(*run, |run| {
                 let counted = run.left.take().is_some();
                 !std::mem::replace(&mut run.adopted, true) || counted
@@ -393,6 +382,14 @@ impl Instance {
             adopted: false,
         });
         self.enter(Phase::Starting, at);
+    }
+
+    fn wait(&mut self, phase: Phase, at: Monotonic) -> bool {
+        let changed = self.run.is_none() && self.phase != phase;
+        if changed {
+            self.enter(phase, at);
+        }
+        changed
     }
 
     fn up(&mut self, id: RunId, at: Monotonic) -> bool {
@@ -475,6 +472,15 @@ impl Run {
             self.earlier.retain(|(other, earlier)| *other != role || earlier.is_alive());
             self.earlier.push((role, process));
         }
+        true
+    }
+
+    /// What it says about itself, as far as there is room for it.
+    fn say(&mut self, status: &str) -> bool {
+        let end = (0..=STATUS_BYTES_MAX.min(status.len()))
+            .rev()
+            .find(|end| status.is_char_boundary(*end));
+        status.get(..end.unwrap_or(0)).unwrap_or_default().clone_into(&mut self.status);
         true
     }
 

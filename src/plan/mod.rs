@@ -156,9 +156,7 @@ pub fn reconcile(view: &View<'_>, now: Monotonic) -> Due {
 /// What is due for an instance without a run.
 fn idle(view: &View<'_>, id: &InstanceId, instance: &Instance, now: Monotonic) -> Due {
     let known = view.observed.get(id).is_some();
-    let Some(unit) = view.unit(id) else {
-        return if known { Due::step(id, Action::Forget, Reason::Removed) } else { Due::NOTHING };
-    };
+    let Some(unit) = view.unit(id) else { return Due::NOTHING };
     let spec = &unit.spec;
     if unit.removed || !spec.has_instance(id) {
         return if known { Due::step(id, Action::Forget, Reason::Removed) } else { Due::NOTHING };

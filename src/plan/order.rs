@@ -41,7 +41,9 @@ pub fn blockers(view: &View<'_>, unit: &UnitName) -> Vec<Blocker> {
         // Of two that are wanted and both down, the first by name goes first.
         let first = other < unit && view.graph.is_wanted(other) && may_run(view, other);
         if runs || first {
-            on.push(Blocker { unit: other.clone(), until: Until::Down, stuck: runs || first });
+            // One that is on its way down is no reason to give up.
+            let stuck = first || may_run(view, other);
+            on.push(Blocker { unit: other.clone(), until: Until::Down, stuck });
         }
     }
     on.sort_by(|a, b| a.unit.cmp(&b.unit));

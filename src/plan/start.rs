@@ -14,15 +14,19 @@ pub(super) fn running(
     run: &Run,
     now: Monotonic,
 ) -> Due {
-    let cause = match view.unit(id) {
-        None => Some(StopCause::GoalDown),
-        Some(unit) => leave_cause(view, unit, id, instance, run),
+    // A run whose unit nobody knows is left over when all saved state was broken: it is left alone
+    // until an apply says what it is. (A unit that was removed is known until its run is over.)
+    let Some(unit) = view.unit(id) else {
+        return view.shutdown.map_or(Due::NOTHING, |_| {
+            let cause = StopCause::Shutdown;
+            let reason = Reason::Stop(cause.clone());
+            Due::step(id, Action::StopBegin(run.id, cause), reason)
+        });
     };
-    if let Some(cause) = cause {
+    if let Some(cause) = leave_cause(view, unit, id, instance, run) {
         let reason = Reason::Stop(cause.clone());
         return Due::step(id, Action::StopBegin(run.id, cause), reason);
     }
-    let Some(unit) = view.unit(id) else { return Due::NOTHING };
     if instance.phase == Phase::Up {
         return up(view, unit, id, run, now);
     }

@@ -68,6 +68,15 @@ impl<S: System> Boot<S> {
     }
 }
 
+impl<S: System> Supervisor<S> {
+    /// After a bug in the middle of a cycle: events may be lost, so that every process is proven
+    /// anew, as at boot, and everything is looked at.
+    pub fn recover(&mut self) {
+        self.adopt_all(true);
+        self.look_at_everything();
+    }
+}
+
 /// A process that the ledger names.
 struct Claim {
     run: RunId,

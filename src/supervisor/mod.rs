@@ -15,7 +15,7 @@ mod status;
 use std::collections::{BTreeMap, BTreeSet};
 
 pub use boot::Boot;
-pub use keeper_unit::KeeperOptions;
+pub use keeper_unit::{COMMAND_SOURCE, KeeperOptions};
 pub use requests::{Applied, Refusal, Source};
 pub use status::Row;
 
@@ -267,9 +267,8 @@ impl<S: System> Supervisor<S> {
                 Hurry::Ordered => Hurry::Unordered,
                 Hurry::Unordered | Hurry::Kill => Hurry::Kill,
             };
-            log::warn!("{why}; {:?}", shutdown.hurry);
+            shutdown.why = why;
         } else {
-            log::info!("shutting down: {why}");
             let deadline = budget.map(|budget| now.after(budget));
             let hurry = Hurry::Ordered;
             let spared = [keeper_unit::instance().unit].into();

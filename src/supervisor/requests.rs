@@ -125,6 +125,7 @@ impl<S: System> Supervisor<S> {
             for spec in loaded.specs {
                 set_spec(&mut desired, spec, &source.name);
             }
+            self.try_anew(&mut desired);
             for (name, unit) in &mut desired.units {
                 if unit.source == source.name && !keep.contains(name) {
                     unit.removed = true;
@@ -141,6 +142,25 @@ impl<S: System> Supervisor<S> {
         plan.changes.retain(|change| !keeper_unit::is_keeper(&change.unit));
         let generation = self.desired.generation;
         (Applied { plan, generation, units, diagnostics: loaded.diagnostics }, desired)
+    }
+
+    /// A changed spec clears what an instance came to under the old one.
+    fn try_anew(&self, desired: &mut Desired) {
+        let changed = |id: &&InstanceId| {
+            let spec =
+                |desired: &Desired| desired.units.get(&id.unit).map(|unit| Arc::clone(&unit.spec));
+            spec(desired) != spec(&self.desired)
+        };
+        let ended = self.observed.iter().filter(|(_, instance)| {
+            matches!(
+                instance.phase,
+                Phase::Failed { .. } | Phase::Skipped { .. } | Phase::Backoff { .. }
+            )
+        });
+        let ids: Vec<InstanceId> = ended.map(|(id, _)| id).filter(changed).cloned().collect();
+        for id in ids {
+            raise_epoch(desired, &id);
+        }
     }
 
     /// Log settings are taken over by the keeper while a run goes on.

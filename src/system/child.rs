@@ -79,12 +79,7 @@ struct Failure(Stage, i32, u8);
 
 /// Waits at the gate, then becomes the program. `gate` is our end of the channel, `other` the
 /// parent's end, of which we are a copy.
-pub(super) fn run(
-    prepared: &Prepared,
-    pointers: &Pointers,
-    gate: RawFd,
-    other: RawFd,
-) -> ! {
+pub(super) fn run(prepared: &Prepared, pointers: &Pointers, gate: RawFd, other: RawFd) -> ! {
     // SAFETY: closing our copy: else we would hold the gate's other end open ourselves.
     unsafe { libc::close(other) };
     default_dispositions();
@@ -129,7 +124,7 @@ fn fail(stage: Stage, which: u8) -> Failure {
 
 /// Handlers and ignored signals of the supervisor mean nothing to the program. What is ignored
 /// stays so over clone3(2) with `CLONE_CLEAR_SIGHAND` and over exec: SIGPIPE, by Rust's runtime; 32
-/// and 33, by posix_spawn(3) of whoever started opm, which glibc's own signal(3) does not touch.
+/// and 33, by `posix_spawn` of whoever started opm, which the `signal` of glibc does not touch.
 fn default_dispositions() {
     // The kernel's struct sigaction: SIG_DFL, no flags, an empty mask, all of them zero.
     let default = [0u64; 4];

@@ -226,6 +226,11 @@ impl Launcher<'_> {
         Err(error(Stage::User, subject, "only root can start a unit as another user or group"))
     }
 
+    /// The environment that the main process would have, but for its user's variables.
+    pub(super) fn environment_for_conditions(&self) -> Result<Environment, StartError> {
+        self.environment(&RunAs::default(), &[])
+    }
+
     fn environment(
         &self,
         identity: &RunAs,

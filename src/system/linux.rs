@@ -576,13 +576,20 @@ impl System for Linux {
                 return Err(format!("path `{}`: {}", path.display(), plain(&error.to_string())));
             }
         }
+        let (Some(process), false) = (&spec.process, conditions.env.is_empty()) else {
+            return Ok(());
+        };
+        let launch = Launch {
+            instance: id.clone(),
+            index,
+            run: RunId(0),
+            role: Role::Main,
+            spec: std::sync::Arc::new(spec.clone()),
+        };
+        let launcher = Launcher { origin: &self.origin, launch: &launch, process };
+        let env = launcher.environment_for_conditions().map_err(|error| error.to_string())?;
         for name in &conditions.env {
-            let own = spec.process.as_ref().and_then(|process| process.env.get(name));
-            let value = match own {
-                Some(template) => Some(launch::fill(template, &self.origin, id, index, spec)),
-                None => self.origin.env.get(std::ffi::OsStr::new(name)).cloned(),
-            };
-            if value.is_none_or(|value| value.is_empty()) {
+            if env.get(std::ffi::OsStr::new(name)).is_none_or(|value| value.is_empty()) {
                 return Err(format!("environment variable `{name}` is not set"));
             }
         }

@@ -80,8 +80,7 @@ pub(super) fn prove(identity: &Identity) -> (Proof, Option<OwnedFd>) {
         },
     };
     let Some(stat) = stat(identity.pid) else {
-        let hidden = sys::kill(identity.pid, Signal::CONT)
-            .is_err_and(|error| error.raw_os_error() == Some(libc::EPERM));
+        let hidden = sys::exists(identity.pid);
         return if hidden {
             let why = format!("process {} exists and /proc does not show it", identity.pid);
             (Proof::Unknown(why), None)

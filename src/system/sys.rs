@@ -105,6 +105,13 @@ pub(super) fn kill(pid: i32, signal: Signal) -> io::Result<()> {
     check(result.into())
 }
 
+/// Whether a process with this number exists, whoever it is.
+pub(super) fn exists(pid: i32) -> bool {
+    // SAFETY: signal 0 only asks.
+    let result = unsafe { libc::kill(pid, 0) };
+    result == 0 || io::Error::last_os_error().raw_os_error() == Some(libc::EPERM)
+}
+
 /// Whether a process group has any member.
 pub(super) fn group_exists(group: i32) -> bool {
     // SAFETY: signal 0 only asks.
