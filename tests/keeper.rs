@@ -18,6 +18,7 @@ use std::os::fd::AsFd;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
+use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::signal::Signal;
 
 use opm::keeper::{Destination, Instruction, Options};
@@ -197,11 +198,16 @@ fn at_sigterm_everything_that_was_written_is_stored() {
     let mut world = World::new();
     let mut fifos: Vec<(String, File)> =
         (1..=20).map(|n| (format!("u@{n}"), world.unit(&format!("u@{n}"), 10 << 20, 5))).collect();
-    let mut text = numbered(1..=4_000);
+    // More than one turn of each, and nothing of it is read before the signal is there.
+    let mut text = numbered(1..=20_000);
     text.extend_from_slice(b"last words");
+    world.signal(Signal::SIGSTOP);
     for (_, fifo) in &mut fifos {
+        fcntl(&*fifo, FcntlArg::F_SETPIPE_SZ(256 * 1024)).unwrap();
         fifo.write_all(&text).unwrap();
     }
+    world.signal(Signal::SIGTERM);
+    world.signal(Signal::SIGCONT);
     world.stop();
     for (name, _) in &fifos {
         assert!(world.text(name) == text, "{name}");

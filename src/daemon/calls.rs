@@ -172,8 +172,10 @@ fn show(supervisor: &Supervisor<Linux>, name: &str) -> Result<Value, Failure> {
     let ids = supervisor.select(&[name.to_owned()])?;
     let unit = ids.first().and_then(|id| supervisor.view().unit(id));
     let unit = unit.ok_or_else(|| Failure::NoSuchUnit(format!("no unit `{name}`")))?;
-    let fields: Map<String, Value> =
-        plan::fields_of(&unit.spec).into_iter().map(|(key, (value, _))| (key, value)).collect();
+    let fields: Map<String, Value> = plan::fields_of(&unit.spec)
+        .into_iter()
+        .map(|(key, (value, _))| (key.clone(), plan::conceal(&key, value)))
+        .collect();
     let rows: Vec<Row> = ids.iter().map(|id| supervisor.row(id)).collect();
     Ok(json!({ "unit": {
         "name": unit.spec.name, "source": unit.source, "hold": unit.hold, "epoch": unit.epoch,

@@ -16,15 +16,17 @@ use crate::logs::segment::FileId;
 /// ordinary user can have. A writer that goes on writing does not keep it open for ever.
 const LAST_BYTES_MIN: u64 = 1024 * 1024;
 
-/// What a read gave.
+/// What follows a read.
 #[derive(Debug)]
 pub(super) enum Input {
-    /// So many bytes.
-    Bytes(usize),
+    /// Perhaps more bytes.
+    More,
     /// Nothing now.
     Empty,
     /// Nothing, and nobody has it open for writing.
     NoWriter,
+    /// Nothing any more.
+    Failed(io::Error),
 }
 
 /// An open FIFO.
@@ -62,17 +64,24 @@ impl Fifo {
         registry.register(&mut SourceFd(&self.file.as_raw_fd()), token, Interest::READABLE)
     }
 
-    /// Takes what is there, as much as the buffer has room for.
-    pub(super) fn read(&self, buffer: &mut [u8]) -> io::Result<Input> {
-        loop {
-            match (&self.file).read(buffer) {
-                Ok(0) => return Ok(Input::NoWriter),
-                Ok(count) => return Ok(Input::Bytes(count)),
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(Input::Empty),
+    /// Takes what is there until the buffer is full: many small writes become one batch. How much
+    /// that was, and what follows.
+    pub(super) fn read(&self, buffer: &mut [u8]) -> (usize, Input) {
+        let mut count = 0;
+        while let Some(room) = buffer.get_mut(count..)
+            && !room.is_empty()
+        {
+            match (&self.file).read(room) {
+                Ok(0) => return (count, Input::NoWriter),
+                Ok(more) => count += more,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    return (count, Input::Empty);
+                }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
+                Err(error) => return (count, Input::Failed(error)),
             }
         }
+        (count, Input::More)
     }
 
     /// How many bytes have to be taken so that all that is in it now was taken.

@@ -123,26 +123,27 @@ impl Unit {
         self.last_bytes.get_or_insert(last_bytes);
     }
 
-    /// Reads once and stores what was read.
+    /// Reads up to [`TURN_BYTES_MAX`] and stores what was read.
     pub(super) fn turn(&mut self, shared: &mut Shared) -> Turn {
         let Some(fifo) = &self.fifo else { return self.idle() };
-        match fifo.read(&mut shared.buffer) {
-            Ok(Input::Bytes(count)) => {
-                self.take(count, shared);
-                if let Some(left) = &mut self.last_bytes {
+        let (count, input) = fifo.read(&mut shared.buffer);
+        if count > 0 {
+            self.take(count, shared);
+        }
+        match input {
+            Input::More => match &mut self.last_bytes {
+                None => Turn::Again,
+                Some(left) => {
                     *left = left.saturating_sub(count as u64);
-                    if *left == 0 {
-                        return Turn::Over;
-                    }
+                    if *left == 0 { Turn::Over } else { Turn::Again }
                 }
-                Turn::Again
-            }
-            Ok(Input::Empty) => self.idle(),
-            Ok(Input::NoWriter) => {
+            },
+            Input::Empty => self.idle(),
+            Input::NoWriter => {
                 self.end_line(shared);
                 self.idle()
             }
-            Err(error) => {
+            Input::Failed(error) => {
                 log::error!("cannot read output of `{}`: {error}", self.name);
                 self.fifo = None;
                 self.idle()

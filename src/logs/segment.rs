@@ -51,6 +51,8 @@ pub(crate) fn numbers_in(dir: &Path, prefix: &[u8], suffix: &[u8]) -> io::Result
 
 /// The numbers of the finished files of a log, the oldest first; none where there is no directory.
 pub(super) fn finished(dir: &Path) -> io::Result<Vec<u64>> {
+    #[cfg(test)]
+    super::tests::before_a_look();
     match numbers_in(dir, b"", SUFFIX.as_bytes()) {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
         numbers => numbers,
@@ -89,6 +91,8 @@ impl Segment {
 
 /// The identity of the file that is `current` now; `None` where there is none.
 pub(super) fn current_id(dir: &Path) -> io::Result<Option<FileId>> {
+    #[cfg(test)]
+    super::tests::before_a_look();
     match fs::metadata(dir.join(CURRENT)) {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         metadata => metadata.map(|metadata| Some(FileId::of(&metadata))),

@@ -1,9 +1,11 @@
 //! Tests of the reader on logs that are written by hand, and by the keeper's own rules.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use super::*;
 
@@ -142,6 +144,57 @@ impl Log {
             let removed = fs::remove_file(self.dir.join(format!("{old:08}.log")));
             assert!(removed.is_ok() || old == 0);
         }
+    }
+}
+
+thread_local! {
+    /// What happens while the reader looks at a directory.
+    static MEANWHILE: RefCell<Option<Box<dyn FnMut()>>> = const { RefCell::new(None) };
+}
+
+/// The reader calls this just before it asks what the files are.
+pub(super) fn before_a_look() {
+    let meanwhile = MEANWHILE.take();
+    if let Some(mut meanwhile) = meanwhile {
+        meanwhile();
+        MEANWHILE.set(Some(meanwhile));
+    }
+}
+
+#[test]
+fn a_rotation_in_the_middle_of_a_look_loses_and_doubles_nothing() {
+    // In the middle of each of the first looks, each order of three steps of the writer.
+    for (look, order) in (0..6).flat_map(|look| (0..27).map(move |order| (look, order))) {
+        let root = tempfile::tempdir().unwrap();
+        let mut log = Log { dir: root.path().join("a"), next: 1, keep: 10, written: 0 };
+        log.line();
+        let log = Rc::new(RefCell::new(log));
+        let writer = Rc::clone(&log);
+        let mut looks = 0;
+        MEANWHILE.set(Some(Box::new(move || {
+            let mut log = writer.borrow_mut();
+            for step in [order % 3, order / 3 % 3, order / 9] {
+                match step {
+                    _ if looks != look => {}
+                    0 => log.line(),
+                    1 if log.dir.join("current").exists() => log.rename(),
+                    _ => {}
+                }
+            }
+            looks += 1;
+        })));
+        let names = ["a".to_owned()];
+        let mut found = Vec::new();
+        let mut merge = Merge::new(start(&query(root.path(), &[], Some(9)), &names).unwrap());
+        for _ in 0..3 {
+            pump(&mut merge, &mut found);
+            log.borrow_mut().line();
+            log.borrow_mut().rename();
+        }
+        pump(&mut merge, &mut found);
+        MEANWHILE.set(None);
+        let expected: Vec<String> = (1..=log.borrow().written).map(|n| n.to_string()).collect();
+        assert_eq!(found, expected, "look {look}, order {order}");
     }
 }
 

@@ -341,10 +341,7 @@ impl Instance {
                 self.wait(Phase::Waiting { on: on.clone(), fresh: *fresh }, at)
             }
             Happening::Said { run, status } => self.with_run(*run, |run| run.say(status)),
-            Happening::Adopted { run } => self.with_run(*run, |run| {
-                let counted = run.left.take().is_some();
-                !std::mem::replace(&mut run.adopted, true) || counted
-            }),
+            Happening::Adopted { run } => self.adopt(*run, at),
             Happening::Unproven { run, why } => {
                 let current = self.run.as_ref().is_some_and(|known| known.id == *run);
                 if current {
@@ -390,6 +387,19 @@ impl Instance {
             self.enter(phase, at);
         }
         changed
+    }
+
+    /// A new supervisor has to count the processes, and to prove anew what could not be proven.
+    fn adopt(&mut self, id: RunId, at: Monotonic) -> bool {
+        let Some(run) = self.run.as_mut().filter(|run| run.id == id) else { return false };
+        let counted = run.left.take().is_some();
+        let first = !std::mem::replace(&mut run.adopted, true);
+        let phase = if run.ready.is_some() { Phase::Up } else { Phase::Starting };
+        let unproven = matches!(self.phase, Phase::Unproven { .. });
+        if unproven {
+            self.enter(phase, at);
+        }
+        first || counted || unproven
     }
 
     fn up(&mut self, id: RunId, at: Monotonic) -> bool {

@@ -1,14 +1,12 @@
 //! The difference of two desired states: what an operator reads before it happens.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use serde::Serialize;
 use serde_json::Value;
 
+use super::fields::{Fields, conceal, fields_of};
 use crate::model::{Desired, Graph, Kind, Observed, Spec, Strength, UnitName};
-
-/// Names whose values are never shown.
-const SECRET_WORDS: [&str; 6] = ["PASSWORD", "PASSWD", "SECRET", "TOKEN", "KEY", "CREDENTIAL"];
 
 /// What an apply will do.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -191,59 +189,9 @@ fn fields_that_differ(old: &Spec, new: &Spec) -> Vec<FieldChange> {
         .map(|key| {
             let class =
                 old.get(key).or_else(|| new.get(key)).map_or(Class::Live, |(_, class)| *class);
-            let shown = |fields: &BTreeMap<String, (Value, Class)>| {
-                fields.get(key).map(|(value, _)| conceal(key, value.clone()))
-            };
+            let shown =
+                |fields: &Fields| fields.get(key).map(|(value, _)| conceal(key, value.clone()));
             FieldChange { key: key.clone(), old: shown(&old), new: shown(&new), class }
         })
         .collect()
-}
-
-/// Every key of a spec under the name it has in a unit file, with what its change costs.
-pub fn fields_of(spec: &Spec) -> BTreeMap<String, (Value, Class)> {
-    let mut fields = BTreeMap::new();
-    let Ok(Value::Object(top)) = serde_json::to_value(spec) else { return fields };
-    for (key, value) in top {
-        let (class, lifted) = match key.as_str() {
-            "process" => (Class::Restart, true),
-            "relations" | "hooks" => (Class::Live, true),
-            "kind" => (Class::Restart, false),
-            _ => (Class::Live, false),
-        };
-        match (lifted, value) {
-            (true, Value::Object(inner)) => {
-                for (key, value) in inner {
-                    flatten(key, value, class, &mut fields);
-                }
-            }
-            (true, _) => {}
-            (false, value) => flatten(key, value, class, &mut fields),
-        }
-    }
-    fields
-}
-
-/// Maps become one key per entry; empty and absent values are none.
-fn flatten(key: String, value: Value, class: Class, fields: &mut BTreeMap<String, (Value, Class)>) {
-    let is_map = matches!(&value, Value::Object(map)
-        if map.len() > 1 || matches!(key.as_str(), "env" | "limits" | "labels"));
-    if let (true, Value::Object(map)) = (is_map, &value) {
-        for (inner, value) in map {
-            flatten(format!("{key}.{inner}"), value.clone(), class, fields);
-        }
-        return;
-    }
-    let empty = [Value::Null, Value::Array(Vec::new()), Value::String(String::new())];
-    if !is_map && !empty.contains(&value) {
-        fields.insert(key, (value, class));
-    }
-}
-
-/// Keeps values of names like `DB_PASSWORD` out of plans and logs.
-fn conceal(key: &str, value: Value) -> Value {
-    let upper = key.to_ascii_uppercase();
-    if key.starts_with("env.") && SECRET_WORDS.iter().any(|word| upper.contains(word)) {
-        return Value::String("(not shown)".to_owned());
-    }
-    value
 }

@@ -8,13 +8,15 @@
 //! signalled.
 
 mod changes;
+mod fields;
 mod order;
 mod restart;
 mod start;
 mod stop;
 mod why;
 
-pub use changes::{Change, Class, Effect, FieldChange, Plan, fields_of, plan};
+pub use changes::{Change, Class, Effect, FieldChange, Plan, plan};
+pub use fields::{conceal, fields_of};
 pub use order::{Standing, blockers, standing};
 pub use restart::verdict;
 pub use start::reload_action;

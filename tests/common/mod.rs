@@ -210,7 +210,7 @@ impl World {
     pub fn opm(&self, args: &[&str]) -> Said {
         let mut command = self.command(OPM);
         command.arg("--root").arg(self.root()).args(args);
-        Said::of(command.output().expect("opm runs"))
+        Said::of(&command.output().expect("opm runs"))
     }
 
     /// `opm apply units/`, which has to end with this code.
@@ -367,11 +367,18 @@ impl World {
     }
 
     pub fn phase(&self, instance: &str) -> String {
-        self.row(instance)["phase"].as_str().unwrap_or("absent").to_owned()
+        self.row(instance)
+            .get("phase")
+            .and_then(|phase| phase.as_str())
+            .unwrap_or("absent")
+            .to_owned()
     }
 
     pub fn pid(&self, instance: &str) -> Option<i32> {
-        self.row(instance)["pid"].as_i64().and_then(|pid| i32::try_from(pid).ok())
+        self.row(instance)
+            .get("pid")
+            .and_then(serde_json::Value::as_i64)
+            .and_then(|pid| i32::try_from(pid).ok())
     }
 
     /// Waits until an instance is in a phase.
@@ -423,10 +430,10 @@ pub struct Said {
 impl Said {
     /// Waits for what [`World::begin`] started.
     pub fn of_child(child: Child) -> Self {
-        Self::of(child.wait_with_output().expect("opm ends"))
+        Self::of(&child.wait_with_output().expect("opm ends"))
     }
 
-    fn of(output: Output) -> Self {
+    fn of(output: &Output) -> Self {
         Self {
             code: output.status.code().unwrap_or(-1),
             out: String::from_utf8_lossy(&output.stdout).into_owned(),
