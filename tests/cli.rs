@@ -1,5 +1,4 @@
 //! Whole conversations on the command line: what is printed where, and the exit code.
-#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
 mod common;
 

@@ -1,5 +1,5 @@
 //! The promise itself: whatever is killed when, nothing runs twice and nothing is lost.
-#![expect(clippy::unwrap_used, clippy::panic, reason = "a test stops at the first surprise")]
+#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 #![expect(clippy::print_stderr, reason = "a seed is printed")]
 
 mod common;

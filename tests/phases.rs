@@ -398,7 +398,7 @@ fn any_happening() -> impl Strategy<Value = Happening> {
 
 proptest! {
     #![proptest_config(ProptestConfig {
-        cases: 2_000,
+        cases: 300,
         failure_persistence: Some(Box::new(FileFailurePersistence::WithSource("seeds"))),
         ..ProptestConfig::default()
     })]

@@ -235,11 +235,7 @@ fn a_read_only_root_and_any_uid_will_do() {
     }
     let world = World::bare();
     world.unit("ok", "kind: task\ncommand: [sh, -c, 'id -u; echo fine']\nlogs: {to: inherit}\non_success: shutdown\n");
-    std::process::Command::new("chmod")
-        .args(["-R", "a+rX"])
-        .arg(world.dir.path())
-        .status()
-        .unwrap();
+    common::shell(world.dir.path(), "chmod -R a+rX .");
     let script = format!(
         "mount --rbind / /mnt && mount -t proc proc /mnt/proc && mount -o remount,bind,ro /mnt && \
          exec chroot --userspec=1000780000:0 /mnt {OPM} run {}",

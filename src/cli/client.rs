@@ -146,6 +146,7 @@ pub(super) fn rows(value: &Value) -> Vec<Row> {
 }
 
 fn lost(reason: &str) -> Error {
+    let reason = crate::system::plain(reason);
     Error::new(Exit::NoDaemon, format!("lost the daemon: {reason}"))
 }
 

@@ -277,7 +277,8 @@ impl Clients {
                 }
             }
         }
-        if client.over && calls.is_empty() {
+        // One that is told why it is dropped goes when that is written.
+        if client.over && calls.is_empty() && client.output.is_empty() {
             self.drop_client(token, registry);
         }
         calls

@@ -108,16 +108,12 @@ impl<'a> View<'a> {
 
     /// All instances of a unit that are wanted or known.
     pub fn instances(&self, unit: &UnitName) -> Vec<InstanceId> {
-        let mut ids: Vec<InstanceId> =
+        let mut ids: BTreeSet<InstanceId> =
             self.observed.of_unit(unit).map(|(id, _)| id.clone()).collect();
         if let Some(unit) = self.desired.units.get(unit).filter(|unit| !unit.removed) {
-            for id in unit.spec.instance_ids() {
-                if !ids.contains(&id) {
-                    ids.push(id);
-                }
-            }
+            ids.extend(unit.spec.instance_ids());
         }
-        ids
+        ids.into_iter().collect()
     }
 
     /// The patience of the shutdown, if there is one.

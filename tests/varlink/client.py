@@ -44,7 +44,7 @@ with client.open("io.opm.Control") as opm:
     pid = rows[0]["pid"]
 
     # A stop of `a` stops `b` before it, which requires it; the wait shows what happens on the way.
-    assert opm.Stop(["a"], reason="maintenance")["instances"] == ["a"]
+    assert opm.Stop(units=["a"], reason="maintenance")["instances"] == ["a"]
     seen = list(opm.Wait(["a"], "down", _more=True))
     assert seen[-1]["result"] == "reached", seen
     assert all("result" not in step for step in seen[:-1]), seen

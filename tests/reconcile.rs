@@ -1,0 +1,713 @@
+//! What holds for every decision, whatever is wanted and whatever is known: properties of
+//! `plan::decide`, `plan::reconcile` and `plan::plan`, and of the graph.
+//!
+//! proptest prints the smallest case that fails, and keeps its seed in `tests/reconcile.seeds`.
+#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use opm::model::{
+    Action, Command, Condition, Dependency, Desired, End, Event, FilePath, Graph, Happening, Hold,
+    Identity, Instance, InstanceId, Instances, Kind, Life, Monotonic, Observed,
+    OnDependencyRestart, Outcome, Phase, Process, ProcessSpec, Ready, Reload, RestartPolicy, Role,
+    Run, RunId, Rung, Signal, Span, Spec, SpecHash, Step, StopCause, Template, Unit, UnitName,
+    Wall, find_loop, needs_of,
+};
+use opm::plan::{self, Hurry, Shutdown, View, decide, reconcile};
+use proptest::prelude::*;
+use proptest::sample::select;
+use proptest::test_runner::FileFailurePersistence;
+
+const NAMES: [&str; 4] = ["a", "b", "c", "d"];
+const NOW: Monotonic = Monotonic::from_nanos(100_000_000_000);
+
+fn name(text: &str) -> UnitName {
+    UnitName::parse(text).unwrap()
+}
+
+/// So many milliseconds before [`NOW`].
+fn ago(millis: u64) -> Monotonic {
+    Monotonic::from_nanos(NOW.since(Monotonic::default()).as_nanos() - millis * 1_000_000)
+}
+
+/// What is wanted, what is known, and whether opm is going down.
+#[derive(Debug, Clone)]
+struct Scene {
+    desired: Desired,
+    observed: Observed,
+    shutdown: Option<Shutdown>,
+}
+
+impl Scene {
+    fn graph(&self) -> Graph {
+        Graph::build(&self.desired)
+    }
+
+    fn ids(&self) -> BTreeSet<InstanceId> {
+        let known = self.observed.iter().map(|(id, _)| id.clone());
+        known.chain(self.desired.units.values().flat_map(|unit| unit.spec.instance_ids())).collect()
+    }
+}
+
+fn view<'a>(scene: &'a Scene, graph: &'a Graph) -> View<'a> {
+    let Scene { desired, observed, shutdown } = scene;
+    View { desired, graph, observed, shutdown: shutdown.as_ref() }
+}
+
+// What is wanted.
+
+fn any_spec(place: usize, instances_max: u32) -> impl Strategy<Value = Spec> {
+    let kind = prop_oneof![
+        4 => Just(Kind::Service),
+        2 => Just(Kind::Task),
+        1 => Just(Kind::Target),
+    ];
+    let condition = select(vec![Condition::Started, Condition::Ready, Condition::Completed]);
+    let need = (0..4u8, prop_oneof![2 => Just(Condition::Ready), 1 => condition]);
+    let follow = select(vec![
+        OnDependencyRestart::Ignore,
+        OnDependencyRestart::Ignore,
+        OnDependencyRestart::Restart,
+        OnDependencyRestart::Reload,
+    ]);
+    let policy =
+        select(vec![RestartPolicy::Always, RestartPolicy::OnFailure, RestartPolicy::Never]);
+    let ready =
+        select(vec![Ready::Started, Ready::Started, Ready::Notify, Ready::Delay(Span::seconds(1))]);
+    (
+        kind,
+        prop::collection::vec(need, place),
+        1..=instances_max,
+        prop::bool::weighted(0.85),
+        (follow, policy, ready),
+        prop::bool::weighted(0.1),
+    )
+        .prop_map(move |(kind, needs, instances, enabled, behaviour, conflict)| {
+            let mut spec = Spec::new(kind, name(NAMES[place]));
+            if kind != Kind::Target {
+                let argv = Command::Argv(vec![Template::literal("x")]);
+                let mut process = ProcessSpec::new(argv, FilePath::from("/"));
+                process.ready = behaviour.2;
+                spec.process = Some(process);
+                spec.restart.policy = behaviour.1;
+            }
+            for (other, (strength, condition)) in needs.into_iter().enumerate() {
+                let need = Dependency { unit: name(NAMES[other]), condition };
+                match strength {
+                    0 => {}
+                    1 => spec.relations.after.push(need),
+                    2 => spec.relations.wants.push(need),
+                    _ => spec.relations.requires.push(need),
+                }
+            }
+            if conflict && place > 0 {
+                spec.relations.conflicts.push(name(NAMES[0]));
+            }
+            spec.relations.on_dependency_restart = behaviour.0;
+            spec.reload = Some(Reload::Signal(Signal::HUP));
+            spec.instances = Instances::Count(instances);
+            spec.enabled = enabled;
+            spec
+        })
+}
+
+fn hold() -> Hold {
+    Hold { by: "me".to_owned(), reason: String::new(), at: Wall(0) }
+}
+
+fn any_unit(place: usize, instances_max: u32) -> impl Strategy<Value = Unit> {
+    let rare = prop::bool::weighted(0.15);
+    (any_spec(place, instances_max), rare, rare, 0..2u64, rare).prop_map(
+        |(spec, held, first_held, epoch, removed)| {
+            let first = spec.instance_ids().into_iter().next();
+            let mut unit = Unit::new(Arc::new(spec), "/units".to_owned());
+            unit.hold = held.then(hold);
+            unit.epoch = epoch;
+            unit.removed = removed;
+            if let (true, Some(id)) = (first_held, first) {
+                unit.instances.entry(id).or_default().hold = Some(hold());
+            }
+            unit
+        },
+    )
+}
+
+fn any_desired(instances_max: u32) -> impl Strategy<Value = Desired> {
+    let units = (0..NAMES.len()).map(|place| any_unit(place, instances_max).boxed());
+    (units.collect::<Vec<_>>(), 1..=NAMES.len()).prop_map(|(units, count)| {
+        let units = units.into_iter().take(count);
+        let units = units.map(|unit| (unit.spec.name.clone(), unit)).collect();
+        Desired { generation: 1, units }
+    })
+}
+
+// What is known.
+
+fn any_life() -> impl Strategy<Value = Life> {
+    prop_oneof![
+        1 => Just(Life::Born),
+        4 => Just(Life::Running(ago(500))),
+        2 => (0..2u8).prop_map(|code| Life::Ended(Outcome::Exited(code))),
+    ]
+}
+
+fn any_cause() -> impl Strategy<Value = StopCause> {
+    select(vec![
+        StopCause::GoalDown,
+        StopCause::Restart,
+        StopCause::Changed,
+        StopCause::MainEnded,
+        StopCause::StartTimeout,
+    ])
+}
+
+fn any_phase() -> impl Strategy<Value = Phase> {
+    let rung = select(vec![Rung::Dependents, Rung::Dependents, Rung::Step(0), Rung::Kill]);
+    prop_oneof![
+        2 => Just(Phase::Down),
+        1 => any::<bool>().prop_map(|fresh| Phase::Waiting { on: Vec::new(), fresh }),
+        2 => Just(Phase::Starting),
+        5 => Just(Phase::Up),
+        3 => (any_cause(), rung).prop_map(|(cause, rung)| Phase::Stopping {
+            cause, rung, rung_since: ago(300),
+        }),
+        1 => (0..2_000u64).prop_map(|millis| Phase::Backoff {
+            until: ago(1_000).after(Span::millis(millis)),
+        }),
+        1 => any::<bool>().prop_map(|at_limit| Phase::Failed { at_limit }),
+        2 => Just(Phase::Done),
+        1 => Just(Phase::Skipped { condition: "it".to_owned() }),
+        1 => Just(Phase::Unproven { why: "it".to_owned() }),
+    ]
+}
+
+fn has_run(phase: &Phase) -> bool {
+    match phase {
+        Phase::Starting | Phase::Up | Phase::Stopping { .. } | Phase::Unproven { .. } => true,
+        Phase::Down
+        | Phase::Waiting { .. }
+        | Phase::Backoff { .. }
+        | Phase::Failed { .. }
+        | Phase::Done
+        | Phase::Skipped { .. } => false,
+    }
+}
+
+fn process(pid: i32, state: Life) -> Process {
+    Process { identity: Some(Identity { pid, start: 1, inode: None }), state }
+}
+
+/// Facts about an instance; those of a running unit fit its spec.
+#[derive(Debug, Clone)]
+struct Facts {
+    phase: Phase,
+    main: Option<Life>,
+    ready: bool,
+    since: u64,
+    epoch: u64,
+    is_old: bool,
+    left: Option<u32>,
+}
+
+fn any_facts() -> impl Strategy<Value = Facts> {
+    (
+        any_phase(),
+        prop::option::weighted(0.8, any_life()),
+        any::<bool>(),
+        0..2_000u64,
+        0..2u64,
+        prop::bool::weighted(0.2),
+        prop::option::of(0..2u32),
+    )
+        .prop_map(|(phase, main, ready, since, epoch, is_old, left)| Facts {
+            phase,
+            main,
+            ready,
+            since,
+            epoch,
+            is_old,
+            left,
+        })
+}
+
+fn instance(facts: Facts, unit: &Unit, pid: i32) -> Instance {
+    let Facts { phase, main, ready, since, epoch, is_old, left } = facts;
+    let is_up = phase == Phase::Up;
+    let main = if is_up && main.is_none() { Some(Life::Running(ago(500))) } else { main };
+    let main = main.filter(|_| unit.spec.process.is_some());
+    let run = has_run(&phase).then(|| Run {
+        id: RunId(u64::try_from(pid).unwrap()),
+        began: ago(since + 1),
+        wall: Wall(0),
+        main: main.map(|state| process(pid, state)),
+        helper: None,
+        earlier: Vec::new(),
+        ready: (ready || is_up).then(|| ago(since)),
+        reloaded: None,
+        left,
+        status: String::new(),
+        adopted: false,
+    });
+    let last = End {
+        run: RunId(999),
+        cause: StopCause::MainEnded,
+        outcome: Some(Outcome::Exited(1)),
+        at: ago(since),
+        ready_for: None,
+    };
+    Instance {
+        last: run.is_none().then_some(last),
+        run,
+        phase,
+        since: ago(since),
+        epoch,
+        hash: if is_old { SpecHash(1) } else { unit.hash },
+        ..Instance::default()
+    }
+}
+
+fn any_shutdown() -> impl Strategy<Value = Option<Shutdown>> {
+    let hurry = select(vec![Hurry::Ordered, Hurry::Ordered, Hurry::Unordered, Hurry::Kill]);
+    let some = (hurry, prop::option::of(0..3_000u64)).prop_map(|(hurry, deadline)| Shutdown {
+        began: ago(1_000),
+        deadline: deadline.map(|millis| ago(1_000).after(Span::millis(millis))),
+        hurry,
+        code: 0,
+        why: String::new(),
+        spared: BTreeSet::new(),
+    });
+    prop::option::weighted(0.15, some)
+}
+
+fn any_scene(instances_max: u32) -> impl Strategy<Value = Scene> {
+    let facts = prop::collection::vec(prop::option::weighted(0.8, any_facts()), 8);
+    (any_desired(instances_max), facts, any_shutdown()).prop_map(|(desired, facts, shutdown)| {
+        let mut observed = Observed::default();
+        let mut facts = facts.into_iter().zip(10..);
+        for unit in desired.units.values() {
+            for id in unit.spec.instance_ids() {
+                if let Some((Some(facts), pid)) = facts.next() {
+                    observed.insert(id, instance(facts, unit, pid));
+                }
+            }
+        }
+        Scene { desired, observed, shutdown }
+    })
+}
+
+// What holds.
+
+/// Whether everything that a unit requires is as it has to be, said in another way than in `plan`.
+fn requirements_are_met(scene: &Scene, id: &InstanceId) -> bool {
+    let unit = &scene.desired.units[&id.unit];
+    unit.spec.relations.requires.iter().all(|need| {
+        let Some(other) = scene.desired.units.get(&need.unit) else { return false };
+        let completes = need.condition == Condition::Completed
+            || (other.spec.kind == Kind::Task && need.condition == Condition::Ready);
+        other.spec.instance_ids().iter().all(|id| {
+            let Some(instance) = scene.observed.get(id) else { return false };
+            let started = instance.run.as_ref().is_some_and(|run| {
+                matches!(run.main, Some(Process { state: Life::Running(_), .. }))
+            });
+            match instance.phase {
+                Phase::Up => !completes,
+                Phase::Starting => need.condition == Condition::Started && started,
+                Phase::Done => completes || other.spec.kind == Kind::Task,
+                Phase::Down
+                | Phase::Waiting { .. }
+                | Phase::Stopping { .. }
+                | Phase::Backoff { .. }
+                | Phase::Failed { .. }
+                | Phase::Skipped { .. }
+                | Phase::Unproven { .. } => false,
+            }
+        })
+    })
+}
+
+fn is_held(scene: &Scene, id: &InstanceId) -> bool {
+    scene.desired.units.get(&id.unit).is_some_and(|unit| unit.hold_of(id).is_some())
+}
+
+/// Who requires this unit and has a run that can be stopped.
+fn requiring_runs(scene: &Scene, unit: &UnitName) -> Vec<InstanceId> {
+    let requires = |other: &&Unit| {
+        other.spec.relations.requires.iter().any(|dependency| dependency.unit == *unit)
+    };
+    let dependents = scene.desired.units.values().filter(requires);
+    let of = dependents.flat_map(|unit| scene.observed.of_unit(&unit.spec.name));
+    of.filter(|(_, instance)| {
+        instance.run.is_some() && !matches!(instance.phase, Phase::Unproven { .. })
+    })
+    .map(|(id, _)| id.clone())
+    .collect()
+}
+
+fn config(cases: u32) -> ProptestConfig {
+    ProptestConfig {
+        cases,
+        failure_persistence: Some(Box::new(FileFailurePersistence::WithSource("seeds"))),
+        ..ProptestConfig::default()
+    }
+}
+
+proptest! {
+    #![proptest_config(config(1_500))]
+
+    #[test]
+    fn a_decision_is_a_function_of_what_it_is_given(scene in any_scene(2)) {
+        let graph = scene.graph();
+        let view = view(&scene, &graph);
+        let all = reconcile(&view, NOW);
+        prop_assert_eq!(&all, &reconcile(&view, NOW));
+        // One by one, in the other order, is the same.
+        let mut steps: Vec<Step> = Vec::new();
+        let mut wakes = Vec::new();
+        for id in scene.ids().iter().rev() {
+            let due = decide(&view, id, NOW);
+            steps.splice(0..0, due.steps);
+            wakes.extend(due.wake);
+        }
+        prop_assert_eq!(&all.steps, &steps);
+        prop_assert_eq!(all.wake, wakes.into_iter().min());
+    }
+
+    #[test]
+    fn the_order_in_which_units_name_each_other_does_not_matter(scene in any_scene(2)) {
+        let mut turned = scene.clone();
+        for unit in turned.desired.units.values_mut() {
+            let spec = Arc::make_mut(&mut unit.spec);
+            spec.relations.requires.reverse();
+            spec.relations.wants.reverse();
+            spec.relations.after.reverse();
+        }
+        let (graph, turned_graph) = (scene.graph(), turned.graph());
+        let (view, turned) = (view(&scene, &graph), view(&turned, &turned_graph));
+        for id in scene.ids() {
+            let (due, other) = (decide(&view, &id, NOW), decide(&turned, &id, NOW));
+            let kinds = |steps: &[Step]| -> Vec<_> {
+                steps.iter().map(|step| std::mem::discriminant(&step.action)).collect()
+            };
+            prop_assert_eq!(kinds(&due.steps), kinds(&other.steps));
+            prop_assert_eq!(due.wake, other.wake);
+        }
+    }
+
+    #[test]
+    fn no_decision_is_illegal(scene in any_scene(2)) {
+        let graph = scene.graph();
+        let view = view(&scene, &graph);
+        for id in scene.ids() {
+            let due = decide(&view, &id, NOW);
+            let instance = scene.observed.get(&id);
+            let run = instance.and_then(|instance| instance.run.as_ref());
+            prop_assert!(due.wake.is_none_or(|at| at > NOW), "{id} wakes in the past");
+            if let Some(Phase::Unproven { .. }) = instance.map(|instance| &instance.phase) {
+                prop_assert!(due.steps.is_empty() && due.wake.is_none(), "{id} is held");
+            }
+            for step in &due.steps {
+                match &step.action {
+                    Action::Begin { .. } => {
+                        prop_assert!(run.is_none(), "{id} begins twice");
+                        prop_assert!(!is_held(&scene, &id), "{id} begins though it is held");
+                        prop_assert!(scene.shutdown.is_none());
+                        prop_assert!(!scene.desired.units[&id.unit].removed);
+                        prop_assert!(requirements_are_met(&scene, &id), "{id} begins too early");
+                    }
+                    Action::Wait { .. } => prop_assert!(run.is_none() && !is_held(&scene, &id)),
+                    Action::Spawn(of, Role::Main) => {
+                        prop_assert_eq!(run.map(|run| run.id), Some(*of));
+                        prop_assert!(run.is_some_and(|run| run.main.is_none()), "{id}: two mains");
+                        prop_assert!(!is_held(&scene, &id), "{id}: a held unit goes on starting");
+                    }
+                    Action::Settle(_) => prop_assert!(
+                        run.is_none_or(|run| !run.is_alive() && run.left == Some(0)),
+                        "{id} is over while it lives"
+                    ),
+                    Action::Forget => prop_assert!(run.is_none()),
+                    Action::Spawn(..)
+                    | Action::MarkReady(_)
+                    | Action::MarkUp(_)
+                    | Action::ReloadSignal(_)
+                    | Action::StopBegin(..)
+                    | Action::Climb(..)
+                    | Action::KillHelper(..)
+                    | Action::WatchTree(_) => prop_assert!(run.is_some()),
+                    Action::StartUnit(_) | Action::Shutdown(_) => {}
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_hold_is_respected_in_every_phase(scene in any_scene(2)) {
+        let graph = scene.graph();
+        let view = view(&scene, &graph);
+        for id in scene.ids().into_iter().filter(|id| is_held(&scene, id)) {
+            let Some(instance) = scene.observed.get(&id) else { continue };
+            let steps = decide(&view, &id, NOW).steps;
+            let first = steps.first().map(|step| &step.action);
+            match instance.phase {
+                Phase::Starting | Phase::Up => {
+                    prop_assert!(matches!(first, Some(Action::StopBegin(..))), "{first:?}");
+                }
+                Phase::Waiting { .. } | Phase::Backoff { .. } if steps.is_empty() => {
+                    prop_assert!(false, "{id} stays in {:?}", instance.phase);
+                }
+                Phase::Waiting { .. }
+                | Phase::Backoff { .. }
+                | Phase::Failed { .. }
+                | Phase::Skipped { .. }
+                | Phase::Down
+                | Phase::Done => prop_assert!(
+                    matches!(first, None | Some(Action::Settle(_) | Action::Forget)),
+                    "{first:?}"
+                ),
+                Phase::Stopping { .. } | Phase::Unproven { .. } => {}
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_is_signalled_before_those_who_require_it_are_gone(scene in any_scene(1)) {
+        let graph = scene.graph();
+        let view = view(&scene, &graph);
+        let ordered = scene.shutdown.as_ref().is_none_or(|shutdown| {
+            shutdown.hurry == Hurry::Ordered && shutdown.deadline.is_none_or(|at| at > NOW)
+        });
+        for (id, instance) in scene.observed.iter().filter(|_| ordered) {
+            let Phase::Stopping { cause, rung: Rung::Dependents, .. } = &instance.phase else {
+                continue;
+            };
+            if !cause.spreads() {
+                continue;
+            }
+            let runs = requiring_runs(&scene, &id.unit);
+            let steps = decide(&view, id, NOW).steps;
+            prop_assert!(runs.is_empty() || steps.is_empty(), "{steps:?} in spite of {runs:?}");
+            // And it waits for nobody who will not go.
+            if steps.is_empty() && !runs.is_empty() {
+                for dependent in runs {
+                    let phase = &scene.observed.get(&dependent).unwrap().phase;
+                    let goes = matches!(phase, Phase::Stopping { .. })
+                        || matches!(
+                            decide(&view, &dependent, NOW).steps.first().map(|step| &step.action),
+                            Some(Action::StopBegin(..))
+                        );
+                    prop_assert!(goes, "{id} waits for {dependent}, which stays {phase:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_plan_to_what_is_already_wanted_is_empty(scene in any_scene(2)) {
+        let plan = plan::plan(&scene.desired, &scene.desired, &scene.observed);
+        prop_assert!(plan.changes.is_empty(), "{plan:?}");
+    }
+
+    #[test]
+    fn depth_is_the_longest_way_down(desired in any_desired(1)) {
+        let graph = Graph::build(&desired);
+        let specs: Vec<&Spec> = desired.units.values().map(|unit| &*unit.spec).collect();
+        prop_assert_eq!(find_loop(specs.iter().copied()), None);
+        for unit in desired.units.keys() {
+            let depth = longest(&specs, unit);
+            prop_assert_eq!(graph.node(unit).unwrap().depth, depth, "{}", unit);
+        }
+    }
+
+    #[test]
+    fn a_loop_is_found_exactly_where_there_is_one(
+        edges in prop::collection::btree_set((0..5usize, 0..5usize), 0..9)
+    ) {
+        let letters = ["a", "b", "c", "d", "e"];
+        let mut specs: Vec<Spec> =
+            letters.iter().map(|letter| Spec::new(Kind::Service, name(letter))).collect();
+        for (from, to) in &edges {
+            let need = Dependency { unit: name(letters[*to]), condition: Condition::Ready };
+            specs[*from].relations.after.push(need);
+        }
+        let mut reach = edges.clone();
+        for _ in 0..letters.len() {
+            let more: Vec<_> = reach.iter().flat_map(|(a, b)| {
+                edges.iter().filter(move |(from, _)| from == b).map(move |(_, to)| (*a, *to))
+            }).collect();
+            reach.extend(more);
+        }
+        let found = find_loop(&specs);
+        prop_assert_eq!(found.is_some(), reach.iter().any(|(a, b)| a == b));
+        if let Some(cycle) = found {
+            let place = |unit: &UnitName| letters.iter().position(|l| *l == unit.as_str()).unwrap();
+            for (n, unit) in cycle.iter().enumerate() {
+                let next = &cycle[(n + 1) % cycle.len()];
+                prop_assert!(edges.contains(&(place(unit), place(next))), "{cycle:?}");
+            }
+            prop_assert_eq!(cycle.iter().min(), cycle.first());
+        }
+    }
+}
+
+/// The longest way down from a unit, counted in units.
+fn longest(specs: &[&Spec], unit: &UnitName) -> u32 {
+    let needs = specs.iter().copied().flat_map(needs_of).filter(|(from, _)| from == unit);
+    1 + needs.map(|(_, need)| longest(specs, &need.unit)).max().unwrap_or(0)
+}
+
+// From any state to rest.
+
+/// Rounds in which any scene of four units must come to rest.
+const ROUNDS_MAX: usize = 300;
+
+/// Carries out what is due in a world where every program does as it should.
+struct Obliging {
+    scene: Scene,
+    now: Monotonic,
+    next: u64,
+}
+
+impl Obliging {
+    fn happen(&mut self, id: &InstanceId, what: Happening) {
+        let event = Event { instance: id.clone(), at: self.now, what };
+        self.scene.observed.apply(&event);
+    }
+
+    /// Until nothing is due, nobody has anything left to do, and no time is waited for.
+    fn rest(&mut self) -> Result<(), String> {
+        let mut last = Vec::new();
+        for _ in 0..ROUNDS_MAX {
+            self.now = self.now.after(Span::millis(1));
+            let graph = self.scene.graph();
+            let due = reconcile(&view(&self.scene, &graph), self.now);
+            let wishes = due.steps.iter().any(|step| step.action.is_wish());
+            last.clone_from(&due.steps);
+            for step in due.steps {
+                if !wishes || step.action.is_wish() {
+                    self.carry_out(&step);
+                }
+            }
+            if last.is_empty() && !self.programs_go_on() {
+                match due.wake {
+                    Some(at) => self.now = at,
+                    None => return Ok(()),
+                }
+            }
+        }
+        Err(format!("no rest: {last:?}\n{:#?}", self.scene.observed))
+    }
+
+    fn carry_out(&mut self, step: &Step) {
+        let id = &step.instance;
+        let Some(unit) = self.scene.desired.units.get(&id.unit) else { return };
+        let (epoch, hash) = (unit.epoch_of(id), unit.hash);
+        match step.action.clone() {
+            Action::Begin { fresh } => {
+                self.next += 1;
+                let run = RunId(self.next);
+                self.happen(id, Happening::Began { run, epoch, hash, wall: Wall(0), fresh });
+            }
+            Action::Spawn(run, role) => {
+                self.next += 1;
+                let pid = i32::try_from(self.next).unwrap();
+                let identity = Identity { pid, start: 1, inode: None };
+                self.happen(id, Happening::Spawned { run, role, identity });
+            }
+            Action::MarkReady(run) => self.happen(id, Happening::Ready { run }),
+            Action::MarkUp(run) => self.happen(id, Happening::Up { run }),
+            Action::ReloadSignal(run) => self.happen(id, Happening::Reloaded { run }),
+            Action::StopBegin(run, cause) => self.happen(id, Happening::StopBegan { run, cause }),
+            Action::Climb(run, rung) => {
+                self.happen(id, Happening::Rung { run, rung });
+                let outcome = Outcome::Killed { signal: Signal::TERM, core: false };
+                self.happen(id, Happening::Ended { run, role: Role::Main, outcome });
+            }
+            Action::WatchTree(run) | Action::KillHelper(run, _) => {
+                self.happen(id, Happening::Tree { run, left: 0 });
+            }
+            Action::Settle(verdict) => self.happen(id, Happening::Settled { verdict }),
+            Action::Wait { on, fresh } => self.happen(id, Happening::Waits { on, fresh }),
+            Action::Forget => {
+                self.happen(id, Happening::Forgotten);
+                let unit = &id.unit;
+                if self.scene.observed.of_unit(unit).next().is_none()
+                    && self.scene.desired.units.get(unit).is_some_and(|unit| unit.removed)
+                {
+                    self.scene.desired.units.remove(unit);
+                }
+            }
+            Action::StartUnit(_) | Action::Shutdown(_) => {}
+        }
+    }
+
+    /// Programs run, say that they are ready, and tasks end. Returns whether anything happened.
+    fn programs_go_on(&mut self) -> bool {
+        let mut all = Vec::new();
+        for (id, instance) in self.scene.observed.iter() {
+            let Some(run) = &instance.run else { continue };
+            if matches!(instance.phase, Phase::Unproven { .. }) {
+                continue;
+            }
+            let spec = self.scene.desired.units.get(&id.unit).map(|unit| Arc::clone(&unit.spec));
+            let is_task = spec.as_ref().is_some_and(|spec| spec.kind == Kind::Task);
+            let notifies = spec.as_ref().and_then(|spec| spec.process.as_ref());
+            let notifies = notifies.is_some_and(|process| process.ready == Ready::Notify);
+            let (run, role, left) = (run.id, Role::Main, run.left);
+            let life = instance.run.as_ref().and_then(|run| run.main.as_ref());
+            let ready = instance.run.as_ref().and_then(|run| run.ready);
+            match life.map(|process| &process.state) {
+                Some(Life::Born) => all.push((id.clone(), Happening::Execed { run, role })),
+                Some(Life::Running(_)) if is_task => {
+                    let outcome = Outcome::Exited(0);
+                    all.push((id.clone(), Happening::Ended { run, role, outcome }));
+                }
+                Some(Life::Running(_)) if notifies && ready.is_none() => {
+                    all.push((id.clone(), Happening::Ready { run }));
+                }
+                Some(Life::Running(_) | Life::Ended(_)) | None => {}
+            }
+            if matches!(instance.phase, Phase::Stopping { .. }) && left.is_some_and(|n| n > 0) {
+                all.push((id.clone(), Happening::Tree { run, left: 0 }));
+            }
+        }
+        let any = !all.is_empty();
+        for (id, what) in all {
+            self.happen(&id, what);
+        }
+        any
+    }
+}
+
+proptest! {
+    #![proptest_config(config(600))]
+
+    #[test]
+    fn from_any_state_an_obliging_world_comes_to_rest_at_the_goal(scene in any_scene(2)) {
+        let mut world = Obliging { scene, now: NOW, next: 1_000 };
+        world.rest().map_err(TestCaseError::fail)?;
+        let Obliging { scene, now, .. } = &world;
+        let graph = scene.graph();
+        let view = view(scene, &graph);
+        let due = reconcile(&view, *now);
+        prop_assert!(due.steps.is_empty() && due.wake.is_none(), "{due:?}");
+        let mut count: BTreeMap<&str, usize> = BTreeMap::new();
+        for id in scene.ids() {
+            let wanted = view.wants(&id);
+            let phase = scene.observed.get(&id).map_or(Phase::Down, |known| known.phase.clone());
+            *count.entry(phase.as_str()).or_default() += 1;
+            let fits = match &phase {
+                Phase::Unproven { .. } => true,
+                Phase::Up => wanted && requirements_are_met(scene, &id),
+                Phase::Waiting { on, .. } => wanted && on.iter().any(|blocker| blocker.stuck),
+                Phase::Failed { .. } | Phase::Skipped { .. } => {
+                    wanted || scene.shutdown.is_some()
+                }
+                Phase::Done => true,
+                Phase::Down => !wanted,
+                Phase::Starting | Phase::Stopping { .. } | Phase::Backoff { .. } => false,
+            };
+            prop_assert!(fits, "{id}, wanted: {wanted}, rests in {phase:?}");
+        }
+        prop_assert!(!count.is_empty() || scene.desired.units.is_empty());
+    }
+}
