@@ -27,6 +27,8 @@ use crate::system::{self, Linux, SOCKET_PATH_MAX, System, SystemError};
 const READ_BYTES: usize = 64 * 1024;
 /// Calls taken from one client in a turn: one that floods us does not hold up the others.
 const CALLS_PER_TURN: usize = 64;
+/// Clients taken in a turn.
+const ACCEPTS_PER_TURN: usize = 64;
 
 /// The listening socket and everyone connected to it.
 pub(super) struct Clients {
@@ -191,9 +193,10 @@ impl Clients {
         system::set_inheritable(self.listener.as_fd(), false);
     }
 
-    /// Takes everyone who knocks.
+    /// Takes some of those who knock, and asks to be told of the rest: whoever was taken is heard
+    /// first, and many a one is gone again.
     pub(super) fn accept(&mut self, registry: &Registry) {
-        loop {
+        for _ in 0..ACCEPTS_PER_TURN {
             match self.listener.accept() {
                 Ok((stream, _)) => self.welcome(stream, registry),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,
@@ -203,6 +206,10 @@ impl Clients {
                     return;
                 }
             }
+        }
+        let (token, interest) = (super::LISTENER, Interest::READABLE);
+        if let Err(error) = registry.reregister(&mut self.listener, token, interest) {
+            log::error!("cannot watch the control socket: {error}");
         }
     }
 

@@ -50,7 +50,10 @@ fn line<S: System>(supervisor: &Supervisor<S>, notice: &Notice) -> Option<(Level
                 (Level::Info, format!("{role} {outcome}"))
             }
         },
-        Happening::StopBegan { cause: StopCause::MainEnded, .. } => return None,
+        // Said once for all, and by the process's own end.
+        Happening::StopBegan { cause: StopCause::MainEnded | StopCause::Shutdown, .. } => {
+            return None;
+        }
         Happening::StopBegan { cause: cause @ StopCause::StartTimeout, .. } => {
             (Level::Error, format!("stopping: {cause}"))
         }

@@ -2,8 +2,8 @@
 
 use super::View;
 use crate::model::{
-    Blocker, Condition, InstanceId, Kind, Life, Need, Phase, Run, StopCause, Strength, Unit,
-    UnitName, Until,
+    Blocker, Condition, Instance, InstanceId, Kind, Life, Need, Phase, Run, StopCause, Strength,
+    Unit, UnitName, Until,
 };
 
 /// How a needed unit stands towards what is needed of it.
@@ -42,7 +42,10 @@ pub fn blockers(view: &View<'_>, unit: &UnitName) -> Vec<Blocker> {
         let first = other < unit && view.graph.is_wanted(other) && may_run(view, other);
         if runs || first {
             // One that is on its way down is no reason to give up.
-            let stuck = first || may_run(view, other);
+            let unproven =
+                |(_, instance): (_, &Instance)| matches!(instance.phase, Phase::Unproven { .. });
+            let held = view.observed.of_unit(other).any(unproven);
+            let stuck = first || held || may_run(view, other);
             on.push(Blocker { unit: other.clone(), until: Until::Down, stuck });
         }
     }

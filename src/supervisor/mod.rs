@@ -232,11 +232,14 @@ impl<S: System> Supervisor<S> {
     }
 
     fn touch_neighbours(&mut self, id: &InstanceId) {
-        let mut touched: Vec<InstanceId> = Vec::new();
-        let neighbours = self.graph.neighbours(&id.unit).chain([&id.unit]);
-        for unit in neighbours {
-            touched.extend(self.view().instances(unit));
-        }
+        let view = self.view();
+        let mut touched: Vec<InstanceId> =
+            self.graph.neighbours(&id.unit).flat_map(|unit| view.instances(unit)).collect();
+        // Of its own unit only those look at others that wait for the unit's dependents to go.
+        let siblings = self.observed.of_unit(&id.unit).filter(|(_, instance)| {
+            matches!(instance.phase, Phase::Stopping { rung: Rung::Dependents, .. })
+        });
+        touched.extend(siblings.map(|(id, _)| id.clone()));
         self.dirty.extend(touched);
     }
 
@@ -257,6 +260,12 @@ impl<S: System> Supervisor<S> {
             Ok(()) | Err(_) => {}
         }
         self.ledger_fails = result.is_err();
+    }
+
+    /// Puts back what was taken away under our feet: the saved state, and the ledger.
+    fn put_back(&mut self) -> Result<(), crate::system::SystemError> {
+        let saved = keeper_unit::without_internal(&self.desired);
+        self.system.put_back(&saved, &self.observed)
     }
 
     /// Begins to shut down, or has less patience with a shutdown that has begun.

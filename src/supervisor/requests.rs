@@ -101,6 +101,7 @@ impl<S: System> Supervisor<S> {
             applied.generation = self.desired.generation;
             self.instruct_live(&applied.plan);
         }
+        self.put_back().map_err(|error| Refusal::NotSaved(error.to_string()))?;
         Ok(applied)
     }
 

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{Read, Seek, Write};
+use std::io::{Read, Write};
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -137,11 +137,14 @@ fn make(dir: &Path, mode: u32) -> Result<(), SystemError> {
 
 /// The lock that makes one supervisor the owner of a state directory.
 ///
-/// It belongs to the open file, so that a child that has not reached exec holds it too: a new
+/// It is on the directory itself, so that no file that somebody removes can take it away. And it
+/// belongs to the open directory, so that a child that has not reached exec holds it too: a new
 /// supervisor cannot read the ledger while a half-started child of the old one exists.
 #[derive(Debug)]
 pub(super) struct Lock {
-    file: File,
+    dir: File,
+    /// The file that names the holder, for people and for messages.
+    name: PathBuf,
 }
 
 /// Why the lock could not be had.
@@ -151,7 +154,7 @@ pub enum LockError {
     Held {
         /// Its pid, as it wrote it.
         pid: Option<i32>,
-        /// The lock's file.
+        /// What is locked.
         path: PathBuf,
     },
     /// The file cannot be used.
@@ -177,27 +180,21 @@ impl std::error::Error for LockError {}
 impl Lock {
     /// Takes the lock, or the one that the program before us handed over by exec.
     pub(super) fn take(dirs: &Dirs) -> Result<Self, LockError> {
-        let path = dirs.state.join("lock");
+        let path = dirs.state.clone();
+        let name = path.join("lock");
         let fail = |error: std::io::Error| {
             LockError::Failed(SystemError::new("lock", path.display(), error))
         };
-        let mut file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(&path)
-            .map_err(fail)?;
-        if let Some(inherited) = handed_over(&file) {
-            file = inherited;
+        let mut dir = File::open(&path).map_err(fail)?;
+        if let Some(inherited) = handed_over(&dir) {
+            dir = inherited;
         }
         let mut waited = Span::ZERO;
-        while let Err(error) = file.try_lock() {
+        while let Err(error) = dir.try_lock() {
             let fs::TryLockError::WouldBlock = error else {
                 return Err(fail(std::io::Error::from(error)));
             };
-            let pid = holder(&mut file);
+            let pid = holder(&name);
             // A holder that wrote its pid and lives is a supervisor. One that is dead has left a
             // child between fork and exec, which ends by itself.
             let alive =
@@ -210,34 +207,39 @@ impl Lock {
             nix::poll::poll(&mut [], nix::poll::PollTimeout::from(5u8))
                 .map_err(|e| fail(e.into()))?;
         }
-        let lock = Self { file };
-        lock.sign().map_err(fail)?;
+        let lock = Self { dir, name };
+        if let Err(error) = lock.sign() {
+            // A full disk does not unlock; only the message to others will be poorer.
+            log::warn!("cannot write {}: {error}", lock.name.display());
+        }
         Ok(lock)
     }
 
     fn sign(&self) -> std::io::Result<()> {
-        let mut file = &self.file;
-        file.rewind()?;
-        file.set_len(0)?;
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&self.name)?;
         writeln!(file, "{}", std::process::id())
     }
 
     /// Lets the lock live on over an exec of opm; returns the variable that says where it is.
     pub(super) fn hand_over(&self) -> (&'static str, RawFd) {
-        sys::set_inheritable(self.file.as_fd(), true);
-        (LOCK_FD, self.file.as_raw_fd())
+        sys::set_inheritable(self.dir.as_fd(), true);
+        (LOCK_FD, self.dir.as_raw_fd())
     }
 
     /// The exec failed: children must not inherit the lock beyond their own exec.
     pub(super) fn take_back(&self) {
-        sys::set_inheritable(self.file.as_fd(), false);
+        sys::set_inheritable(self.dir.as_fd(), false);
     }
 }
 
-fn holder(file: &mut File) -> Option<i32> {
+fn holder(name: &Path) -> Option<i32> {
     let mut text = String::new();
-    file.rewind().ok()?;
-    file.take(32).read_to_string(&mut text).ok()?;
+    File::open(name).ok()?.take(32).read_to_string(&mut text).ok()?;
     text.trim().parse().ok()
 }
 

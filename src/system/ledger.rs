@@ -118,6 +118,11 @@ impl Ledger {
         Ok((ledger, replay))
     }
 
+    /// Whether somebody removed the file.
+    pub(super) fn is_lost(&self) -> bool {
+        !self.path.exists()
+    }
+
     /// Notes an event for the next write.
     pub(super) fn note(&mut self, event: &Event) {
         if let Err(error) = serde_json::to_writer(&mut self.unwritten, event) {

@@ -803,6 +803,19 @@ impl System for Linux {
         self.lasting.as_mut().map_or(Ok(()), |lasting| lasting.ledger.compact(observed, always))
     }
 
+    fn put_back(&mut self, desired: &Desired, observed: &Observed) -> Result<(), SystemError> {
+        let Some(lasting) = &mut self.lasting else { return Ok(()) };
+        if lasting.ledger.is_lost() {
+            log::warn!("the ledger was removed; it is written again");
+            lasting.ledger.compact(observed, true)?;
+        }
+        if lasting.store.is_lost() && desired.generation > 0 {
+            log::warn!("the saved state was removed; it is written again");
+            lasting.store.save(desired)?;
+        }
+        Ok(())
+    }
+
     fn save(&mut self, desired: &Desired) -> Result<(), SystemError> {
         self.lasting.as_mut().map_or(Ok(()), |lasting| lasting.store.save(desired))
     }

@@ -172,6 +172,9 @@ pub trait System {
     /// Replaces the ledger by these facts, if it has grown so much that this pays.
     fn compact(&mut self, observed: &Observed, always: bool) -> Result<(), SystemError>;
 
+    /// Writes the saved state and the ledger again, where somebody removed them.
+    fn put_back(&mut self, desired: &Desired, observed: &Observed) -> Result<(), SystemError>;
+
     /// Saves the desired state so that it survives power loss.
     fn save(&mut self, desired: &Desired) -> Result<(), SystemError>;
 }

@@ -85,6 +85,11 @@ impl Store {
         self.dir.join("desired.previous.json")
     }
 
+    /// Whether the current file is not there.
+    pub(super) fn is_lost(&self) -> bool {
+        !self.current().exists()
+    }
+
     /// The saved state: the current file, or the one before where that is broken.
     pub(super) fn load(&self) -> Loaded {
         let mut loaded = Loaded::default();
