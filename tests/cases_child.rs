@@ -255,8 +255,7 @@ fn case_119_what_finds_no_descriptor_starts_when_there_is_room() {
     let rows = world.rows();
     let why = rows.iter().find(|row| row["phase"] == "backoff").unwrap()["why"].to_string();
     assert!(why.to_lowercase().contains("too many open files"), "{why}");
-    let said = world.opm(&["stop", "first"]);
-    assert_eq!(said.code, 0, "{said:?}");
+    assert_eq!(world.opm(&["stop", "first"]).code, 0);
     world.until("the others", || {
         let rows = world.rows();
         rows.iter().filter(|row| row["unit"] == "second" && row["phase"] == "up").count() == 50

@@ -379,4 +379,8 @@ fn case_143_a_short_run_that_succeeds_is_a_success() {
         assert_eq!(world.row(unit)["last"], "exited 0");
         assert_eq!(world.lines(file).len(), 1);
     }
+    // An apply waits for a task until it has completed, and says how that went.
+    world.task("v", "sleep 0.3; echo hi >> n; exit 1", "");
+    world.apply(1);
+    assert_eq!(world.lines("n").len(), 2);
 }

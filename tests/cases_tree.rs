@@ -1,5 +1,7 @@
 //! Cases REAP, TREE, SIGNAL, EXIT and SHUTDOWN: whole trees, how they end, and how opm does.
 
+#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
 mod common;
 
 use std::process::Stdio;

@@ -309,3 +309,35 @@ fn a_stack_outlives_its_supervisor_and_binds_no_port_twice() {
     assert_eq!(world.wait_run(), 0);
     stack.assert_ports_free();
 }
+
+#[test]
+fn a_ready_file_counts_though_it_came_while_no_supervisor_ran() {
+    let Some(mut world) = World::new() else { return };
+    let ready = world.path("ready");
+    fs::create_dir(&ready).unwrap();
+    let unit = |name: &str| {
+        format!(
+            "shell: while ! [ -e go-{name} ]; do sleep 0.02; done; echo > ready/{name}; exec sleep 1000\n\
+             working_dir: ..\nready: {{file: {}/{name}}}\nlogs: {{to: null}}\n",
+            ready.display()
+        )
+    };
+    world.unit("early", &unit("early"));
+    world.unit("late", &unit("late"));
+    // What an earlier run left behind does not count.
+    fs::write(ready.join("late"), "").unwrap();
+    std::thread::sleep(Duration::from_millis(200));
+    world.run();
+    world.until("both to be started", || {
+        ["early", "late"].iter().all(|name| world.pid(name).is_some())
+    });
+    world.crash();
+    fs::write(world.path("go-early"), "").unwrap();
+    common::until("its file", || ready.join("early").exists());
+    world.run();
+    world.until_phase("early", "up");
+    assert_eq!(world.phase("late"), "starting");
+    fs::write(world.path("go-late"), "").unwrap();
+    world.until_phase("late", "up");
+    assert_eq!(world.row("early")["restarts"], 0);
+}

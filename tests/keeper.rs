@@ -21,9 +21,10 @@ use std::time::{Duration, Instant};
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::signal::Signal;
 
-use opm::keeper::{Destination, Instruction, Options};
+use opm::keeper::Options;
 use opm::logs::{self, LogsError, Query, Record};
 use opm::model::{FilePath, InstanceId};
+use opm::system::instruction::{Destination, Instruction};
 
 use world::{CONSOLE, DEADLINE, Helper, RUN_DIR, World, spawn, until};
 

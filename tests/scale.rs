@@ -107,13 +107,13 @@ fn with_too_few_descriptors_opm_lives_and_says_so() {
     let Some(mut world) = World::new() else { return };
     many(&world, 300, "restart: {policy: always, delay: 1s}\n");
     run_with_few_descriptors(&mut world);
-    world.until("as many as possible to be up", || {
-        let rows = world.rows();
-        rows.len() == 300 && rows.iter().all(|row| row["settled"] == true)
+    let mut up = 0;
+    world.until("most to be up", || {
+        up = count(&world, "up");
+        up >= 200
     });
+    assert!(up < 300, "there are not descriptors enough for all");
     let daemon = world.daemon_pid().unwrap();
-    let up = count(&world, "up");
-    assert!((150..300).contains(&up), "{up} are up\n{}", world.log());
     let said = status(&world);
     assert!(said.contains("oo many open files"), "{said}");
     // What runs can be stopped, which makes room for others.

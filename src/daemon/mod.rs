@@ -104,8 +104,8 @@ impl Daemon {
     /// The loop; ends with the exit code, or with `None` for an exec.
     fn run(&mut self) -> Option<u8> {
         let mut kernel = Events::with_capacity(EVENTS_AT_ONCE);
-        // Whoever died before the handlers were there is found by this sweep, not by a signal.
-        let mut events = self.supervisor.system_mut().reap();
+        // Whoever died before the handlers were there is found by this look, not by a signal.
+        let mut events = self.supervisor.system_mut().catch_up();
         loop {
             let taken = std::mem::take(&mut events);
             let cycle = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {

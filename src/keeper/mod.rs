@@ -12,7 +12,6 @@
 
 mod console;
 mod fifo;
-pub mod instruction;
 mod place;
 mod sink;
 pub mod split;
@@ -36,9 +35,11 @@ use nix::fcntl::{Flock, FlockArg};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook_mio::v1_0::Signals;
 
-pub use instruction::{Destination, Instruction};
-
 use crate::model::InstanceId;
+use crate::system::{
+    self,
+    instruction::{self, Instruction},
+};
 use console::Console;
 use sink::now_ms;
 use unit::{Shared, TURN_BYTES_MAX, Turn, Unit};
@@ -70,6 +71,8 @@ pub struct Options {
 /// `SIGINT` and `SIGHUP` are taken and do nothing: a terminal sends them to everyone, and the
 /// lines of the shutdown that follows are still to be stored.
 pub fn run(options: &Options) -> ExitCode {
+    // One descriptor for each FIFO and each file: the supervisor's own raised limit is not ours.
+    system::raise_descriptor_limit();
     match Keeper::new(options).and_then(|mut keeper| keeper.run()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

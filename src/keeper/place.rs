@@ -11,10 +11,10 @@ use std::path::{Path, PathBuf};
 
 use nix::fcntl::OFlag;
 
-use super::instruction::{Destination, Instruction};
 use super::split::PART_BYTES_MAX;
 use super::store::Failure;
 use crate::logs::segment::{self, FileId, NUMBER_DIGITS_MIN};
+use crate::system::instruction::{Destination, Instruction};
 
 /// Most bytes behind the last newline that are taken for a torn record and cut off. More were not
 /// written by a keeper: they get a newline and stay.

@@ -11,10 +11,10 @@ use std::io::{self, Write};
 
 use nix::errno::Errno;
 
-use super::instruction::{Destination, Instruction};
 use super::place::{Open, Place};
 use super::split::Part;
 use super::stamp::{STAMP_BYTES, Stamp};
+use crate::system::instruction::{Destination, Instruction};
 
 /// Most bytes that are formatted before they are written. A batch of empty lines grows 38-fold.
 const BATCH_BYTES_MAX: usize = 256 * 1024;

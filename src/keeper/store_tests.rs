@@ -4,11 +4,11 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use super::instruction::{Destination, Instruction};
 use super::split::Part;
 use super::stamp::Stamp;
 use super::store::Store;
 use crate::model::FilePath;
+use crate::system::instruction::{Destination, Instruction};
 
 const STAMP: &str = "2026-11-25T10:32:00.123456Z";
 

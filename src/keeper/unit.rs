@@ -7,11 +7,11 @@ use mio::{Registry, Token};
 
 use super::console::Console;
 use super::fifo::{Fifo, Input};
-use super::instruction::{Destination, Instruction};
 use super::sink::now_ms;
 use super::split::{Part, Splitter};
 use super::stamp::Stamp;
 use super::store::Store;
+use crate::system::instruction::{Destination, Instruction};
 
 /// Most bytes of one instance in one turn. The others come before it has the next.
 pub(super) const TURN_BYTES_MAX: usize = 64 * 1024;

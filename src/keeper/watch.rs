@@ -11,8 +11,8 @@ use mio::{Interest, Registry, Token};
 use nix::errno::Errno;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 
-use super::instruction::instance_of;
 use crate::model::InstanceId;
+use crate::system::instruction::instance_of;
 
 /// What happened.
 #[derive(Debug)]

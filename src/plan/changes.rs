@@ -128,7 +128,8 @@ fn change(old: &Desired, new: &Desired, observed: &Observed, name: &UnitName) ->
         (Some(before), Some(after)) => {
             let fields = fields_that_differ(&before.spec, &after.spec);
             let runs = observed.of_unit(name).any(|(_, instance)| instance.run.is_some());
-            let restarts = before.hash != after.hash && after.spec.kind != Kind::Task;
+            let is_task = before.spec.kind == Kind::Task && after.spec.kind == Kind::Task;
+            let restarts = before.hash != after.hash && !is_task;
             match (fields.is_empty(), restarts && runs) {
                 (true, _) => return None,
                 (false, true) => (Effect::Restart, fields),
@@ -194,4 +195,174 @@ fn fields_that_differ(old: &Spec, new: &Spec) -> Vec<FieldChange> {
             FieldChange { key: key.clone(), old: shown(&old), new: shown(&new), class }
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::model::{
+        Command, Condition, Dependency, FilePath, Happening, Hold, InstanceId, Monotonic,
+        ProcessSpec, RunId, SpecHash, Template, Unit, Wall,
+    };
+
+    fn name(text: &str) -> UnitName {
+        UnitName::parse(text).unwrap()
+    }
+
+    fn spec(kind: Kind, unit: &str, requires: &[&str]) -> Spec {
+        let mut spec = Spec::new(kind, name(unit));
+        let command = Command::Argv(vec![Template::literal("true")]);
+        spec.process = Some(ProcessSpec::new(command, FilePath::from("/")));
+        let needs = requires.iter();
+        spec.relations.requires = needs
+            .map(|unit| Dependency { unit: name(unit), condition: Condition::Ready })
+            .collect();
+        spec
+    }
+
+    fn desired(specs: Vec<Spec>) -> Desired {
+        let units = specs
+            .into_iter()
+            .map(|spec| (spec.name.clone(), Unit::new(Arc::new(spec), "-".to_owned())));
+        Desired { generation: 1, units: units.collect() }
+    }
+
+    fn running(units: &[&str]) -> Observed {
+        let mut observed = Observed::default();
+        for unit in units {
+            let (run, hash, wall) = (RunId(1), SpecHash(0), Wall(0));
+            let what = Happening::Began { run, epoch: 0, hash, wall, fresh: true };
+            let instance = InstanceId::single(&name(unit));
+            observed.apply(&crate::model::Event { instance, at: Monotonic::default(), what });
+        }
+        observed
+    }
+
+    fn env(spec: &mut Spec, key: &str, value: &str) {
+        if let Some(process) = &mut spec.process {
+            process.env.insert(key.to_owned(), Template::literal(value));
+        }
+    }
+
+    /// A plan as text: sign, unit, and the unit because of which.
+    fn lines(plan: &Plan) -> Vec<String> {
+        let because = |change: &Change| {
+            change.because.as_ref().map_or_else(String::new, |unit| format!(" < {unit}"))
+        };
+        let changes = plan.changes.iter();
+        changes.map(|c| format!("{} {}{}", c.effect.sign(), c.unit, because(c))).collect()
+    }
+
+    #[test]
+    fn what_is_new_gone_and_changed_is_said_in_the_order_in_which_it_happens() {
+        let old = desired(vec![
+            spec(Kind::Service, "db", &[]),
+            spec(Kind::Service, "app", &["db"]),
+            spec(Kind::Service, "old-db", &[]),
+            spec(Kind::Service, "old-web", &["old-db"]),
+        ]);
+        let mut db = spec(Kind::Service, "db", &[]);
+        env(&mut db, "A", "1");
+        let mut new = desired(vec![
+            db,
+            spec(Kind::Service, "app", &["db"]),
+            spec(Kind::Service, "top", &["base"]),
+            spec(Kind::Service, "base", &[]),
+        ]);
+        // What is removed is known until its last run is over.
+        for unit in ["old-db", "old-web"] {
+            let mut unit = old.units[&name(unit)].clone();
+            unit.removed = true;
+            new.units.insert(unit.spec.name.clone(), unit);
+        }
+        let plan = plan(&old, &new, &running(&["db", "app", "old-db", "old-web"]));
+        assert_eq!(
+            lines(&plan),
+            ["- old-web", "- old-db", "± db", "± app < db", "+ base", "+ top"]
+        );
+        assert_eq!(plan.changes[2].fields[0].key, "env.A");
+        assert!(plan.changes[3].fields.is_empty(), "it has no change of its own");
+    }
+
+    #[test]
+    fn only_what_runs_and_is_fixed_at_a_start_costs_a_restart() {
+        let old = desired(vec![spec(Kind::Service, "web", &[])]);
+        let mut fixed = spec(Kind::Service, "web", &[]);
+        env(&mut fixed, "A", "1");
+        let mut live = spec(Kind::Service, "web", &[]);
+        live.restart.factor = 3.0;
+        let (fixed, live) = (desired(vec![fixed]), desired(vec![live]));
+        assert_eq!(lines(&plan(&old, &fixed, &running(&["web"]))), ["± web"]);
+        assert_eq!(lines(&plan(&old, &fixed, &running(&[]))), ["~ web"]);
+        assert_eq!(lines(&plan(&old, &live, &running(&["web"]))), ["~ web"]);
+        assert!(plan(&old, &old, &running(&["web"])).changes.is_empty());
+    }
+
+    #[test]
+    fn a_task_in_progress_is_left_alone_but_not_a_service_that_becomes_one() {
+        let service = desired(vec![spec(Kind::Service, "job", &[])]);
+        let task = desired(vec![spec(Kind::Task, "job", &[])]);
+        let mut changed = spec(Kind::Task, "job", &[]);
+        env(&mut changed, "A", "1");
+        let changed = desired(vec![changed]);
+        assert_eq!(lines(&plan(&task, &changed, &running(&["job"]))), ["~ job"]);
+        assert_eq!(lines(&plan(&service, &task, &running(&["job"]))), ["± job"]);
+        assert_eq!(lines(&plan(&task, &service, &running(&["job"]))), ["± job"]);
+    }
+
+    #[test]
+    fn dependents_follow_along_requires_as_far_as_they_run() {
+        let wants = |unit: &str, wanted: &str| {
+            let mut spec = spec(Kind::Service, unit, &[]);
+            let need = Dependency { unit: name(wanted), condition: Condition::Ready };
+            spec.relations.wants.push(need);
+            spec
+        };
+        let all = |db: Spec| {
+            desired(vec![
+                db,
+                spec(Kind::Service, "app", &["db"]),
+                spec(Kind::Service, "web", &["app"]),
+                spec(Kind::Service, "down", &["db"]),
+                wants("loose", "db"),
+            ])
+        };
+        let mut changed = spec(Kind::Service, "db", &[]);
+        env(&mut changed, "A", "1");
+        let (old, new) = (all(spec(Kind::Service, "db", &[])), all(changed));
+        let plan = plan(&old, &new, &running(&["db", "app", "web", "loose"]));
+        assert_eq!(lines(&plan), ["± db", "± app < db", "± web < app"]);
+    }
+
+    #[test]
+    fn values_of_secret_names_are_never_shown() {
+        let mut before = spec(Kind::Service, "web", &[]);
+        let mut after = before.clone();
+        for key in ["DB_PASSWORD", "api_token", "PLAIN"] {
+            env(&mut before, key, "hunter1");
+            env(&mut after, key, "hunter2");
+        }
+        env(&mut after, "AWS_SECRET", "hunter3");
+        let plan = plan(&desired(vec![before]), &desired(vec![after]), &running(&["web"]));
+        let fields = &plan.changes[0].fields;
+        assert_eq!(fields.len(), 4, "that they changed is said");
+        for field in fields {
+            let text = serde_json::to_string(field).unwrap();
+            assert_eq!(text.contains("hunter"), field.key == "env.PLAIN", "{text}");
+        }
+        let new = fields.iter().find(|field| field.key == "env.AWS_SECRET").unwrap();
+        assert_eq!((&new.old, new.class), (&None, Class::Restart));
+    }
+
+    #[test]
+    fn a_hold_that_keeps_a_changed_unit_down_is_named() {
+        let old = desired(vec![spec(Kind::Service, "web", &[])]);
+        let mut new = old.clone();
+        let unit = new.units.get_mut(&name("web")).unwrap();
+        Arc::make_mut(&mut unit.spec).restart.factor = 3.0;
+        unit.hold = Some(Hold { by: "me".to_owned(), reason: String::new(), at: Wall(0) });
+        assert_eq!(plan(&old, &new, &running(&[])).changes[0].held.as_deref(), Some("me"));
+    }
 }

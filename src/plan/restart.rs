@@ -195,3 +195,199 @@ fn delay(spec: &Spec, attempt: u32, run: RunId) -> Span {
     let chance = f64::from(u16::try_from(run.0 >> 48).unwrap_or(0)) / f64::from(u16::MAX);
     grown.scale(1.0 - restart.jitter / 2.0 + restart.jitter * chance).min(restart.max_delay)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::model::{
+        Command, FilePath, ProcessSpec, Signal, Stage, StartError, StartLimit, Template,
+    };
+
+    /// A run id whose part of chance is the least, the middle, or the most.
+    const LEAST: RunId = RunId(0);
+    const MIDDLE: RunId = RunId(0x8000 << 48);
+    const MOST: RunId = RunId(u64::MAX);
+
+    fn unit(kind: Kind) -> Unit {
+        let mut spec = Spec::new(kind, UnitName::parse("web").unwrap());
+        let command = Command::Argv(vec![Template::literal("true")]);
+        spec.process = Some(ProcessSpec::new(command, FilePath::from("/")));
+        Unit::new(Arc::new(spec), "/units".to_owned())
+    }
+
+    fn second(n: u64) -> Monotonic {
+        Monotonic::default().after(Span::seconds(n))
+    }
+
+    fn end(outcome: Outcome) -> End {
+        End {
+            run: MIDDLE,
+            cause: StopCause::MainEnded,
+            outcome: Some(outcome),
+            at: second(100),
+            ready_for: Some(Span::millis(5)),
+        }
+    }
+
+    fn exited(code: u8) -> End {
+        end(Outcome::Exited(code))
+    }
+
+    fn near(span: Span, millis: u64) -> bool {
+        let (lower, upper) = (Span::millis(millis).scale(0.999), Span::millis(millis).scale(1.001));
+        lower <= span && span <= upper
+    }
+
+    #[test]
+    fn waits_grow_by_the_factor_up_to_the_longest() {
+        let mut unit = unit(Kind::Service);
+        let spec = Arc::make_mut(&mut unit.spec);
+        for (attempt, millis) in
+            [(1, 200), (2, 400), (3, 800), (8, 25_600), (9, 30_000), (1_000, 30_000)]
+        {
+            let wait = delay(spec, attempt, MIDDLE);
+            assert!(near(wait, millis), "{attempt}: {wait}");
+        }
+        assert!(delay(spec, u32::MAX, MOST) <= spec.restart.max_delay);
+        spec.restart.factor = 1.0;
+        assert!(near(delay(spec, 50, MIDDLE), 200), "a factor of 1 is a constant wait");
+        spec.restart.delay = Span::ZERO;
+        spec.restart.factor = 2.0;
+        assert_eq!(delay(spec, u32::MAX, MOST), Span::ZERO);
+    }
+
+    #[test]
+    fn chance_moves_a_wait_by_half_its_part_to_both_sides() {
+        let mut unit = unit(Kind::Service);
+        let spec = Arc::make_mut(&mut unit.spec);
+        assert!(near(delay(spec, 1, LEAST), 190) && near(delay(spec, 1, MOST), 210));
+        assert!(delay(spec, 50, MOST) <= spec.restart.max_delay, "the longest wait is the longest");
+        spec.restart.jitter = 0.0;
+        assert_eq!(delay(spec, 1, LEAST), delay(spec, 1, MOST));
+        spec.restart.jitter = 1.0;
+        assert!(near(delay(spec, 1, LEAST), 100) && near(delay(spec, 1, MOST), 300));
+    }
+
+    #[test]
+    fn a_stable_run_and_only_that_lets_waits_begin_anew() {
+        let unit = unit(Kind::Service);
+        let instance = Instance { attempt: 6, ..Instance::default() };
+        for (ready_for, attempt) in [
+            (None, 7),
+            (Some(Span::millis(9_999)), 7),
+            (Some(Span::seconds(10)), 1),
+            (Some(Span::FOREVER), 1),
+        ] {
+            let end = End { ready_for, ..exited(1) };
+            let Verdict::Backoff { until, attempt: next } = verdict(&unit, &instance, &end, true)
+            else {
+                unreachable!("{ready_for:?}")
+            };
+            assert_eq!(next, attempt, "{ready_for:?}");
+            assert_eq!(until, end.at.after(delay(&unit.spec, attempt, end.run)));
+        }
+        let tired = Instance { attempt: u32::MAX, ..Instance::default() };
+        assert!(matches!(
+            verdict(&unit, &tired, &exited(1), true),
+            Verdict::Backoff { attempt: u32::MAX, .. }
+        ));
+    }
+
+    #[test]
+    fn the_limit_counts_the_starts_of_its_time() {
+        let mut unit = unit(Kind::Service);
+        let limit = StartLimit { starts: 3, within: Span::seconds(60) };
+        Arc::make_mut(&mut unit.spec).restart.limit = Some(limit);
+        for (starts, at_limit) in [
+            (vec![99], false),
+            (vec![98, 99], false),
+            (vec![97, 98, 99], true),
+            (vec![40, 98, 99], true),
+            (vec![39, 98, 99], false),
+            (vec![1, 2, 3, 4, 5, 99], false),
+        ] {
+            let instance = Instance {
+                starts: starts.iter().map(|at| second(*at)).collect::<VecDeque<_>>(),
+                ..Instance::default()
+            };
+            let verdict = verdict(&unit, &instance, &exited(1), true);
+            let is_limit = verdict == Verdict::Failed { at_limit: true };
+            assert_eq!(is_limit, at_limit, "{starts:?}: {verdict:?}");
+        }
+    }
+
+    #[test]
+    fn the_policy_decides_by_how_it_ended() {
+        let killed = || end(Outcome::Killed { signal: Signal::KILL, core: false });
+        let unknown = || end(Outcome::Unknown);
+        let late = || End { cause: StopCause::StartTimeout, ..exited(0) };
+        for (policy, end, again) in [
+            (RestartPolicy::Always, exited(0), true),
+            (RestartPolicy::OnFailure, exited(0), false),
+            (RestartPolicy::OnFailure, exited(1), true),
+            (RestartPolicy::OnFailure, killed(), true),
+            (RestartPolicy::OnFailure, unknown(), true),
+            (RestartPolicy::OnFailure, late(), true),
+            (RestartPolicy::Never, exited(1), false),
+            (RestartPolicy::Never, killed(), false),
+        ] {
+            let mut unit = unit(Kind::Service);
+            Arc::make_mut(&mut unit.spec).restart.policy = policy;
+            let verdict = verdict(&unit, &Instance::default(), &end, true);
+            let backs_off = matches!(verdict, Verdict::Backoff { .. });
+            assert_eq!(backs_off, again, "{policy:?} {end:?}: {verdict:?}");
+            let failed = matches!(verdict, Verdict::Failed { .. });
+            assert!(again || failed != (end == exited(0)), "{policy:?} {end:?}: {verdict:?}");
+        }
+    }
+
+    #[test]
+    fn what_was_asked_for_is_stronger_than_any_policy() {
+        let mut unit = unit(Kind::Service);
+        Arc::make_mut(&mut unit.spec).restart.policy = RestartPolicy::Always;
+        let instance = Instance::default();
+        assert_eq!(verdict(&unit, &instance, &exited(1), false), Verdict::Down);
+        for cause in [StopCause::GoalDown, StopCause::Restart, StopCause::Shutdown] {
+            let end = End { cause, ..exited(1) };
+            assert_eq!(verdict(&unit, &instance, &end, true), Verdict::Down);
+        }
+        let task = self::unit(Kind::Task);
+        let done = verdict(&task, &instance, &exited(0), false);
+        assert_eq!(done, Verdict::Done, "a task that came to its end has done so");
+    }
+
+    #[test]
+    fn a_service_that_ends_before_it_said_that_it_is_ready_has_failed() {
+        let mut unit = unit(Kind::Service);
+        if let Some(process) = &mut Arc::make_mut(&mut unit.spec).process {
+            process.ready = Ready::Notify;
+        }
+        let early = End { ready_for: None, ..exited(0) };
+        let instance = Instance::default();
+        assert!(matches!(verdict(&unit, &instance, &early, true), Verdict::Backoff { .. }));
+        assert_eq!(verdict(&unit, &instance, &exited(0), true), Verdict::Done);
+    }
+
+    #[test]
+    fn a_shortage_is_waited_out_whatever_the_policy_and_the_limit() {
+        let mut unit = unit(Kind::Task);
+        let spec = Arc::make_mut(&mut unit.spec);
+        spec.restart.delay = Span::ZERO;
+        spec.restart.limit = Some(StartLimit { starts: 1, within: Span::FOREVER });
+        let error = StartError {
+            stage: Stage::Fork,
+            subject: String::new(),
+            reason: "resource temporarily unavailable".to_owned(),
+            passing: true,
+        };
+        let end = end(Outcome::NotStarted(error));
+        let instance = Instance { starts: [second(99)].into(), ..Instance::default() };
+        let until = end.at.after(PASSING_DELAY);
+        let again = Verdict::Backoff { until, attempt: 1 };
+        assert_eq!(verdict(&unit, &instance, &end, true), again);
+        assert_eq!(verdict(&unit, &instance, &end, false), Verdict::Down);
+    }
+}

@@ -103,3 +103,128 @@ fn unwanted(view: &View<'_>, id: &InstanceId) -> String {
         "it is about to start".to_owned()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::model::{
+        Blocker, Condition, Dependency, Desired, End, Graph, Hold, Instance, Kind, Monotonic,
+        Observed, Outcome, RunId, Spec, Unit, UnitName, Wall,
+    };
+
+    fn name(text: &str) -> UnitName {
+        UnitName::parse(text).unwrap()
+    }
+
+    /// Units each of which requires the one before it.
+    fn chain(names: &[&str]) -> Desired {
+        let mut desired = Desired::default();
+        let mut before = None;
+        for unit in names {
+            let mut spec = Spec::new(Kind::Service, name(unit));
+            spec.relations.requires = before
+                .map(|unit| Dependency { unit, condition: Condition::Ready })
+                .into_iter()
+                .collect();
+            before = Some(name(unit));
+            desired.units.insert(name(unit), Unit::new(Arc::new(spec), "-".to_owned()));
+        }
+        desired
+    }
+
+    fn waits_for(unit: &str) -> Phase {
+        let until = Until::Is(Condition::Ready);
+        Phase::Waiting { on: vec![Blocker { unit: name(unit), until, stuck: true }], fresh: true }
+    }
+
+    fn why_of(desired: &Desired, phases: Vec<(&str, Phase)>, unit: &str) -> Vec<String> {
+        let mut observed = Observed::default();
+        for (unit, phase) in phases {
+            let last = End {
+                run: RunId(1),
+                cause: StopCause::MainEnded,
+                outcome: Some(Outcome::Exited(1)),
+                at: Monotonic::default(),
+                ready_for: None,
+            };
+            let last = (!matches!(phase, Phase::Waiting { .. })).then_some(last);
+            let instance = Instance { phase, last, attempt: 3, ..Instance::default() };
+            observed.insert(InstanceId::single(&name(unit)), instance);
+        }
+        let graph = Graph::build(desired);
+        let view = View { desired, graph: &graph, observed: &observed, shutdown: None };
+        why(&view, &InstanceId::parse(unit).unwrap())
+    }
+
+    #[test]
+    fn the_chain_goes_to_the_root_cause_and_says_each_link_once() {
+        let desired = chain(&["db", "app", "web"]);
+        let failed = Phase::Failed { at_limit: true };
+        let phases = vec![("web", waits_for("app")), ("app", waits_for("db")), ("db", failed)];
+        assert_eq!(
+            why_of(&desired, phases, "web"),
+            [
+                "`web` is waiting: waits for `app` to be ready",
+                "`app` is waiting: waits for `db` to be ready",
+                "`db` is failed: exited 1; it used up its starts",
+            ]
+        );
+    }
+
+    #[test]
+    fn the_chain_ends_at_who_holds_a_unit() {
+        let mut desired = chain(&["db", "web"]);
+        let hold = Hold { by: "uid 7".to_owned(), reason: "disks".to_owned(), at: Wall(0) };
+        desired.units.get_mut(&name("db")).unwrap().hold = Some(hold);
+        let phases = vec![("web", waits_for("db")), ("db", Phase::Down)];
+        assert_eq!(
+            why_of(&desired, phases, "web"),
+            [
+                "`web` is waiting: waits for `db` to be ready",
+                "`db` is down: held by uid 7: disks (`opm start db` lifts it)",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_loop_of_facts_does_not_go_round() {
+        let desired = chain(&["a", "b"]);
+        let phases = vec![("a", waits_for("b")), ("b", waits_for("a"))];
+        assert_eq!(why_of(&desired, phases, "a").len(), 2);
+    }
+
+    #[test]
+    fn a_long_chain_is_cut() {
+        let names: Vec<String> = (0..CHAIN_MAX + 8).map(|n| format!("u{n}")).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let links = names.iter().zip(names.iter().skip(1));
+        let phases = links.map(|(unit, next)| (*unit, waits_for(next))).collect();
+        assert_eq!(why_of(&chain(&names), phases, "u0").len(), CHAIN_MAX);
+    }
+
+    #[test]
+    fn one_link_says_enough() {
+        let mut desired = chain(&["web"]);
+        let until = Monotonic::default();
+        for (phase, said) in [
+            (Phase::Up, "`web` is up: it is wanted, and ready"),
+            (
+                Phase::Backoff { until },
+                "`web` is to be restarted: exited 1; automatic restart number 3 is due",
+            ),
+            (Phase::Done, "`web` is done: exited 1"),
+        ] {
+            assert_eq!(why_of(&desired, vec![("web", phase)], "web"), [said]);
+        }
+        let unknown = why_of(&desired, Vec::new(), "other");
+        assert_eq!(unknown, ["`other` is not known: no unit of that name was applied"]);
+        let unit = desired.units.get_mut(&name("web")).unwrap();
+        Arc::make_mut(&mut unit.spec).enabled = false;
+        assert_eq!(
+            why_of(&desired, Vec::new(), "web"),
+            ["`web` is down: `enabled: false` (`opm start web` starts it)"]
+        );
+    }
+}

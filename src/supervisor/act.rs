@@ -3,7 +3,7 @@
 use super::Supervisor;
 use crate::model::{
     Action, Event, Happening, InstanceId, Outcome, Output, Reason, Reload, Role, RunId, Rung,
-    Signal, Spec, StartError, Step, StopAction, StopCause, StopTo,
+    Signal, Spec, StartError, Step, StopAction, StopCause, StopTo, Verdict,
 };
 use crate::system::{Launch, RunRef, System, SystemError};
 use std::sync::Arc;
@@ -35,7 +35,8 @@ impl<S: System> Supervisor<S> {
             Action::Settle(verdict) => {
                 if let Some(run) = self.instance(&id).and_then(|instance| instance.run.as_ref()) {
                     let run = run.id;
-                    self.system.release(&id, run);
+                    let idle = !matches!(verdict, Verdict::Backoff { .. });
+                    self.system.release(&id, run, idle);
                 }
                 self.happens(&id, Happening::Settled { verdict }, Some(reason));
             }

@@ -300,7 +300,7 @@ impl<S: System> Supervisor<S> {
                 .and_then(|instance| instance.run.as_ref())
                 .map(|run| run.id);
             if let Some(run) = unproven {
-                self.system.release(id, run);
+                self.system.release(id, run, true);
                 let event = self.event(id, Happening::Forgotten);
                 self.apply(event, Some(Reason::Asked));
             }
@@ -486,7 +486,9 @@ fn set_spec(desired: &mut Desired, spec: crate::model::Spec, source: &str) {
         }
         unit.hold.clone_from(&old.hold);
         unit.started = old.started;
-        unit.epoch = old.epoch;
+        // The run of a service is no task in progress, which a new definition would leave alone.
+        let is_other_kind = old.spec.kind != unit.spec.kind;
+        unit.epoch = old.epoch.saturating_add(u64::from(is_other_kind));
         unit.instances.clone_from(&old.instances);
     }
     desired.units.insert(name, unit);

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Supervisor;
 use super::keeper_unit::is_internal;
-use crate::model::{InstanceId, Life, Phase};
+use crate::model::{InstanceId, Kind, Life, Phase};
 use crate::plan;
 use crate::system::System;
 
@@ -115,7 +115,7 @@ impl<S: System> Supervisor<S> {
             },
             description: unit.map(|unit| unit.spec.description.clone()).unwrap_or_default(),
             labels: unit.map(|unit| unit.spec.labels.clone()).unwrap_or_default(),
-            settled: settled(phase, wanted),
+            settled: settled(phase, wanted, unit.is_some_and(|unit| unit.spec.kind == Kind::Task)),
         }
     }
 
@@ -137,14 +137,15 @@ impl<S: System> Supervisor<S> {
     }
 }
 
-/// Whether nothing is under way. A unit that waits for one that is stuck has come to rest too.
-fn settled(phase: &Phase, wanted: bool) -> bool {
+/// Whether nothing is under way. A unit that waits for one that is stuck has come to rest too; a task
+/// that runs has not.
+fn settled(phase: &Phase, wanted: bool, is_task: bool) -> bool {
     match phase {
         Phase::Down => !wanted,
         Phase::Waiting { on, .. } => on.iter().any(|blocker| blocker.stuck),
         Phase::Starting | Phase::Stopping { .. } => false,
-        Phase::Up
-        | Phase::Backoff { .. }
+        Phase::Up => !is_task,
+        Phase::Backoff { .. }
         | Phase::Failed { .. }
         | Phase::Done
         | Phase::Skipped { .. }

@@ -17,7 +17,7 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg, setsockopt, sockopt};
 
 use super::SOCKET_PATH_MAX;
-use crate::model::RunId;
+use crate::model::{RunId, Wall};
 
 /// Longest notify message, in bytes; the rest is cut. `sd_notify(3)` messages are far shorter.
 const MESSAGE_BYTES_MAX: usize = 4096;
@@ -158,6 +158,17 @@ pub(super) type Mark = Option<(u64, i64, i64)>;
 
 pub(super) fn mark(path: &Path) -> Mark {
     fs::metadata(path).ok().map(|file| (file.ino(), file.ctime(), file.ctime_nsec()))
+}
+
+/// The mark of a file that was last changed before a time: whatever was started then has nothing to
+/// do with it.
+pub(super) fn mark_older_than(path: &Path, time: Wall) -> Mark {
+    // The clock for files ticks more coarsely than others.
+    const TICK_MICROS: i64 = 50_000;
+    mark(path).filter(|(_, seconds, nanos)| {
+        let changed = seconds.saturating_mul(1_000_000).saturating_add(nanos / 1_000);
+        changed.saturating_add(TICK_MICROS) < time.0
+    })
 }
 
 /// Runs that wait for a file, and one inotify instance for all of them.

@@ -1,36 +1,43 @@
-//! What the supervisor tells the log keeper: one small JSON file per instance beside its FIFO.
+//! What the supervisor tells the log keeper about an instance: a small file that is replaced whole.
+//!
+//! `RUN/log/INSTANCE.json` beside `RUN/log/INSTANCE.fifo`. Its change is taken over at once; its
+//! removal ends the instance's log. Names that begin with `.` are half-written files.
 
-use std::fs;
-use std::io;
+use std::ffi::OsStr;
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::{FilePath, LogTarget, Logs, Template};
+use crate::model::{FilePath, InstanceId, LogTarget, Logs, Template};
+
+/// Largest instruction that is read, in bytes: two paths fit. A larger file is refused.
+const INSTRUCTION_BYTES_MAX: u64 = 64 * 1024;
 
 /// Where an instance's output goes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Destination {
-    /// To files in the instance's own log directory, stamped.
+    /// To `current` in the instance's log directory, stamped.
     File,
-    /// Only to the console.
+    /// Only to the keeper's standard output.
     Console,
     /// To this file, as the bytes came.
     Path(FilePath),
 }
 
-/// How to treat an instance's output. A change is taken over at once; the file's removal means that
-/// nothing more will come.
+/// How the keeper treats an instance's output.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Instruction {
     /// Where it goes.
     pub to: Destination,
-    /// How large one file may become, in bytes.
+    /// How large one file may become, in bytes; only a single record that is larger exceeds it.
     pub max_size: u64,
     /// How many finished files are kept.
     pub keep: u32,
-    /// The instance's own log directory.
+    /// The instance's log directory, for [`Destination::File`].
     pub dir: FilePath,
 }
 
@@ -45,21 +52,110 @@ impl Instruction {
         Self { to, max_size: logs.max_size, keep: logs.keep, dir: dir.into() }
     }
 
-    /// Where the instruction for an instance is.
-    pub fn path(dir: &Path, instance: &str) -> PathBuf {
-        dir.join(format!("{instance}.json"))
+    /// Puts the instruction in place of the one before; the keeper sees the old or the new one.
+    pub fn write(&self, run_dir: &Path, instance: &InstanceId) -> io::Result<()> {
+        let dir = log_dir(run_dir);
+        make_dir(&dir)?;
+        let new = dir.join(format!(".{instance}.json"));
+        let json = serde_json::to_vec(self).map_err(io::Error::other)?;
+        let mut file =
+            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+        file.write_all(&json)?;
+        fs::rename(&new, instruction_path(run_dir, instance))
     }
 
-    /// Writes the instruction, unless it is there already. A reader sees the old one or the new
-    /// one, never a part.
-    pub fn write(&self, dir: &Path, instance: &str) -> io::Result<()> {
-        let text = serde_json::to_vec(self)?;
-        let path = Self::path(dir, instance);
-        if fs::read(&path).is_ok_and(|known| known == text) {
-            return Ok(());
+    /// Takes the instruction away: the keeper reads what is left and forgets the instance.
+    pub fn remove(run_dir: &Path, instance: &InstanceId) -> io::Result<()> {
+        match fs::remove_file(instruction_path(run_dir, instance)) {
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+            Ok(()) | Err(_) => Ok(()),
         }
-        let new = dir.join(format!(".{instance}.json"));
-        fs::write(&new, text)?;
-        fs::rename(new, path)
+    }
+
+    /// Reads an instance's instruction; `None` where there is none.
+    pub fn read(run_dir: &Path, instance: &InstanceId) -> io::Result<Option<Self>> {
+        let file = match File::open(instruction_path(run_dir, instance)) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            file => file?,
+        };
+        let mut json = Vec::new();
+        file.take(INSTRUCTION_BYTES_MAX).read_to_end(&mut json)?;
+        serde_json::from_slice(&json).map(Some).map_err(io::Error::other)
+    }
+}
+
+/// The directory of instructions and FIFOs.
+pub fn log_dir(run_dir: &Path) -> PathBuf {
+    run_dir.join("log")
+}
+
+/// The FIFO that an instance writes to.
+pub fn fifo_path(run_dir: &Path, instance: &InstanceId) -> PathBuf {
+    log_dir(run_dir).join(format!("{instance}.fifo"))
+}
+
+/// The file with an instance's instruction.
+pub fn instruction_path(run_dir: &Path, instance: &InstanceId) -> PathBuf {
+    log_dir(run_dir).join(format!("{instance}.json"))
+}
+
+/// The instance that a file in [`log_dir`] belongs to; `None` for files that are none of ours.
+pub fn instance_of(name: &OsStr) -> Option<InstanceId> {
+    let name = name.to_str()?;
+    let stem = name.strip_suffix(".json").or_else(|| name.strip_suffix(".fifo"))?;
+    InstanceId::parse(stem).ok()
+}
+
+/// Makes the directory that only opm may enter, where it is missing.
+pub fn make_dir(dir: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(dir)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsString;
+    use std::os::unix::ffi::OsStringExt;
+
+    use super::*;
+
+    #[test]
+    fn an_instruction_is_written_as_documented_and_read_back() {
+        let run = tempfile::tempdir().unwrap();
+        let id = InstanceId::parse("web@eu").unwrap();
+        assert_eq!(Instruction::read(run.path(), &id).unwrap(), None);
+        let odd = FilePath(OsString::from_vec(b"/srv/\xe9".to_vec()).into());
+        for (to, json) in [
+            (Destination::File, r#""file""#),
+            (Destination::Console, r#""console""#),
+            (Destination::Path(FilePath::from("/a")), r#"{"path":"/a"}"#),
+            (Destination::Path(odd), r#"{"path":[47,115,114,118,47,233]}"#),
+        ] {
+            let instruction =
+                Instruction { to, max_size: 10, keep: 5, dir: FilePath::from("/var/log/opm/web") };
+            instruction.write(run.path(), &id).unwrap();
+            let text = fs::read_to_string(run.path().join("log/web@eu.json")).unwrap();
+            let expected =
+                format!(r#"{{"to":{json},"max_size":10,"keep":5,"dir":"/var/log/opm/web"}}"#);
+            assert_eq!(text, expected);
+            assert_eq!(Instruction::read(run.path(), &id).unwrap(), Some(instruction));
+        }
+        Instruction::remove(run.path(), &id).unwrap();
+        Instruction::remove(run.path(), &id).unwrap();
+        assert_eq!(Instruction::read(run.path(), &id).unwrap(), None);
+    }
+
+    #[test]
+    fn only_our_own_file_names_are_taken() {
+        for (name, expected) in [
+            ("web.json", Some("web")),
+            ("web@1.fifo", Some("web@1")),
+            ("a.json.json", Some("a.json")),
+            (".web.json", None),
+            ("web", None),
+            ("web.log", None),
+        ] {
+            let found = instance_of(OsStr::new(name)).map(|id| id.to_string());
+            assert_eq!(found.as_deref(), expected, "{name}");
+        }
     }
 }

@@ -12,11 +12,11 @@ use std::path::{Path, PathBuf};
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
 
-use super::channels::{self, FileWaits, NotifySocket};
+use super::channels::{self, FileWaits, Mark, NotifySocket};
 use super::child::{Prepared, REPORT_BYTES};
 use super::dirs::Lock;
 use super::env::inheritable;
-use super::instruction::Instruction;
+use super::instruction::{self, Instruction};
 use super::launch::{self, Launcher, Origin};
 use super::ledger::Ledger;
 use super::spawn::{self, BirthError, Way};
@@ -33,6 +33,8 @@ use crate::model::{
 /// How long the death of a process that is not our child may take to be reaped by its parent, in
 /// milliseconds: until then the kernel does not tell how it ended.
 const FOREIGN_REAP_MILLIS: u8 = 20;
+/// Descriptors that are kept free of what units need for long: for clients, a new ledger, starts.
+const DESCRIPTORS_KEPT: u64 = 32;
 /// How often a tree is killed again because something in it was born meanwhile.
 const KILL_ROUNDS_MAX: usize = 16;
 
@@ -231,14 +233,23 @@ impl Linux {
                     events.extend(self.event_of(run, Happening::Ready { run }));
                 }
             }
-            Some(Watched::Files) => {
-                for run in self.files.look() {
-                    self.files.remove(run);
-                    events.extend(self.event_of(run, Happening::Ready { run }));
-                }
-            }
+            Some(Watched::Files) => self.files_ready(&mut events),
         }
         events
+    }
+
+    /// What has come about before anybody watched: who died, and which files are there.
+    pub fn catch_up(&mut self) -> Vec<Event> {
+        let mut events = self.reap();
+        self.files_ready(&mut events);
+        events
+    }
+
+    fn files_ready(&mut self, events: &mut Vec<Event>) {
+        for run in self.files.look() {
+            self.files.remove(run);
+            events.extend(self.event_of(run, Happening::Ready { run }));
+        }
     }
 
     fn notified(&self, run: RunId, message: channels::Message, events: &mut Vec<Event>) {
@@ -394,8 +405,13 @@ impl Linux {
         let fail = |error: std::io::Error| prepare_error(format!("output FIFO of {id}"), &error);
         if !self.outputs.contains_key(id) {
             let owner = owner_of(&launch.spec);
-            let path = self.dirs.fifos().join(format!("{id}.fifo"));
+            let path = instruction::fifo_path(&self.dirs.run, id);
             let fifo = channels::open_fifo(&path, owner).map_err(fail)?;
+            // The lowest free number is given out: this one says how many are left.
+            let (_, limit) = self.origin.nofile;
+            if u64::try_from(fifo.as_raw_fd()).is_ok_and(|fd| fd + DESCRIPTORS_KEPT >= limit) {
+                return Err(fail(std::io::Error::from_raw_os_error(libc::EMFILE)));
+            }
             self.outputs.insert(id.clone(), fifo);
         }
         let Some(fifo) = self.outputs.get(id) else {
@@ -424,7 +440,8 @@ impl Linux {
             }
             Ready::File(template) => {
                 let path = self.path_of(launch, template);
-                self.wait_for_file(run, path, true)?;
+                let before = channels::mark(&path);
+                self.wait_for_file(run, path, before)?;
                 Ok(Readiness::default())
             }
             Ready::Started | Ready::Delay(_) => Ok(Readiness::default()),
@@ -458,8 +475,7 @@ impl Linux {
         base.unwrap_or_else(|| PathBuf::from("/")).join(text)
     }
 
-    fn wait_for_file(&mut self, run: RunId, path: PathBuf, fresh: bool) -> Result<(), StartError> {
-        let before = if fresh { channels::mark(&path) } else { None };
+    fn wait_for_file(&mut self, run: RunId, path: PathBuf, before: Mark) -> Result<(), StartError> {
         let fail = |error: std::io::Error| prepare_error("watch for a file", &error);
         if let Some(fd) = self.files.add(run, path, before).map_err(fail)? {
             self.watch(None, fd, Watched::Files).map_err(fail)?;
@@ -712,7 +728,12 @@ impl System for Linux {
         left
     }
 
-    fn release(&mut self, _instance: &InstanceId, run: RunId) {
+    fn release(&mut self, instance: &InstanceId, run: RunId, idle: bool) {
+        // What the keeper has yet to read is not to be lost with the last descriptor.
+        let read = |fifo: &OwnedFd| sys::bytes_queued(fifo.as_fd()) == 0;
+        if idle && self.outputs.get(instance).is_some_and(read) {
+            self.outputs.remove(instance);
+        }
         self.files.remove(run);
         let tokens = self.runs.get(&run).map(|kept| kept.tokens.clone()).unwrap_or_default();
         for token in tokens {
@@ -729,8 +750,8 @@ impl System for Linux {
     fn forget(&mut self, instance: &InstanceId) {
         self.outputs.remove(instance);
         for path in [
-            Instruction::path(&self.dirs.fifos(), &instance.to_string()),
-            self.dirs.fifos().join(format!("{instance}.fifo")),
+            instruction::instruction_path(&self.dirs.run, instance),
+            instruction::fifo_path(&self.dirs.run, instance),
             self.dirs.notify().join(format!("{instance}.ready")),
         ] {
             if let Err(error) = fs::remove_file(&path)
@@ -748,9 +769,12 @@ impl System for Linux {
             let text = launch::fill(template, &self.origin, id, index, spec);
             base.unwrap_or_else(|| PathBuf::from("/")).join(text)
         };
-        let instruction = Instruction::of(&spec.logs, &self.dirs.logs.join(&name), &text);
-        instruction
-            .write(&self.dirs.fifos(), &name)
+        let new = Instruction::of(&spec.logs, &self.dirs.logs.join(&name), &text);
+        // Most starts say what was said before.
+        if Instruction::read(&self.dirs.run, id).is_ok_and(|known| known.as_ref() == Some(&new)) {
+            return Ok(());
+        }
+        new.write(&self.dirs.run, id)
             .map_err(|error| SystemError::new("instruct the log keeper about", name, error))
     }
 
@@ -783,7 +807,7 @@ impl System for Linux {
                 log::warn!("{}: {error}", launch.instance);
             }
             if !execed || process.ready != Ready::Started {
-                self.reopen_readiness(launch, &process.ready);
+                self.reopen_readiness(launch, &process.ready, identity);
             }
         }
         Proof::Alive
@@ -823,11 +847,12 @@ impl System for Linux {
 
 impl Linux {
     /// For a run of an earlier supervisor: whatever it still has to say, it says to us.
-    fn reopen_readiness(&mut self, launch: &Launch, ready: &Ready) {
+    fn reopen_readiness(&mut self, launch: &Launch, ready: &Ready, main: &Identity) {
         let result = match ready {
             Ready::File(template) => {
                 let path = self.path_of(launch, template);
-                self.wait_for_file(launch.run, path, false)
+                let before = channels::mark_older_than(&path, process::started_at(main.start));
+                self.wait_for_file(launch.run, path, before)
             }
             Ready::Notify | Ready::Fd(_) => self.open_readiness(launch, ready).map(|_| ()),
             Ready::Started | Ready::Delay(_) => Ok(()),

@@ -8,7 +8,7 @@ mod channels;
 mod child;
 mod dirs;
 mod env;
-mod instruction;
+pub mod instruction;
 mod launch;
 mod ledger;
 mod linux;
@@ -23,7 +23,6 @@ use std::sync::Arc;
 
 pub use dirs::{Dirs, LockError, SOCKET_PATH_MAX};
 pub use env::Environment;
-pub use instruction::{Destination, Instruction};
 pub use ledger::{Replay, replay_text};
 pub use linux::{Linux, Options};
 pub use process::{Stat, parse_stat};
@@ -151,8 +150,9 @@ pub trait System {
     /// Counts the processes of a run that have no role, and tells by an event when that changes.
     fn watch_tree(&mut self, run: &RunRef) -> u32;
 
-    /// Lets go of everything that was kept for a run: it is over.
-    fn release(&mut self, instance: &InstanceId, run: RunId);
+    /// Lets go of everything that was kept for a run: it is over. `idle`: no other is to follow
+    /// soon, so that what the instance keeps over its runs can go too.
+    fn release(&mut self, instance: &InstanceId, run: RunId, idle: bool);
 
     /// Lets go of everything that was kept for an instance: it is forgotten.
     fn forget(&mut self, instance: &InstanceId);

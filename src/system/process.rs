@@ -2,8 +2,10 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
+use nix::time::{ClockId, clock_gettime};
+
 use super::{Proof, SystemError, sys};
-use crate::model::{Identity, Signal};
+use crate::model::{Identity, Signal, Wall};
 
 /// What `/proc/PID/stat` says, `proc_pid_stat(5)`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,6 +47,16 @@ pub fn parse_stat(text: &str) -> Option<Stat> {
 pub(super) fn stat(pid: i32) -> Option<Stat> {
     let bytes = std::fs::read(format!("/proc/{pid}/stat")).ok()?;
     parse_stat(&String::from_utf8_lossy(&bytes))
+}
+
+/// When a process with this start time was started.
+pub(super) fn started_at(start: u64) -> Wall {
+    // For programs the kernel counts in hundredths, proc_pid_stat(5).
+    let start = i64::try_from(start).unwrap_or(i64::MAX).saturating_mul(10_000);
+    let up = clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(0, |time| {
+        time.tv_sec().saturating_mul(1_000_000).saturating_add(time.tv_nsec() / 1_000)
+    });
+    Wall(sys::wall_now().0.saturating_sub(up).saturating_add(start))
 }
 
 /// The inode of a pidfd, where pidfds have inodes of their own (Linux 6.9; before, all share one).

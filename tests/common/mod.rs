@@ -207,9 +207,11 @@ impl World {
     }
 
     /// Runs `opm` with these arguments, and takes all it says.
+    ///
+    /// One that hangs is ended by timeout(1), with code 124.
     pub fn opm(&self, args: &[&str]) -> Said {
-        let mut command = self.command(OPM);
-        command.arg("--root").arg(self.root()).args(args);
+        let mut command = self.command("timeout");
+        command.args(["40", OPM, "--root"]).arg(self.root()).args(args);
         Said::of(&command.output().expect("opm runs"))
     }
 

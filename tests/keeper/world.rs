@@ -10,9 +10,9 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::Mode;
 use nix::unistd::{Pid, mkfifo};
 
-use opm::keeper::{Destination, Instruction, instruction};
 use opm::logs::{self, Query};
 use opm::model::{FilePath, InstanceId};
+use opm::system::instruction::{self, Destination, Instruction};
 
 /// How long a fact may take to come true.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(10);
