@@ -1,4 +1,5 @@
 //! Cases CHILD, EXEC and LIMITS: what a program finds when it begins, and what opm survives.
+#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! Cases ENV, YAML, PATHS and USER: what a unit file says, as the program received it.
+#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
 mod common;
 

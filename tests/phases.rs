@@ -2,7 +2,7 @@
 //! after any sequence of events.
 //!
 //! `UPDATE=1 cargo test --test phases` writes the table anew; review reads the difference.
-#![expect(clippy::unwrap_used, clippy::panic, reason = "a test stops at the first surprise")]
+#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
 use std::collections::BTreeMap;
 use std::fmt::Write;

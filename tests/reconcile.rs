@@ -2,7 +2,11 @@
 //! `plan::decide`, `plan::reconcile` and `plan::plan`, and of the graph.
 //!
 //! proptest prints the smallest case that fails, and keeps its seed in `tests/reconcile.seeds`.
-#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a test stops at the first surprise"
+)]
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -770,7 +774,7 @@ proptest! {
             let wanted = view.wants(&id);
             let phase = scene.observed.get(&id).map_or(Phase::Down, |known| known.phase.clone());
             let fits = match &phase {
-                Phase::Unproven { .. } => true,
+                Phase::Unproven { .. } | Phase::Done => true,
                 Phase::Up => wanted && requirements_may_come(&view, &id),
                 Phase::Waiting { on, .. } => {
                     wanted && !on.is_empty() && on.iter().all(|blocker| is_at_rest(scene, blocker))
@@ -778,7 +782,6 @@ proptest! {
                 Phase::Failed { .. } | Phase::Skipped { .. } => {
                     wanted || scene.shutdown.is_some()
                 }
-                Phase::Done => true,
                 Phase::Down => !wanted,
                 Phase::Starting | Phase::Stopping { .. } | Phase::Backoff { .. } => false,
             };

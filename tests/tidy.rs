@@ -1,11 +1,6 @@
 //! The house rules that no lint sees: floors, unsafe, sizes, words, the manual against the program,
 //! samples, links, and files that nobody compiles.
-#![expect(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "a test stops at the first surprise"
-)]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test stops at the first surprise")]
 #![expect(clippy::disallowed_methods, reason = "tests run programs")]
 #![expect(clippy::print_stderr, reason = "a test that is skipped says why")]
 

@@ -92,14 +92,23 @@ fn report(global: &Global, rows: &[Row]) -> Exit {
 struct Progress {
     silent: bool,
     terminal: bool,
+    /// What was shown of each instance.
     shown: BTreeMap<String, String>,
+    /// How each instance is, as far as was told.
+    rows: BTreeMap<String, Row>,
     drawn: bool,
 }
 
 impl Progress {
     fn new(global: &Global) -> Self {
         let terminal = output::stderr_is_terminal();
-        Self { silent: global.json, terminal, shown: BTreeMap::new(), drawn: false }
+        Self {
+            silent: global.json,
+            terminal,
+            shown: BTreeMap::new(),
+            rows: BTreeMap::new(),
+            drawn: false,
+        }
     }
 
     fn show(&mut self, rows: &[Row]) {
@@ -107,15 +116,19 @@ impl Progress {
             return;
         }
         if self.terminal {
-            let done = rows.iter().filter(|row| row.settled).count();
-            let open: Vec<String> = rows
-                .iter()
+            self.rows.extend(rows.iter().map(|row| (row.instance.clone(), row.clone())));
+            let done = self.rows.values().filter(|row| row.settled).count();
+            let open: Vec<String> = self
+                .rows
+                .values()
                 .filter(|row| !row.settled)
                 .take(3)
                 .map(|row| format!("{} {} {}", row.instance, row.phase, output::plain(&row.why)))
                 .collect();
-            let line: String =
-                format!("{done}/{} {}", rows.len(), open.join("; ")).chars().take(100).collect();
+            let line: String = format!("{done}/{} {}", self.rows.len(), open.join("; "))
+                .chars()
+                .take(100)
+                .collect();
             draw(&format!("\r\x1b[K{line}"));
             self.drawn = true;
             return;

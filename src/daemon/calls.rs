@@ -4,7 +4,8 @@ use mio::Token;
 use serde_json::{Map, Value, json};
 
 use super::Options;
-use super::clients::{Clients, Goal, Pending, Wait};
+use super::clients::{Clients, Pending};
+use super::wait::{Goal, Wait};
 use crate::config::{self, SourceFile};
 use crate::model::{FilePath, InstanceId, Signal, Span};
 use crate::plan;
@@ -246,13 +247,13 @@ fn wait(
         let timeout = parameters.0.get("timeout_ms").and_then(Value::as_u64);
         let now = supervisor.system().now();
         let deadline = timeout.map(|millis| now.after(Span::millis(millis)));
-        Ok(Wait { ids, goal, deadline, more: call.more })
+        Ok(Wait::new(ids, goal, deadline, call.more))
     })();
-    let wait = match parsed {
+    let mut wait = match parsed {
         Ok(wait) => wait,
         Err(failure) => return Answer::from(Err(failure)),
     };
-    let (reply, over) = wait.look(supervisor, false);
+    let (reply, over) = wait.begin(supervisor);
     match (reply, over) {
         (Some(reply), true) => Answer::Reply(reply),
         (reply, _) => {

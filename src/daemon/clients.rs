@@ -13,15 +13,15 @@ use std::path::{Path, PathBuf};
 use mio::net::{UnixListener, UnixStream};
 use mio::{Interest, Registry, Token};
 use nix::sys::stat::{Mode, umask};
-use serde_json::json;
 
 use super::FIRST_CLIENT;
-use crate::model::{InstanceId, Monotonic};
+use super::wait::Wait;
+use crate::model::Monotonic;
 use crate::protocol::{
     APPLY_BYTES_MAX, CALL_BYTES_MAX, CLIENTS_MAX, Call, Decoder, Failure, REPLY_BYTES_MAX, Reply,
 };
-use crate::supervisor::{Notice, Row, Supervisor};
-use crate::system::{self, Linux, SOCKET_PATH_MAX, System, SystemError};
+use crate::supervisor::{Notice, Supervisor};
+use crate::system::{self, Linux, SOCKET_PATH_MAX, SystemError};
 
 /// Bytes read from a client at once.
 const READ_BYTES: usize = 64 * 1024;
@@ -69,56 +69,6 @@ pub(super) enum Pending {
     Events,
     /// Some instances to be somewhere.
     Wait(Wait),
-}
-
-/// A wait of one client.
-pub(super) struct Wait {
-    pub(super) ids: Vec<InstanceId>,
-    pub(super) goal: Goal,
-    pub(super) deadline: Option<Monotonic>,
-    pub(super) more: bool,
-}
-
-/// Where instances are to be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Goal {
-    Up,
-    Ready,
-    Down,
-    Completed,
-    Settled,
-}
-
-impl Goal {
-    pub(super) fn parse(text: &str) -> Option<Self> {
-        Some(match text {
-            "up" => Self::Up,
-            "ready" => Self::Ready,
-            "down" => Self::Down,
-            "completed" => Self::Completed,
-            "settled" => Self::Settled,
-            _ => return None,
-        })
-    }
-
-    /// Whether a row is there; `None` where it will not come there by itself.
-    fn is_reached(self, row: &Row) -> Option<bool> {
-        let phase = row.phase.as_str();
-        let reached = match self {
-            Self::Up => phase == "up" || phase == "done",
-            Self::Ready => (phase == "up" && row.kind != "task") || phase == "done",
-            Self::Completed => phase == "done",
-            Self::Down => matches!(phase, "down" | "done" | "failed" | "skipped"),
-            Self::Settled => row.settled,
-        };
-        if reached {
-            return Some(true);
-        }
-        let rests = row.settled && !matches!(phase, "up" | "backoff" | "waiting");
-        let hopeless = matches!(self, Self::Completed) && phase == "up" && row.kind != "task";
-        let not_wanted = self != Self::Down && !row.wanted && row.settled;
-        if (rests && self != Self::Down) || not_wanted || hopeless { None } else { Some(false) }
-    }
 }
 
 impl Clients {
@@ -358,7 +308,7 @@ impl Clients {
         self.connected
             .values()
             .filter_map(|client| match &client.pending {
-                Some(Pending::Wait(wait)) => wait.deadline,
+                Some(Pending::Wait(wait)) => wait.deadline(),
                 Some(Pending::Events) | None => None,
             })
             .min()
@@ -429,54 +379,22 @@ impl Client {
     }
 
     fn notify(&mut self, supervisor: &Supervisor<Linux>, notices: &[Notice]) {
-        match &self.pending {
-            None => {}
+        let (reply, over) = match &mut self.pending {
+            None => return,
             Some(Pending::Events) => {
                 for notice in notices {
                     let own = supervisor.is_own(&notice.event.instance);
                     self.queue(&Reply::one_of_more(super::report::event_json(notice, own)));
                 }
+                return;
             }
-            Some(Pending::Wait(wait)) => {
-                let touched =
-                    notices.iter().any(|notice| wait.ids.contains(&notice.event.instance));
-                let now = supervisor.system().now();
-                let late = wait.deadline.is_some_and(|deadline| now >= deadline);
-                if !touched && !late {
-                    return;
-                }
-                let (reply, over) = wait.look(supervisor, late);
-                if let Some(reply) = reply {
-                    self.queue(&reply);
-                }
-                if over {
-                    self.pending = None;
-                }
-            }
-        }
-    }
-}
-
-impl Wait {
-    /// What to tell the client now, and whether that is the end of its wait.
-    pub(super) fn look(&self, supervisor: &Supervisor<Linux>, late: bool) -> (Option<Reply>, bool) {
-        let rows: Vec<Row> = self.ids.iter().map(|id| supervisor.row(id)).collect();
-        let states: Vec<Option<bool>> = rows.iter().map(|row| self.goal.is_reached(row)).collect();
-        let result = if states.iter().all(|state| *state == Some(true)) {
-            Some("reached")
-        } else if states.iter().all(|state| *state != Some(false)) {
-            Some("failed")
-        } else if late {
-            Some("timeout")
-        } else {
-            None
+            Some(Pending::Wait(wait)) => wait.update(supervisor, notices),
         };
-        match result {
-            Some(result) => {
-                (Some(Reply::last(json!({ "result": result, "instances": rows }))), true)
-            }
-            None if self.more => (Some(Reply::one_of_more(json!({ "instances": rows }))), false),
-            None => (None, false),
+        if let Some(reply) = reply {
+            self.queue(&reply);
+        }
+        if over {
+            self.pending = None;
         }
     }
 }

@@ -10,6 +10,7 @@ mod clients;
 mod report;
 mod setup;
 mod signals;
+mod wait;
 
 use std::ffi::OsString;
 use std::path::PathBuf;

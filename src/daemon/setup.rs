@@ -213,7 +213,18 @@ pub fn read_source(dir: &Path) -> Result<Source, SystemError> {
         let text = fs::read(&path).map_err(|error| fail(&path, &error))?;
         files.push(SourceFile { path: path.into(), text });
     }
-    Ok(Source { name: dir.to_string_lossy().into_owned(), files })
+    Ok(Source { name: source_name(&dir), files })
+}
+
+/// A directory's path as the name of a source. Bytes that are no text are written out: two
+/// directories that differ in one of them are two sources.
+fn source_name(dir: &Path) -> String {
+    let mut name = String::new();
+    for chunk in dir.as_os_str().as_bytes().utf8_chunks() {
+        name.push_str(chunk.valid());
+        name.extend(chunk.invalid().iter().map(|byte| format!("\\x{byte:02x}")));
+    }
+    name
 }
 
 /// Runs the program on disk in our place, with the same arguments, and hands over the lock.

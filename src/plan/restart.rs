@@ -129,12 +129,16 @@ pub fn verdict(unit: &Unit, instance: &Instance, end: &End, wanted: bool) -> Ver
         return Verdict::Skipped { condition: condition.clone() };
     }
     // A task that came to its end has done so, whatever is wanted of it now.
-    let finished = unit.spec.kind == Kind::Task && end.cause == StopCause::MainEnded;
+    let finished =
+        unit.spec.kind == Kind::Task && end.cause == StopCause::MainEnded && !is_passing(end);
     if end.cause.spreads() || (!wanted && !finished) {
         return Verdict::Down;
     }
     let restart = &unit.spec.restart;
-    if wanted && is_passing(end) {
+    if is_passing(end) {
+        if !wanted {
+            return Verdict::Down;
+        }
         // No process or descriptor to be had: no fault of the unit's, whatever its policy.
         let attempt = instance.attempt.saturating_add(1);
         let delay = delay(&unit.spec, attempt, end.run).max(PASSING_DELAY);

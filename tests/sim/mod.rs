@@ -77,6 +77,7 @@ pub(crate) enum CrashAt {
 struct Crash;
 
 #[derive(Debug, Clone)]
+#[expect(clippy::struct_excessive_bools, reason = "facts that come one by one")]
 struct Process {
     identity: Identity,
     instance: InstanceId,
@@ -126,13 +127,13 @@ pub(crate) struct Universe {
 }
 
 impl Universe {
-    fn note(&mut self, text: String) {
+    fn note(&mut self, text: &str) {
         let millis = self.now.since(Monotonic::default()).as_millis_up();
         self.timeline.push(format!("{millis:>8} ms  {text}"));
     }
 
     fn wrong(&mut self, text: String) {
-        self.note(format!("WRONG: {text}"));
+        self.note(&format!("WRONG: {text}"));
         self.wrongs.push(text);
     }
 
@@ -191,7 +192,7 @@ impl Universe {
             }
             if let Some((_, outcome)) = process.end_at.take_if(|(at, _)| *at <= now) {
                 process.is_alive = false;
-                self.note(format!("{} {role:?} {outcome}", process.instance));
+                self.note(&format!("{} {role:?} {outcome}", process.instance));
                 if role == Some(Role::Main) && outcome == Outcome::Exited(0) {
                     self.completed.push(process.instance.unit.clone());
                 }
@@ -397,7 +398,7 @@ impl System for Fake {
         {
             let mut world = self.world();
             world.check_start(launch);
-            world.note(format!("{} {:?} goes", launch.instance, launch.role));
+            world.note(&format!("{} {:?} goes", launch.instance, launch.role));
             if let Some(process) = world.by_identity(&identity) {
                 process.is_gated = false;
             }
@@ -419,7 +420,7 @@ impl System for Fake {
         let members = self.members(run.run);
         let mut world = self.world();
         world.check_stop(&run.instance);
-        world.note(format!("{} gets {signal}", run.instance));
+        world.note(&format!("{} gets {signal}", run.instance));
         for place in &members {
             world.deliver(*place, signal);
         }
@@ -553,7 +554,7 @@ impl World {
                     Line::Facts(id, facts) => observed.insert(id.clone(), (**facts).clone()),
                 }
             }
-            world.note("a supervisor boots".to_owned());
+            world.note("a supervisor boots");
             world.saved.clone()
         };
         let boot = Boot {
@@ -571,7 +572,7 @@ impl World {
     pub(crate) fn crash(&mut self) {
         self.supervisor = None;
         let mut world = self.universe();
-        world.note("the supervisor dies".to_owned());
+        world.note("the supervisor dies");
         world.told.clear();
         world.watched_trees.clear();
         world.crash = None;

@@ -1,0 +1,97 @@
+/* The programs that benches/machine.py measures with.
+ *
+ *   floor service FIFO ID       writes a stamp and sleeps for ever: the service under test
+ *   floor loop FIFO COUNT       starts COUNT services by vfork and exec, and again whichever dies, and
+ *                               does nothing else, until SIGTERM: no supervisor can be faster
+ *   floor stamp FIFO CMD ARG…   writes a stamp and becomes CMD
+ */
+#define _GNU_SOURCE
+#include <fcntl.h>
+#include <signal.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+/* One write of so few bytes into a pipe is whole, pipe(7). */
+struct stamp {
+    int32_t id;
+    int32_t pid;
+    int64_t nanos;
+};
+
+static void write_stamp(const char *fifo, int32_t id)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    struct stamp stamp = { id, getpid(), (int64_t)now.tv_sec * 1000000000 + now.tv_nsec };
+    int fd = open(fifo, O_WRONLY | O_CLOEXEC);
+    if (fd < 0 || write(fd, &stamp, sizeof stamp) != sizeof stamp)
+        _exit(90);
+    close(fd);
+}
+
+static char *self, *fifo;
+
+static pid_t start(int id)
+{
+    char text[16];
+    snprintf(text, sizeof text, "%d", id);
+    char *argv[] = { self, "service", fifo, text, NULL };
+    pid_t pid = vfork();
+    if (pid == 0) {
+        sigset_t none;
+        sigemptyset(&none);
+        sigprocmask(SIG_SETMASK, &none, NULL);
+        execv(self, argv);
+        _exit(91);
+    }
+    return pid;
+}
+
+static int loop(int count)
+{
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, SIGTERM);
+    sigaddset(&set, SIGCHLD);
+    sigprocmask(SIG_BLOCK, &set, NULL);
+    pid_t *pids = calloc(count, sizeof *pids);
+    for (int id = 0; id < count; id++)
+        pids[id] = start(id);
+    for (int signal; sigwait(&set, &signal) == 0 && signal == SIGCHLD;) {
+        for (pid_t dead; (dead = waitpid(-1, NULL, WNOHANG)) > 0;) {
+            for (int id = 0; id < count; id++) {
+                if (pids[id] == dead)
+                    pids[id] = start(id);
+            }
+        }
+    }
+    for (int id = 0; id < count; id++)
+        kill(pids[id], SIGTERM);
+    while (wait(NULL) > 0) { }
+    return 0;
+}
+
+int main(int argc, char **argv)
+{
+    if (argc == 4 && strcmp(argv[1], "service") == 0) {
+        write_stamp(argv[2], atoi(argv[3]));
+        for (;;)
+            pause();
+    }
+    if (argc == 4 && strcmp(argv[1], "loop") == 0) {
+        self = argv[0];
+        fifo = argv[2];
+        return loop(atoi(argv[3]));
+    }
+    if (argc >= 4 && strcmp(argv[1], "stamp") == 0) {
+        write_stamp(argv[2], -1);
+        execv(argv[3], argv + 3);
+        return 92;
+    }
+    return 2;
+}

@@ -1,0 +1,288 @@
+#!/usr/bin/env python3
+"""What opm costs on this machine: cargo build --release && benches/machine.py
+
+Prints the tables of docs/PERFORMANCE.md. Needs a C compiler, and strace for one column.
+"""
+
+import argparse
+import os
+import platform
+import re
+import shutil
+import signal
+import statistics
+import struct
+import subprocess
+import tempfile
+import time
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+STAMP = struct.Struct("=iiq")
+BEGIN = -1
+IDLE_SECONDS = 10
+PATIENCE = 120
+
+
+class Bench:
+    """A scratch directory with the C program and its FIFO."""
+
+    def __init__(self, opm):
+        self.opm = os.path.abspath(opm)
+        self.dir = tempfile.mkdtemp(prefix="opm-bench-")
+        self.floor = self.dir + "/floor"
+        subprocess.run(["cc", "-O2", "-static", "-o", self.floor, HERE + "/floor.c"], check=True)
+        self.fifo = self.dir + "/fifo"
+        os.mkfifo(self.fifo)
+        # Open at both ends: nobody waits for us, and no stamp is lost.
+        self.stamps = os.open(self.fifo, os.O_RDWR)
+        self.runs = 0
+
+    def stamp(self):
+        return STAMP.unpack(os.read(self.stamps, STAMP.size))
+
+    def run(self, argv):
+        """Starts a program; the time of its exec."""
+        process = subprocess.Popen(
+            [self.floor, "stamp", self.fifo, *argv],
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        ident, _, began = self.stamp()
+        assert ident == BEGIN, ident
+        return process, began
+
+    def all_begun(self, count):
+        """Waits for the stamps of all services; their pids, and the time of the last."""
+        signal.alarm(PATIENCE)
+        pids, last = {}, 0
+        while len(pids) < count:
+            ident, pid, nanos = self.stamp()
+            pids[ident], last = pid, max(last, nanos)
+        signal.alarm(0)
+        return pids, last
+
+    def units(self, count, more):
+        self.runs += 1
+        root = f"{self.dir}/{self.runs}"
+        os.makedirs(root + "/units")
+        for i in range(count):
+            with open(f"{root}/units/s{i:04}.yaml", "w") as unit:
+                unit.write(f"command: [{self.floor}, service, {self.fifo}, '{i}']\n{more}")
+        return root
+
+    def opm_run(self, count, more):
+        root = self.units(count, more)
+        process, began = self.run([self.opm, "--root", root, "run", "--quiet", root + "/units"])
+        pids, last = self.all_begun(count)
+        return Opm(self, root, process, pids, (last - began) / 1e6)
+
+    def loop(self, count):
+        """The C loop, its services, and the milliseconds it took."""
+        process, began = self.run([self.floor, "loop", self.fifo, str(count)])
+        pids, last = self.all_begun(count)
+        return process, pids, (last - began) / 1e6
+
+    def kills(self, pids, count):
+        """Kills services; the milliseconds until the replacement of each runs."""
+        times = []
+        for i in range(count):
+            victim = i % len(pids)
+            time.sleep(0.02)
+            began = time.monotonic_ns()
+            os.kill(pids[victim], signal.SIGKILL)
+            signal.alarm(PATIENCE)
+            ident, pid, nanos = self.stamp()
+            signal.alarm(0)
+            assert ident == victim, (ident, victim)
+            pids[victim] = pid
+            times.append((nanos - began) / 1e6)
+        return times
+
+
+class Opm:
+    """A running supervisor."""
+
+    def __init__(self, bench, root, process, pids, boot):
+        self.bench, self.root, self.process, self.pids, self.boot = bench, root, process, pids, boot
+
+    def opm(self, *args):
+        return subprocess.run(
+            [self.bench.opm, "--root", self.root, *args], check=True, capture_output=True, text=True
+        ).stdout
+
+    def processes(self):
+        """Pids of the supervisor, and of the log keeper where there is one."""
+        children = read(f"/proc/{self.process.pid}/task/{self.process.pid}/children").split()
+        keeper = [int(pid) for pid in children if b"log-keeper" in read(f"/proc/{pid}/cmdline", "rb")]
+        return [self.process.pid, *keeper]
+
+    def settle(self):
+        """Waits until it has nothing to do any more."""
+        before = None
+        while before != (now := [switches(pid) for pid in self.processes()]):
+            before = now
+            time.sleep(1)
+
+    def end(self):
+        began = time.monotonic()
+        end(self.process)
+        return (time.monotonic() - began) * 1e3
+
+
+def end(process):
+    process.send_signal(signal.SIGTERM)
+    process.wait(PATIENCE)
+
+
+def read(path, mode="r"):
+    with open(path, mode) as file:
+        return file.read()
+
+
+def pss(pid):
+    """Proportional and private memory in KiB."""
+    text = read(f"/proc/{pid}/smaps_rollup")
+    field = lambda name: int(re.search(rf"^{name}:\s+(\d+)", text, re.M)[1])
+    return field("Pss"), field("Private_Clean") + field("Private_Dirty")
+
+
+def switches(pid):
+    text = read(f"/proc/{pid}/status")
+    return sum(int(number) for number in re.findall(r"ctxt_switches:\s+(\d+)", text))
+
+
+def cpu(pid):
+    """Nanoseconds on a processor."""
+    return int(read(f"/proc/{pid}/schedstat").split()[0])
+
+
+def system_calls(pid):
+    """System calls in some idle seconds; `None` without strace."""
+    if not shutil.which("strace"):
+        return None
+    with tempfile.NamedTemporaryFile("r") as out:
+        strace = subprocess.Popen(
+            ["strace", "-f", "-q", "-p", str(pid), "-o", out.name], stderr=subprocess.DEVNULL
+        )
+        time.sleep(IDLE_SECONDS)
+        strace.send_signal(signal.SIGINT)
+        strace.wait()
+        lines = [line.split(maxsplit=1)[1] for line in out.read().splitlines()]
+        # Attaching interrupts the wait: what comes before the next one is strace's own doing.
+        waits = [place for place, line in enumerate(lines) if line.startswith("epoll_wait(")]
+        return len(lines) - 1 - waits[0] if waits else len(lines)
+
+
+def table(title, head, rows):
+    print(f"\n### {title}\n")
+    for row in [head, ["---"] * len(head), *rows]:
+        print("| " + " | ".join(str(cell) for cell in row) + " |")
+
+
+def ms(values):
+    """Median, and the least."""
+    return f"{statistics.median(values):.1f} ({min(values):.1f})"
+
+
+LOGS = {"null": "logs: {to: null}\n", "file": ""}
+
+
+def boot(bench, sizes, repeats):
+    rows, memory = [], []
+    for count in sizes:
+        loop, boots, ends, held = [], {kind: [] for kind in LOGS}, [], []
+        for _ in range(repeats):
+            process, _, took = bench.loop(count)
+            end(process)
+            loop.append(took)
+            for kind, more in LOGS.items():
+                opm = bench.opm_run(count, more)
+                boots[kind].append(opm.boot)
+                opm.settle()
+                held.append((kind, [pss(pid) for pid in opm.processes()]))
+                ends.append(opm.end()) if kind == "null" else opm.end()
+        floor = statistics.median(loop)
+        ratio = {kind: statistics.median(times) / floor for kind, times in boots.items()}
+        rows.append([
+            count, ms(loop), ms(boots["null"]), f"{ratio['null']:.2f}",
+            ms(boots["file"]), f"{ratio['file']:.2f}", ms(ends),
+        ])
+        for kind in LOGS:
+            all_of = [pids for of, pids in held if of == kind]
+            median = lambda which, part: statistics.median(pids[which][part] for pids in all_of)
+            keeper = [median(1, 0), median(1, 1)] if len(all_of[0]) > 1 else ["–", "–"]
+            memory.append([count, kind, median(0, 0), median(0, 1), *keeper,
+                           f"{median(0, 1) / count:.1f}"])
+    table("Boot: exec of opm to the first instruction of the last service, ms: median (least)",
+          ["services", "C loop", "opm, `logs: {to: null}`", "× loop", "opm, logs kept", "× loop", "stop all"], rows)
+    table("Memory, KiB, medians",
+          ["services", "logs", "supervisor PSS", "private", "keeper PSS", "private", "supervisor private per service"], memory)
+
+
+def idle(bench, sizes):
+    rows = []
+    for count in sizes:
+        opm = bench.opm_run(count, LOGS["file"])
+        opm.settle()
+        pids = opm.processes()
+        before = [(switches(pid), cpu(pid)) for pid in pids]
+        time.sleep(IDLE_SECONDS)
+        after = [(switches(pid), cpu(pid)) for pid in pids]
+        for name, pid, (s0, c0), (s1, c1) in zip(["supervisor", "keeper"], pids, before, after):
+            calls = system_calls(pid)
+            rows.append([count, name, s1 - s0, f"{(c1 - c0) / 1e6:.2f}", "–" if calls is None else calls])
+        opm.end()
+    table(f"Idle for {IDLE_SECONDS} seconds, logs kept",
+          ["services", "process", "context switches", "CPU ms", "system calls"], rows)
+
+
+def restart(bench, sizes, kills):
+    more = "restart: {policy: always, delay: 0s}\n"
+    rows = []
+
+    def row(count, name, times, floor=None):
+        median, p99 = statistics.median(times), sorted(times)[int(len(times) * 0.99)]
+        ratio = "1.00" if floor is None else f"{median / floor:.2f}"
+        rows.append([count, name, f"{median:.2f}", ratio, f"{p99:.2f}", f"{min(times):.2f}"])
+        return median
+
+    for count in sizes:
+        process, pids, _ = bench.loop(count)
+        floor = row(count, "C loop", bench.kills(pids, kills))
+        end(process)
+        for kind in LOGS:
+            opm = bench.opm_run(count, more + LOGS[kind])
+            opm.settle()
+            row(count, f"opm, logs: {kind}", bench.kills(opm.pids, kills), floor)
+            opm.end()
+    table(f"kill -9 of a service to the first instruction of its replacement, {kills} kills, ms",
+          ["services", "supervisor", "median", "× loop", "p99", "least"], rows)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--opm", default=HERE + "/../target/release/opm")
+    parser.add_argument("--sizes", default="10,100,1000")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--only", default="boot,idle,restart")
+    args = parser.parse_args()
+    sizes = [int(size) for size in args.sizes.split(",")]
+    bench = Bench(args.opm)
+    parts = args.only.split(",")
+    load = os.getloadavg()[0]
+    print(f"{os.cpu_count()} processors, Linux {platform.release()}, load {load:.1f} at the start; "
+          f"{args.repeats} repeats")
+    try:
+        if "boot" in parts:
+            boot(bench, sizes, args.repeats)
+        if "idle" in parts:
+            idle(bench, sizes)
+        if "restart" in parts:
+            restart(bench, sorted({min(sizes), max(sizes)}), args.kills)
+    finally:
+        shutil.rmtree(bench.dir, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()
