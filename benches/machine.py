@@ -26,9 +26,9 @@ PATIENCE = 120
 class Bench:
     """A scratch directory with the C program and its FIFO."""
 
-    def __init__(self, opm):
+    def __init__(self, opm, scratch):
         self.opm = os.path.abspath(opm)
-        self.dir = tempfile.mkdtemp(prefix="opm-bench-")
+        self.dir = tempfile.mkdtemp(prefix="opm-bench-", dir=scratch)
         self.floor = self.dir + "/floor"
         subprocess.run(["cc", "-O2", "-static", "-o", self.floor, HERE + "/floor.c"], check=True)
         self.fifo = self.dir + "/fifo"
@@ -265,10 +265,11 @@ def main():
     parser.add_argument("--sizes", default="10,100,1000")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--scratch", default="/dev/shm", help="a tmpfs, as /run is")
     parser.add_argument("--only", default="boot,idle,restart")
     args = parser.parse_args()
     sizes = [int(size) for size in args.sizes.split(",")]
-    bench = Bench(args.opm)
+    bench = Bench(args.opm, args.scratch)
     parts = args.only.split(",")
     load = os.getloadavg()[0]
     print(f"{os.cpu_count()} processors, Linux {platform.release()}, load {load:.1f} at the start; "
