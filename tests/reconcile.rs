@@ -597,6 +597,63 @@ fn longest(specs: &[&Spec], unit: &UnitName) -> u32 {
     1 + needs.map(|(_, need)| longest(specs, &need.unit)).max().unwrap_or(0)
 }
 
+/// A unit in two instances, the first of which is being stopped, the second of which is as given;
+/// and one that requires the unit and is as given.
+fn first_of_two_stops(kind: Kind, second: Phase, dependent: Phase) -> Vec<Step> {
+    let mut base = Spec::new(kind, name("a"));
+    base.instances = Instances::Count(2);
+    base.process =
+        Some(ProcessSpec::new(Command::Argv(vec![Template::literal("x")]), FilePath::from("/")));
+    let mut user = Spec::new(Kind::Service, name("b"));
+    user.process.clone_from(&base.process);
+    user.relations.requires = vec![Dependency { unit: name("a"), condition: Condition::Ready }];
+    let mut units = [base, user].map(|spec| Unit::new(Arc::new(spec), "-".to_owned()));
+    let first = InstanceId::parse("a@1").unwrap();
+    units[0].instances.entry(first.clone()).or_default().hold = Some(hold());
+    let (cause, rung) = (StopCause::GoalDown, Rung::Dependents);
+    let stopping = Phase::Stopping { cause, rung, rung_since: ago(300) };
+    let facts = |phase| Facts {
+        phase,
+        main: Some(Life::Running(ago(500))),
+        ready: true,
+        since: 600,
+        epoch: 0,
+        is_old: false,
+        left: None,
+    };
+    let mut observed = Observed::default();
+    for (id, phase, unit, pid) in [
+        ("a@1", stopping, &units[0], 1),
+        ("a@2", second, &units[0], 2),
+        ("b", dependent, &units[1], 3),
+    ] {
+        observed.insert(InstanceId::parse(id).unwrap(), instance(facts(phase), unit, pid));
+    }
+    let units = units.map(|unit| (unit.spec.name.clone(), unit)).into();
+    let scene = Scene { desired: Desired { generation: 1, units }, observed, shutdown: None };
+    let graph = scene.graph();
+    decide(&view(&scene, &graph), &first, NOW).steps
+}
+
+#[test]
+fn an_instance_that_stops_waits_for_those_who_go_with_it_and_for_nobody_else() {
+    let unproven = || Phase::Unproven { why: "it".to_owned() };
+    for (kind, second, dependent, waits) in [
+        // All of the unit goes, and so does who requires it.
+        (Kind::Service, Phase::Failed { at_limit: false }, Phase::Up, true),
+        // The other instance is, or will be again, what is required: nobody goes.
+        (Kind::Service, Phase::Up, Phase::Up, false),
+        (Kind::Service, Phase::Backoff { until: NOW.after(Span::seconds(20)) }, Phase::Up, false),
+        (Kind::Task, Phase::Done, Phase::Up, false),
+        // Nobody can say whether it is there at all.
+        (Kind::Service, Phase::Failed { at_limit: false }, unproven(), false),
+    ] {
+        let case = format!("{kind:?}, beside {second:?}, required by {dependent:?}");
+        let steps = first_of_two_stops(kind, second, dependent);
+        assert_eq!(steps.is_empty(), waits, "{case}: {steps:?}");
+    }
+}
+
 // From any state to rest.
 
 /// Rounds in which any scene of four units must come to rest.

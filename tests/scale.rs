@@ -99,12 +99,12 @@ fn run_with_few_descriptors(world: &mut World) {
 }
 
 #[test]
-fn a_thousand_units_need_no_descriptor_each() {
+fn six_hundred_units_need_no_descriptor_each() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let Some(mut world) = World::new() else { return };
-    many(&world, 1_000, "logs: {to: null}\nrestart: {policy: always, factor: 1}\n");
+    many(&world, 600, "logs: {to: null}\nrestart: {policy: always, factor: 1}\n");
     run_with_few_descriptors(&mut world);
-    world.until("all to be up", || count(&world, "up") == 1_000);
+    world.until("all to be up", || count(&world, "up") == 600);
     status(&world);
     assert_eq!(world.opm(&["shutdown"]).code, 0);
 }

@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 use opm::config::SourceFile;
 use opm::model::{
-    Command, Condition, Dependency, Desired, FilePath, InstanceId, Kind, Output, Phase,
+    Command, Condition, Dependency, Desired, FilePath, Hook, InstanceId, Kind, Output, Phase,
     ProcessSpec, Ready, Span, Spec, StartLimit, Strength, Template, Unit, UnitName,
 };
 use opm::supervisor::Source;
@@ -231,6 +231,28 @@ fn every_world_of_up_to_two_units_lives_and_ends_in_order() {
 #[test]
 fn every_world_of_three_units_lives_and_ends_in_order() {
     all_worlds(3, &Sort::FEW);
+}
+
+#[test]
+fn a_wish_to_stop_has_spread_before_anything_starts() {
+    let mut small = Small { sorts: vec![Sort::Plain, Sort::Plain], edges: Edges::new() };
+    small.edges.insert((1, 0), Strength::Requires);
+    let mut desired = small.desired();
+    let unit = desired.units.get_mut(&name("b")).unwrap();
+    let command = Command::Argv(vec![Template::literal("after:20:0")]);
+    let hook = Hook { command, ignore_failure: false, user: None };
+    Arc::make_mut(&mut unit.spec).hooks.pre_start.push(hook);
+    let mut world = World::new(1, Some(desired));
+    world.pass(Span::millis(5));
+    assert_eq!(phase(&mut world, "b"), Phase::Starting);
+    // In one turn: the hook has ended, so that the main process is due, and `a` is to go.
+    let now = world.universe().now;
+    world.universe().now = now.after(Span::millis(50));
+    world.act(|supervisor| supervisor.stop(&["a".to_owned()], "me", "").unwrap());
+    world.pass(Span::seconds(1));
+    let timeline = world.universe().timeline.join("\n");
+    assert!(timeline.contains("b PreStart(0) goes") && !timeline.contains("b Main"), "{timeline}");
+    assert!(matches!(phase(&mut world, "b"), Phase::Waiting { .. }));
 }
 
 // Random worlds.

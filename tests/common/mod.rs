@@ -275,7 +275,12 @@ impl World {
 
     /// Sends a signal to a pid of the namespace.
     pub fn kill(&self, signal: &str, pid: i32) {
-        let status = self.command("kill").args(["-s", signal, "--", &pid.to_string()]).status();
+        // When PID 1 ends, so does every kill(1) in its namespace: that one is sent from outside.
+        let (mut kill, pid) = match (&self.holder, pid) {
+            (Some(_), 1) => (Command::new("kill"), self.init().to_string()),
+            _ => (self.command("kill"), pid.to_string()),
+        };
+        let status = kill.args(["-s", signal, "--", &pid]).status();
         assert!(status.unwrap().success(), "kill -{signal} {pid}");
     }
 
