@@ -265,7 +265,8 @@ fn case_064_an_over_long_line_costs_no_other_line() {
 #[test]
 fn case_065_what_is_written_during_a_stop_is_kept() {
     let Some(mut world) = World::new() else { return };
-    let script = "trap 'seq -f \"bye %.0f\" 500; exit' TERM; echo > set; sleep 1000 & wait";
+    let script =
+        "trap 'seq -f \"bye %.0f\" 500; exit' TERM; echo > set; while :; do sleep 0.05; done";
     world.unit("g", &in_shell(script));
     world.run();
     let byes = |bytes: &[u8]| String::from_utf8_lossy(bytes).matches("bye ").count();

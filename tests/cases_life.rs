@@ -71,7 +71,8 @@ fn case_039_a_task_that_crashes_goes_through_the_same_limiter() {
 #[test]
 fn case_041_nothing_starts_between_the_stop_and_its_end() {
     let Some(world) = World::new() else { return };
-    let script = "echo $$ >> starts; trap 'sleep 1; exit 1' TERM; echo > set; sleep 1000 & wait";
+    let script =
+        "echo $$ >> starts; trap 'sleep 1; exit 1' TERM; echo > set; while :; do sleep 0.05; done";
     world.service("w", script, "restart: {policy: always, delay: 20ms}\n");
     world.apply(0);
     world.until("its trap", || world.path("set").exists());
@@ -120,7 +121,8 @@ fn case_047_commands_go_side_by_side_and_the_last_one_counts() {
     let Some(world) = World::new() else { return };
     let names: Vec<String> = (1..=7).map(|n| format!("s{n}")).collect();
     for name in &names {
-        let script = format!("trap 'sleep 1; exit' TERM; echo > {name}.set; sleep 1000 & wait");
+        let script =
+            format!("trap 'sleep 1; exit' TERM; echo > {name}.set; while :; do sleep 0.05; done");
         world.service(name, &script, "");
     }
     world.apply(0);

@@ -287,7 +287,8 @@ fn case_032_a_unit_that_is_not_ready_holds_up_no_shutdown() {
 #[test]
 fn case_033_a_unit_gets_the_time_it_asked_for() {
     let Some(mut world) = World::new() else { return };
-    let work = "trap 'sleep 6; echo done > ok; exit 0' TERM; echo > j.set; sleep 1000 & wait";
+    let work =
+        "trap 'sleep 6; echo done > ok; exit 0' TERM; echo > j.set; while :; do sleep 0.05; done";
     world.service("j", work, "stop: {timeout: never}\n");
     let hang = "trap '' TERM; echo $$ > k.pid; while :; do sleep 0.1; done";
     world.service("k", hang, "stop: {timeout: 1s}\n");
