@@ -503,7 +503,7 @@ impl Linux {
         let others: Vec<&Identity> = members.iter().filter(|one| one.pid != self.own).collect();
         for other in signal.iter().flat_map(|_| &others) {
             if let Some(signal) = signal
-                && let Err(error) = process::signal(other, signal, false)
+                && let Err(error) = process::signal(other, signal)
             {
                 log::warn!("{error}");
             }
@@ -655,7 +655,7 @@ impl System for Linux {
     }
 
     fn signal(&mut self, target: &Identity, signal: Signal) -> Result<(), SystemError> {
-        process::signal(target, signal, self.children.contains_key(&target.pid))
+        process::signal(target, signal)
     }
 
     fn signal_tree(&mut self, run: &RunRef, signal: Signal) -> u32 {
@@ -664,7 +664,8 @@ impl System for Linux {
         // The groups first, in one call each: nothing in them can be born in between and missed.
         let mut groups = BTreeSet::new();
         for (_, leader) in &run.leaders {
-            let own = self.children.contains_key(&leader.pid);
+            // A number alone is nobody: a dead leader's may be another unit's process by now.
+            let own = self.children.get(&leader.pid).is_some_and(|(_, of, _)| *of == run.run);
             let alive = own || members.iter().any(|member| member.pid == leader.pid);
             if alive
                 && groups.insert(leader.pid)
@@ -677,7 +678,7 @@ impl System for Linux {
         for member in &members {
             reached = reached.saturating_add(1);
             let in_group = process::stat(member.pid).is_some_and(|s| groups.contains(&s.group));
-            if !in_group && let Err(error) = process::signal(member, signal, false) {
+            if !in_group && let Err(error) = process::signal(member, signal) {
                 log::warn!("{}: {error}", run.instance);
             }
         }

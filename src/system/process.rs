@@ -111,19 +111,15 @@ pub(super) fn prove(identity: &Identity) -> (Proof, Option<OwnedFd>) {
     }
 }
 
-/// Sends a signal to the process with this identity; one that is gone is no error. `own`: it is
-/// our child and not reaped, so that its number is still its own.
-pub(super) fn signal(identity: &Identity, signal: Signal, own: bool) -> Result<(), SystemError> {
-    let result = if own {
-        sys::kill(identity.pid, signal)
-    } else {
-        match prove(identity) {
-            (Proof::Alive, Some(pidfd)) => sys::pidfd_send_signal(pidfd.as_fd(), signal),
-            (Proof::Alive, None) => sys::kill(identity.pid, signal),
-            (Proof::Dead, _) => return Ok(()),
-            (Proof::Unknown(why), _) => {
-                return Err(SystemError::new("signal process", identity.pid, why));
-            }
+/// Sends a signal to the process with this identity, through a handle that was proven; one that is
+/// gone is no error.
+pub(super) fn signal(identity: &Identity, signal: Signal) -> Result<(), SystemError> {
+    let result = match prove(identity) {
+        (Proof::Alive, Some(pidfd)) => sys::pidfd_send_signal(pidfd.as_fd(), signal),
+        (Proof::Alive, None) => sys::kill(identity.pid, signal),
+        (Proof::Dead, _) => return Ok(()),
+        (Proof::Unknown(why), _) => {
+            return Err(SystemError::new("signal process", identity.pid, why));
         }
     };
     match result {
