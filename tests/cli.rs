@@ -86,7 +86,7 @@ fn an_apply_and_what_follows() {
 #[test]
 fn an_apply_that_fails_names_the_cause_and_the_last_words() {
     let Some(world) = World::new() else { return };
-    world.unit("db", "command: [sh, -c, 'echo no disk; exit 7']\nrestart: never\n");
+    world.unit("db", "command: [sh, -c, 'echo no disk; exit 7']\nrestart: never\nready: {fd: 3}\n");
     world.unit("web", &format!("{SLEEP}requires: [db]\n"));
     let said = world.apply(1);
     assert!(said.err.contains("opm: `db` is failed: exited 7\n    db | no disk\n"), "{said:?}");
