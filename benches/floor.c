@@ -60,13 +60,15 @@ static int loop(int count)
     sigaddset(&set, SIGCHLD);
     sigprocmask(SIG_BLOCK, &set, NULL);
     pid_t *pids = calloc(count, sizeof *pids);
-    for (int id = 0; id < count; id++)
-        pids[id] = start(id);
+    for (int id = 0; id < count; id++) {
+        if ((pids[id] = start(id)) < 0)
+            return 93;
+    }
     for (int signal; sigwait(&set, &signal) == 0 && signal == SIGCHLD;) {
         for (pid_t dead; (dead = waitpid(-1, NULL, WNOHANG)) > 0;) {
             for (int id = 0; id < count; id++) {
-                if (pids[id] == dead)
-                    pids[id] = start(id);
+                if (pids[id] == dead && (pids[id] = start(id)) < 0)
+                    return 93;
             }
         }
     }

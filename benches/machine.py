@@ -13,6 +13,7 @@ import signal
 import statistics
 import struct
 import subprocess
+import sys
 import tempfile
 import time
 
@@ -36,6 +37,7 @@ class Bench:
         # Open at both ends: nobody waits for us, and no stamp is lost.
         self.stamps = os.open(self.fifo, os.O_RDWR)
         self.runs = 0
+        self.running = []
 
     def stamp(self):
         return STAMP.unpack(os.read(self.stamps, STAMP.size))
@@ -47,6 +49,7 @@ class Bench:
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
+        self.running.append(process)
         ident, _, began = self.stamp()
         assert ident == BEGIN, ident
         return process, began
@@ -268,6 +271,7 @@ def main():
     parser.add_argument("--scratch", default="/dev/shm", help="a tmpfs, as /run is")
     parser.add_argument("--only", default="boot,idle,restart")
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     sizes = [int(size) for size in args.sizes.split(",")]
     bench = Bench(args.opm, args.scratch)
     parts = args.only.split(",")
@@ -282,6 +286,10 @@ def main():
         if "restart" in parts:
             restart(bench, sorted({min(sizes), max(sizes)}), args.kills)
     finally:
+        for process in bench.running:
+            process.terminate()
+        for process in bench.running:
+            process.wait(PATIENCE)
         shutil.rmtree(bench.dir, ignore_errors=True)
 
 

@@ -241,12 +241,13 @@ impl Clients {
         calls
     }
 
-    /// Answers a client.
+    /// Answers a client. One that is over stays until [`Clients::flush`]: it may have asked more.
     pub(super) fn send(&mut self, token: Token, reply: &Reply, registry: &Registry) {
-        if let Some(client) = self.connected.get_mut(&token) {
-            client.queue(reply);
+        let Some(client) = self.connected.get_mut(&token) else { return };
+        client.queue(reply);
+        if !client.write() {
+            self.drop_client(token, registry);
         }
-        self.flush(token, registry);
     }
 
     /// Writes what waits for a client, as far as it takes it.

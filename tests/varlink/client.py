@@ -77,12 +77,14 @@ with client.open("io.opm.Control") as opm:
     fails(lambda: opm.Wait(["a"], "soon"), "org.varlink.service.InvalidParameter", parameter="condition")
 
 
-def raw(*calls, count=None):
+def raw(*calls, count=None, over=False):
     """Sends calls as they are, all at once; the replies to them."""
     with socket.socket(socket.AF_UNIX) as to:
         to.connect(path)
         to.settimeout(10)
         to.sendall(b"".join(json.dumps(call).encode() + b"\0" for call in calls))
+        if over:
+            to.shutdown(socket.SHUT_WR)
         replies, rest = [], b""
         while len(replies) < (len(calls) if count is None else count):
             got = to.recv(65536)
@@ -110,6 +112,9 @@ for bad, error in [
 # Calls that come in one piece are answered in their order; a wait holds up those behind it.
 replies = raw(call("List", units=["a"]), call("Nope"), call("Show", unit="b"), call("List", units=[]))
 assert [sorted(reply["parameters"]) for reply in replies] == [["instances"], ["method"], ["unit"], ["instances"]]
+
+# A client that has said all it has to say, as `nc -N` does, is answered all the same.
+assert len(raw(*[call("Info")] * 20, over=True)) == 20
 
 # A call that wants no reply gets none, not even an error.
 oneway = {"oneway": True}
