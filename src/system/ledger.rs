@@ -5,13 +5,14 @@
 //! never opened. For the same reason nothing is synced: what `write` has accepted survives any
 //! death of the supervisor, and a power loss ends the processes too.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::Write;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::fs;
+use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::disk::{Disk, Files};
 use super::{SystemError, process, sys};
 use crate::model::{Event, Instance, InstanceId, Observed};
 
@@ -76,9 +77,10 @@ pub fn replay_text(text: &[u8]) -> Replay {
 
 /// The ledger of this boot and pid namespace.
 #[derive(Debug)]
-pub(super) struct Ledger {
+pub struct Ledger<D: Disk = Files> {
+    disk: D,
     path: PathBuf,
-    file: File,
+    file: D::File,
     bytes: u64,
     bytes_compact: u64,
     unwritten: Vec<u8>,
@@ -87,27 +89,29 @@ pub(super) struct Ledger {
     stale: bool,
 }
 
-impl Ledger {
-    /// Opens the ledger, making it where there is none, and reads it.
-    pub(super) fn open(dir: &Path) -> Result<(Self, Replay), SystemError> {
-        let path = dir.join(name());
+impl<D: Disk> Ledger<D> {
+    /// Opens the ledger of this name, making it where there is none, and reads it. Ledgers of other
+    /// names are removed: those of other lives are of no use to anybody.
+    pub fn open(disk: D, dir: &Path, name: &str) -> Result<(Self, Replay), SystemError> {
+        let path = dir.join(name);
         let fail = |error: std::io::Error| SystemError::new("open ledger", path.display(), error);
-        remove_others(dir, &path);
-        let file = open(&path).map_err(fail)?;
-        let bytes = file.metadata().map_err(fail)?.len();
+        remove_others(&disk, dir, name);
+        let file = disk.append(&path).map_err(fail)?;
+        let text = disk.read(&path, LEDGER_BYTES_MAX + 1).map_err(fail)?;
+        let bytes = length(&text);
         if bytes > LEDGER_BYTES_MAX {
-            let reason = format!("it has {bytes} bytes, more than {LEDGER_BYTES_MAX}");
+            let reason = format!("it has more than {LEDGER_BYTES_MAX} bytes");
             return Err(SystemError::new("read ledger", path.display(), reason));
         }
-        let text = fs::read(&path).map_err(fail)?;
         let replay = replay_text(&text);
         // An unfinished line must not be continued by the next one.
         let whole = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
         let whole = u64::try_from(whole).unwrap_or(bytes);
         if whole != bytes {
-            file.set_len(whole).map_err(fail)?;
+            disk.cut(&file, whole).map_err(fail)?;
         }
         let ledger = Self {
+            disk,
             path,
             file,
             bytes: whole,
@@ -119,12 +123,12 @@ impl Ledger {
     }
 
     /// Whether somebody removed the file.
-    pub(super) fn is_lost(&self) -> bool {
-        !self.path.exists()
+    pub fn is_lost(&self) -> bool {
+        !self.disk.exists(&self.path)
     }
 
     /// Notes an event for the next write.
-    pub(super) fn note(&mut self, event: &Event) {
+    pub fn note(&mut self, event: &Event) {
         if let Err(error) = serde_json::to_writer(&mut self.unwritten, event) {
             log::error!("cannot write an event as JSON: {error}");
             return;
@@ -137,14 +141,14 @@ impl Ledger {
     }
 
     /// Forgets what was noted last: it was not let happen.
-    pub(super) fn forget_last_note(&mut self) {
+    pub fn forget_last_note(&mut self) {
         self.unwritten.pop();
         let end = self.unwritten.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
         self.unwritten.truncate(end);
     }
 
     /// Writes what was noted, with one write. A part that was written is taken back.
-    pub(super) fn flush(&mut self) -> Result<(), SystemError> {
+    pub fn flush(&mut self) -> Result<(), SystemError> {
         if self.stale {
             let reason = "it waits to be written anew";
             return Err(SystemError::new("write to ledger", self.path.display(), reason));
@@ -152,16 +156,17 @@ impl Ledger {
         if self.unwritten.is_empty() {
             return Ok(());
         }
-        let length = u64::try_from(self.unwritten.len()).unwrap_or(0);
-        match self.file.write_all(&self.unwritten) {
+        match self.disk.write(&mut self.file, &self.unwritten) {
             Ok(()) => {
-                self.bytes = self.bytes.saturating_add(length);
+                self.bytes = self.bytes.saturating_add(length(&self.unwritten));
                 self.unwritten.clear();
                 Ok(())
             }
             Err(error) => {
-                if let Err(error) = self.file.set_len(self.bytes) {
+                if let Err(error) = self.disk.cut(&self.file, self.bytes) {
+                    // The next line would be lost with the part that stands before it.
                     log::error!("cannot take back a part of a ledger line: {error}");
+                    self.stale = true;
                 }
                 Err(SystemError::new("write to ledger", self.path.display(), error))
             }
@@ -169,7 +174,7 @@ impl Ledger {
     }
 
     /// Replaces the ledger by these facts, where it has grown enough, or `always`.
-    pub(super) fn compact(&mut self, observed: &Observed, always: bool) -> Result<(), SystemError> {
+    pub fn compact(&mut self, observed: &Observed, always: bool) -> Result<(), SystemError> {
         let limit = COMPACT_BYTES_MIN.saturating_add(self.bytes_compact.saturating_mul(3));
         if !always && !self.stale && self.bytes <= limit {
             return Ok(());
@@ -188,16 +193,16 @@ impl Ledger {
         let fail =
             |error: std::io::Error| SystemError::new("replace ledger", self.path.display(), error);
         let new = self.path.with_extension("new");
-        if let Err(error) = fs::remove_file(&new)
-            && error.kind() != std::io::ErrorKind::NotFound
+        if let Err(error) = self.disk.remove(&new)
+            && error.kind() != ErrorKind::NotFound
         {
             return Err(fail(error));
         }
-        let mut file = open(&new).map_err(fail)?;
-        file.write_all(&text).map_err(fail)?;
-        fs::rename(&new, &self.path).map_err(fail)?;
+        let mut file = self.disk.append(&new).map_err(fail)?;
+        self.disk.write(&mut file, &text).map_err(fail)?;
+        self.disk.rename(&new, &self.path).map_err(fail)?;
         self.file = file;
-        self.bytes = u64::try_from(text.len()).unwrap_or(0);
+        self.bytes = length(&text);
         self.bytes_compact = self.bytes;
         self.unwritten.clear();
         self.stale = false;
@@ -205,31 +210,23 @@ impl Ledger {
     }
 }
 
-fn open(path: &Path) -> std::io::Result<File> {
-    OpenOptions::new().append(true).create(true).mode(0o600).open(path)
+fn length(bytes: &[u8]) -> u64 {
+    u64::try_from(bytes.len()).unwrap_or(u64::MAX)
+}
+
+fn remove_others<D: Disk>(disk: &D, dir: &Path, own: &str) {
+    for name in disk.names(dir).unwrap_or_default() {
+        let is_other = name.to_str().is_some_and(|name| name.starts_with("ledger-") && name != own);
+        if is_other && let Err(error) = disk.remove(&dir.join(&name)) {
+            log::warn!("cannot remove old ledger {}: {error}", Path::new(&name).display());
+        }
+    }
 }
 
 /// Boot id, pid namespace, and when that namespace's pid 1 was started: a container that is
 /// started again has the host's boot id, and perhaps the same inode.
-fn name() -> String {
+pub(super) fn name() -> String {
     let namespace = fs::metadata("/proc/self/ns/pid").map_or(0, |metadata| metadata.ino());
     let first = process::stat(1).map_or(0, |stat| stat.start);
     format!("ledger-{}-{namespace}-{first}.jsonl", sys::boot_id())
-}
-
-/// Ledgers of other lives are of no use to anybody.
-fn remove_others(dir: &Path, own: &Path) {
-    let Ok(entries) = fs::read_dir(dir) else { return };
-    for path in entries.flatten().map(|entry| entry.path()) {
-        let is_ledger = path
-            .file_name()
-            .and_then(|name| name.to_str())
-            .is_some_and(|name| name.starts_with("ledger-"));
-        if is_ledger
-            && path != own
-            && let Err(error) = fs::remove_file(&path)
-        {
-            log::warn!("cannot remove old ledger {}: {error}", path.display());
-        }
-    }
 }

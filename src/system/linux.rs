@@ -15,10 +15,11 @@ use mio::{Interest, Registry, Token};
 use super::channels::{self, FileWaits, Mark, NotifySocket};
 use super::child::{Prepared, REPORT_BYTES};
 use super::dirs::Lock;
+use super::disk::Files;
 use super::env::inheritable;
 use super::instruction::{self, Instruction};
 use super::launch::{self, Launcher, Origin};
-use super::ledger::Ledger;
+use super::ledger::{self, Ledger};
 use super::spawn::{self, BirthError, Way};
 use super::store::Store;
 use super::{
@@ -128,8 +129,9 @@ impl Linux {
         } else {
             let lock = Lock::take(&dirs)?;
             spawn::crash_point("after-lock");
-            let (ledger, replay) = Ledger::open(&dirs.run).map_err(LockError::Failed)?;
-            let store = Store::new(&dirs.state);
+            let (ledger, replay) =
+                Ledger::open(Files, &dirs.run, &ledger::name()).map_err(LockError::Failed)?;
+            let store = Store::new(Files, &dirs.state);
             let loaded = store.load();
             (Some(Lasting { lock, ledger, store }), loaded, replay)
         };

@@ -7,6 +7,7 @@ mod accounts;
 mod channels;
 mod child;
 mod dirs;
+mod disk;
 mod env;
 pub mod instruction;
 mod launch;
@@ -22,11 +23,12 @@ use std::fmt;
 use std::sync::Arc;
 
 pub use dirs::{Dirs, LockError, SOCKET_PATH_MAX};
+pub use disk::{Disk, Files};
 pub use env::Environment;
-pub use ledger::{Replay, replay_text};
+pub use ledger::{Ledger, Replay, replay_text};
 pub use linux::{Linux, Options};
 pub use process::{Stat, parse_stat};
-pub use store::{Loaded, decode as decode_saved, encode as encode_saved};
+pub use store::{Loaded, Store, decode as decode_saved, encode as encode_saved};
 pub use sys::{
     become_subreaper, boot_id, bytes_queued, close_on_exec_from, detach, exec_again,
     inherited_listener, isatty, mount_proc, own_uid, peer_credentials, raise_descriptor_limit,

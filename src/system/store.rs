@@ -3,11 +3,10 @@
 //! Write new, sync, rename, sync the directory: what was acknowledged survives power loss. A file
 //! that cannot be read is set aside, never taken for an empty one.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{ErrorKind, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
+use super::disk::{Disk, Files};
 use super::{SystemError, sys};
 use crate::model::Desired;
 
@@ -68,13 +67,15 @@ fn checksum(bytes: &[u8]) -> u64 {
 
 /// The file and its directory.
 #[derive(Debug)]
-pub(super) struct Store {
+pub struct Store<D: Disk = Files> {
+    disk: D,
     dir: PathBuf,
 }
 
-impl Store {
-    pub(super) fn new(dir: &Path) -> Self {
-        Self { dir: dir.to_owned() }
+impl<D: Disk> Store<D> {
+    /// The file in this directory.
+    pub fn new(disk: D, dir: &Path) -> Self {
+        Self { disk, dir: dir.to_owned() }
     }
 
     fn current(&self) -> PathBuf {
@@ -86,17 +87,17 @@ impl Store {
     }
 
     /// Whether the current file is not there.
-    pub(super) fn is_lost(&self) -> bool {
-        !self.current().exists()
+    pub fn is_lost(&self) -> bool {
+        !self.disk.exists(&self.current())
     }
 
     /// The saved state: the current file, or the one before where that is broken.
-    pub(super) fn load(&self) -> Loaded {
+    pub fn load(&self) -> Loaded {
         let mut loaded = Loaded::default();
         for path in [self.current(), self.previous()] {
-            match read(&path) {
-                Ok(None) => {}
-                Ok(Some(bytes)) => match decode(&bytes) {
+            match self.disk.read(&path, SAVED_BYTES_MAX) {
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Ok(bytes) => match decode(&bytes) {
                     Ok(desired) => {
                         if path == self.previous() && !loaded.problems.is_empty() {
                             loaded.problems.push(format!(
@@ -109,7 +110,7 @@ impl Store {
                         return loaded;
                     }
                     Err(reason) => {
-                        let aside = set_aside(&path);
+                        let aside = self.set_aside(&path);
                         loaded.problems.push(format!(
                             "cannot read saved state `{}`: {reason}; {aside}",
                             path.display()
@@ -128,59 +129,45 @@ impl Store {
 
     /// Saves the state. When this returns, it survives power loss; when it fails, the file that was
     /// there is still there.
-    pub(super) fn save(&self, desired: &Desired) -> Result<(), SystemError> {
+    pub fn save(&self, desired: &Desired) -> Result<(), SystemError> {
         let fail = |error: std::io::Error| {
             SystemError::new("save desired state", self.current().display(), error)
         };
         let bytes = encode(desired).map_err(|reason| fail(std::io::Error::other(reason)))?;
         let new = self.dir.join("desired.new");
-        let written = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&new)
-            .and_then(|mut file| {
-                file.write_all(&bytes)?;
-                file.sync_data()
-            });
+        let written = self.disk.create(&new).and_then(|mut file| {
+            self.disk.write(&mut file, &bytes)?;
+            self.disk.sync(&file)
+        });
         if let Err(error) = written {
-            if let Err(error) = fs::remove_file(&new) {
+            if let Err(error) = self.disk.remove(&new) {
                 log::debug!("cannot remove {}: {error}", new.display());
             }
             return Err(fail(error));
         }
-        match fs::rename(self.current(), self.previous()) {
+        match self.disk.rename(&self.current(), &self.previous()) {
             Err(error) if error.kind() != ErrorKind::NotFound => return Err(fail(error)),
             _ => {}
         }
-        fs::rename(&new, self.current()).map_err(fail)?;
-        File::open(&self.dir).and_then(|dir| dir.sync_all()).map_err(fail)
+        self.disk.rename(&new, &self.current()).map_err(fail)?;
+        self.disk.sync_dir(&self.dir).map_err(fail)
     }
-}
 
-fn read(path: &Path) -> std::io::Result<Option<Vec<u8>>> {
-    let file = match File::open(path) {
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        other => other?,
-    };
-    let mut bytes = Vec::new();
-    file.take(SAVED_BYTES_MAX).read_to_end(&mut bytes)?;
-    Ok(Some(bytes))
-}
-
-/// Keeps a file that cannot be read for somebody who can.
-fn set_aside(path: &Path) -> String {
-    let mut name = path.as_os_str().to_owned();
-    name.push(format!(".corrupt-{}", sys::wall_now().0));
-    match fs::rename(path, &name) {
-        Ok(()) => format!("set aside as `{}`", Path::new(&name).display()),
-        Err(error) => format!("and it cannot be set aside: {error}"),
+    /// Keeps a file that cannot be read for somebody who can.
+    fn set_aside(&self, path: &Path) -> String {
+        let mut name = path.as_os_str().to_owned();
+        name.push(format!(".corrupt-{}", sys::wall_now().0));
+        match self.disk.rename(path, Path::new(&name)) {
+            Ok(()) => format!("set aside as `{}`", Path::new(&name).display()),
+            Err(error) => format!("and it cannot be set aside: {error}"),
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn state(generation: u64) -> Desired {
@@ -190,7 +177,7 @@ mod tests {
     #[test]
     fn what_is_saved_is_loaded() {
         let dir = tempfile::tempdir().unwrap();
-        let store = Store::new(dir.path());
+        let store = Store::new(Files, dir.path());
         assert_eq!(store.load(), Loaded::default());
         store.save(&state(1)).unwrap();
         store.save(&state(2)).unwrap();
@@ -201,7 +188,7 @@ mod tests {
     fn case_129_a_broken_file_is_set_aside_and_the_one_before_is_used() {
         for broken in [&b""[..], b"opm-desired 1", b"\0\0\0\0\0\0", b"nonsense\n{}\n"] {
             let dir = tempfile::tempdir().unwrap();
-            let store = Store::new(dir.path());
+            let store = Store::new(Files, dir.path());
             store.save(&state(1)).unwrap();
             store.save(&state(2)).unwrap();
             fs::write(store.current(), broken).unwrap();
@@ -230,7 +217,7 @@ mod tests {
     #[test]
     fn a_save_that_fails_keeps_what_was_there() {
         let dir = tempfile::tempdir().unwrap();
-        let store = Store::new(dir.path());
+        let store = Store::new(Files, dir.path());
         store.save(&state(1)).unwrap();
         fs::create_dir(dir.path().join("desired.new")).unwrap();
         assert!(store.save(&state(2)).is_err());
