@@ -77,7 +77,8 @@ fn places() -> Vec<(&'static str, Instance)> {
         ..Instance::default()
     };
     let waiting = Phase::Waiting { on: vec![blocker()], fresh: true };
-    let unproven = Phase::Unproven { why: "no pidfd".to_owned() };
+    let unproven = |was| Phase::Unproven { why: "no pidfd".to_owned(), was: Box::new(was) };
+    let before = unproven(stopping(Rung::Kill));
     let skipped = Phase::Skipped { condition: "path `/x`".to_owned() };
     let hook = |role| run(Some(running()), Some((role, running())));
     vec![
@@ -109,7 +110,8 @@ fn places() -> Vec<(&'static str, Instance)> {
                 Some(run(Some(ended()), Some((Role::PostStop(0), running())))),
             ),
         ),
-        ("unproven", at(unproven, Some(run(Some(running()), None)))),
+        ("unproven", at(unproven(Phase::Down), Some(run(Some(running()), None)))),
+        ("unproven:kill", at(before, Some(run(Some(running()), None)))),
     ]
 }
 

@@ -220,7 +220,7 @@ fn any_phase() -> impl Strategy<Value = Phase> {
         1 => any::<bool>().prop_map(|at_limit| Phase::Failed { at_limit }),
         2 => Just(Phase::Done),
         1 => Just(Phase::Skipped { condition: "it".to_owned() }),
-        1 => Just(Phase::Unproven { why: "it".to_owned() }),
+        1 => Just(Phase::Unproven { why: "it".to_owned(), was: Box::default() }),
     ]
 }
 
@@ -637,7 +637,7 @@ fn first_of_two_stops(kind: Kind, second: Phase, dependent: Phase) -> Vec<Step> 
 
 #[test]
 fn an_instance_that_stops_waits_for_those_who_go_with_it_and_for_nobody_else() {
-    let unproven = || Phase::Unproven { why: "it".to_owned() };
+    let unproven = || Phase::Unproven { why: "it".to_owned(), was: Box::default() };
     for (kind, second, dependent, waits) in [
         // All of the unit goes, and so does who requires it.
         (Kind::Service, Phase::Failed { at_limit: false }, Phase::Up, true),

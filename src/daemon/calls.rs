@@ -66,7 +66,10 @@ pub(super) fn answer(
                     Answer::Later
                 }
                 "Wait" => wait(supervisor, clients, client, call),
-                "Reexec" => Answer::Reexec(Reply::last(json!({}))),
+                "Reexec" => match supervisor.hand_over() {
+                    Ok(()) => Answer::Reexec(Reply::last(json!({}))),
+                    Err(error) => Err(Failure::Refused(error.to_string())).into(),
+                },
                 "Stop" => {
                     let by = clients.peer(client).map_or(0, |peer| peer.uid);
                     stop(supervisor, &parameters, by).into()

@@ -93,6 +93,9 @@ pub enum Phase {
     Unproven {
         /// Why not.
         why: String,
+        /// Where it was before, and is again once they are proven.
+        #[serde(default)]
+        was: Box<Phase>,
     },
 }
 
@@ -299,7 +302,12 @@ impl Instance {
             }
             Happening::Spawned { run, role, identity } => {
                 let process = Process { identity: Some(*identity), state: Life::Born };
-                self.with_run(*run, |run| run.set(*role, process))
+                // A line that was written twice is about the same process.
+                let is_known = |run: &Run| {
+                    let mut all = run.processes();
+                    all.any(|(_, known)| known.identity == Some(*identity))
+                };
+                self.with_run(*run, |run| !is_known(run) && run.set(*role, process))
             }
             Happening::Execed { run, role } => {
                 self.with_run(*run, |run| match run.process_mut(*role) {
@@ -345,7 +353,11 @@ impl Instance {
             Happening::Unproven { run, why } => {
                 let current = self.run.as_ref().is_some_and(|known| known.id == *run);
                 if current {
-                    self.enter(Phase::Unproven { why: why.clone() }, at);
+                    let was = match std::mem::take(&mut self.phase) {
+                        Phase::Unproven { was, .. } => was,
+                        phase => Box::new(phase),
+                    };
+                    self.enter(Phase::Unproven { why: why.clone(), was }, at);
                 }
                 current
             }
@@ -394,12 +406,12 @@ impl Instance {
         let Some(run) = self.run.as_mut().filter(|run| run.id == id) else { return false };
         let counted = run.left.take().is_some();
         let first = !std::mem::replace(&mut run.adopted, true);
-        let phase = if run.ready.is_some() { Phase::Up } else { Phase::Starting };
-        let unproven = matches!(self.phase, Phase::Unproven { .. });
-        if unproven {
-            self.enter(phase, at);
-        }
-        first || counted || unproven
+        let began = if run.ready.is_some() { Phase::Up } else { Phase::Starting };
+        let Phase::Unproven { was, .. } = &mut self.phase else { return first || counted };
+        // An opm before did not note where it was.
+        let was = std::mem::take(&mut **was);
+        self.enter(if was == Phase::Down { began } else { was }, at);
+        true
     }
 
     fn up(&mut self, id: RunId, at: Monotonic) -> bool {
@@ -500,6 +512,14 @@ impl Run {
             Some(process) if process.is_alive() => {
                 process.state = Life::Ended(outcome.clone());
                 self.left = None;
+                true
+            }
+            // It was to run once more, as nobody saw how it ended, and could not.
+            Some(process)
+                if process.outcome() == Some(&Outcome::Unknown)
+                    && matches!(outcome, Outcome::NotStarted(_)) =>
+            {
+                process.state = Life::Ended(outcome.clone());
                 true
             }
             Some(_) => false,

@@ -130,6 +130,12 @@ fn before_main(spec: &Spec, helper: Option<&(Role, Process)>) -> Result<Role, St
     match helper {
         None if spec.conditions.command.is_some() => Ok(Role::Condition),
         None => Ok(hook(0)),
+        // Nobody saw how it ended, as the supervisor was away: once more.
+        Some((role @ (Role::Condition | Role::PreStart(_)), process))
+            if process.outcome() == Some(&Outcome::Unknown) =>
+        {
+            Ok(*role)
+        }
         Some((Role::Condition, process)) => match process.outcome() {
             Some(Outcome::Exited(0)) => Ok(hook(0)),
             Some(Outcome::NotStarted(_)) => Err(StopCause::HookFailed(Role::Condition)),
@@ -155,6 +161,11 @@ fn before_main(spec: &Spec, helper: Option<&(Role, Process)>) -> Result<Role, St
 fn after_ready(spec: &Spec, run: &Run) -> Next {
     let hooks = &spec.hooks.post_start;
     let next = match &run.helper {
+        Some((role @ Role::PostStart(_), process))
+            if process.outcome() == Some(&Outcome::Unknown) =>
+        {
+            return Next::Do(Action::Spawn(run.id, *role));
+        }
         Some((Role::PostStart(n), process)) => {
             let ignored = hooks.get(usize::from(*n)).is_none_or(|hook| hook.ignore_failure);
             if !ignored && process.outcome() != Some(&Outcome::Exited(0)) {

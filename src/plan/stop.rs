@@ -146,10 +146,13 @@ impl Stopping<'_> {
             .map_or(Verdict::Down, |unit| restart::verdict(unit, self.instance, &end, wanted));
         let at_limit = verdict == Verdict::Failed { at_limit: true };
         let reason = if at_limit { Reason::Limit } else { Reason::Ended(end.outcome) };
-        let mut due = Due::step(self.id, Action::Settle(verdict.clone()), reason.clone());
+        // What is to follow is wanted first: a crash between the two asks for it again, and a start
+        // of what is started changes nothing.
+        let mut due = Due::default();
         if let Some(unit) = restart::starts_unit(spec, &verdict) {
-            due.steps.extend(Due::step(self.id, Action::StartUnit(unit), reason).steps);
+            due.steps.extend(Due::step(self.id, Action::StartUnit(unit), reason.clone()).steps);
         }
+        due.steps.extend(Due::step(self.id, Action::Settle(verdict), reason).steps);
         due
     }
 

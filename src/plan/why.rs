@@ -79,7 +79,7 @@ fn link(view: &View<'_>, id: &InstanceId, lines: &mut Vec<String>) -> Option<Ins
         Phase::Failed { at_limit: true } => say(format!("{ended}; it used up its starts")),
         Phase::Failed { at_limit: false } | Phase::Done | Phase::Down => say(ended),
         Phase::Skipped { condition } => say(format!("a condition does not hold: {condition}")),
-        Phase::Unproven { why } => say(format!(
+        Phase::Unproven { why, .. } => say(format!(
             "{why}; it is neither started nor killed until `opm release {id}` or a reboot"
         )),
     }

@@ -7,10 +7,10 @@ use std::sync::Arc;
 use super::Supervisor;
 use super::keeper_unit::{self, KeeperOptions};
 use crate::model::{
-    Event, Graph, Happening, InstanceId, Kind, Life, Outcome, Phase, Role, RunId, Span, Spec,
+    Event, Graph, Happening, InstanceId, Kind, Life, Observed, Outcome, Phase, Role, RunId, Span, Spec,
     Stage, StartError,
 };
-use crate::system::{Launch, Loaded, Proof, Replay, System};
+use crate::system::{Launch, Loaded, Proof, Replay, System, SystemError};
 
 /// What a supervisor begins with.
 #[derive(Debug)]
@@ -41,10 +41,7 @@ impl<S: System> Boot<S> {
         if let Some(keeper) = &self.keeper {
             keeper_unit::add_to(&mut desired, keeper);
         }
-        let running = observed
-            .iter()
-            .filter(|(id, instance)| instance.run.is_some() && !keeper_unit::is_keeper(&id.unit))
-            .count();
+        let running = count_running(&observed);
         let graph = Graph::build(&desired);
         let mut supervisor = Supervisor {
             system: self.system,
@@ -68,11 +65,30 @@ impl<S: System> Boot<S> {
     }
 }
 
+/// How many instances have a run, the log keeper's apart.
+fn count_running(observed: &Observed) -> usize {
+    let runs = observed.iter().filter(|(id, instance)| {
+        instance.run.is_some() && !keeper_unit::is_keeper(&id.unit)
+    });
+    runs.count()
+}
+
 impl<S: System> Supervisor<S> {
-    /// After a bug in the middle of a cycle: events may be lost, so that every process is proven
-    /// anew, as at boot, and everything is looked at.
+    /// After a bug in the middle of a cycle: what is known may lack what was done last, and events
+    /// may be lost. The facts are taken from the ledger, every process is proven anew, as at boot,
+    /// and everything is looked at.
     pub fn recover(&mut self) {
+        if let Some(replay) = self.system.recall() {
+            for problem in &replay.problems {
+                log::warn!("{problem}");
+            }
+            self.observed = replay.observed;
+        }
+        self.running = count_running(&self.observed);
+        self.wakes.clear();
+        self.wake_of.clear();
         self.adopt_all(true);
+        self.last_stage();
         self.look_at_everything();
     }
 }
@@ -103,7 +119,7 @@ impl<S: System> Supervisor<S> {
     }
 
     /// Proves every process of an instance's run. Returns whether any lives.
-    fn adopt(&mut self, id: &InstanceId, same_process: bool) -> bool {
+    pub(super) fn adopt(&mut self, id: &InstanceId, same_process: bool) -> bool {
         let Some(run) = self.instance(id).and_then(|instance| instance.run.as_ref()) else {
             return false;
         };
@@ -158,6 +174,11 @@ impl<S: System> Supervisor<S> {
     fn happened(&mut self, id: &InstanceId, what: Happening) {
         let event: Event = self.event(id, what);
         self.apply(event, None);
+    }
+
+    /// Makes sure that another supervisor in this process's place will know all that is known here.
+    pub fn hand_over(&mut self) -> Result<(), SystemError> {
+        self.system.flush()
     }
 
     /// Leaves a ledger that says what a new supervisor of this boot must know after an orderly

@@ -9,7 +9,7 @@ use super::Supervisor;
 use super::keeper_unit::{self, is_internal, without_internal};
 use crate::config::{self, Diagnostic, SourceFile};
 use crate::model::{
-    Desired, Graph, Happening, Hold, InstanceId, Phase, Reason, Role, Signal, Step, Strength, Unit,
+    Desired, Graph, Happening, Hold, Instance, InstanceId, Phase, Reason, Role, Signal, Step, Strength, Unit,
     UnitName,
 };
 use crate::plan::{self, Plan};
@@ -293,19 +293,25 @@ impl<S: System> Supervisor<S> {
         self.commit_changed(desired)?;
         let ids = self.all_ids(&targets);
         for id in &ids {
-            let unproven = self
-                .observed
-                .get(id)
-                .filter(|instance| matches!(instance.phase, Phase::Unproven { .. }))
-                .and_then(|instance| instance.run.as_ref())
-                .map(|run| run.id);
-            if let Some(run) = unproven {
-                self.system.release(id, run, true);
-                let event = self.event(id, Happening::Forgotten);
-                self.apply(event, Some(Reason::Asked));
-            }
+            self.let_go(id);
         }
         Ok(ids)
+    }
+
+    /// Looks once more for what could not be proven; what still cannot is forgotten, since somebody
+    /// said so.
+    fn let_go(&mut self, id: &InstanceId) {
+        let is_unproven = |instance: &&Instance| matches!(instance.phase, Phase::Unproven { .. });
+        if self.observed.get(id).filter(is_unproven).is_none() {
+            return;
+        }
+        self.adopt(id, false);
+        let unproven = self.observed.get(id).filter(is_unproven);
+        if let Some(run) = unproven.and_then(|instance| instance.run.as_ref()).map(|run| run.id) {
+            self.system.release(id, run, true);
+            let event = self.event(id, Happening::Forgotten);
+            self.apply(event, Some(Reason::Asked));
+        }
     }
 
     /// Tells runs to read their configuration again.
@@ -356,8 +362,13 @@ impl<S: System> Supervisor<S> {
         Ok(reached)
     }
 
-    /// Starts a unit because another one's spec says so.
+    /// Starts a unit because another one's spec says so. What was stopped by hand stays down.
     pub(super) fn start_by_spec(&mut self, unit: &UnitName, because: &InstanceId) {
+        let held = self.desired.units.get(unit).and_then(|unit| unit.hold.as_ref());
+        if let Some(hold) = held {
+            log::warn!("{because} is to start `{unit}` at its end, which is held by {}", hold.by);
+            return;
+        }
         if let Err(refusal) = self.start(&[unit.to_string()]) {
             log::error!("{because} is to start `{unit}` at its end: {refusal}");
         }

@@ -147,6 +147,22 @@ impl<D: Disk> Ledger<D> {
         self.unwritten.truncate(end);
     }
 
+    /// The facts after what is written and what is noted; `None` where some of it is lost.
+    pub fn recall(&self) -> Option<Replay> {
+        if self.stale {
+            return None;
+        }
+        let mut text = match self.disk.read(&self.path, LEDGER_BYTES_MAX + 1) {
+            Ok(text) => text,
+            Err(error) => {
+                log::error!("cannot read ledger `{}`: {error}", self.path.display());
+                return None;
+            }
+        };
+        text.extend_from_slice(&self.unwritten);
+        Some(replay_text(&text))
+    }
+
     /// Writes what was noted, with one write. A part that was written is taken back.
     pub fn flush(&mut self) -> Result<(), SystemError> {
         if self.stale {

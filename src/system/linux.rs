@@ -131,8 +131,8 @@ impl Linux {
             spawn::crash_point("after-lock");
             let (ledger, replay) =
                 Ledger::open(Files, &dirs.run, &ledger::name()).map_err(LockError::Failed)?;
-            let store = Store::new(Files, &dirs.state);
-            let loaded = store.load();
+            let mut store = Store::new(Files, &dirs.state);
+            let loaded = store.load().map_err(LockError::Failed)?;
             (Some(Lasting { lock, ledger, store }), loaded, replay)
         };
         let file = |path: &str| {
@@ -826,6 +826,10 @@ impl System for Linux {
         self.lasting.as_mut().map_or(Ok(()), |lasting| lasting.ledger.flush())
     }
 
+    fn recall(&mut self) -> Option<Replay> {
+        self.lasting.as_ref()?.ledger.recall()
+    }
+
     fn compact(&mut self, observed: &Observed, always: bool) -> Result<(), SystemError> {
         self.lasting.as_mut().map_or(Ok(()), |lasting| lasting.ledger.compact(observed, always))
     }
@@ -837,7 +841,7 @@ impl System for Linux {
             lasting.ledger.compact(observed, true)?;
         }
         if lasting.store.is_lost() && desired.generation > 0 {
-            log::warn!("the saved state was removed; it is written again");
+            log::warn!("the saved state was removed, or is not synced; it is written again");
             lasting.store.save(desired)?;
         }
         Ok(())

@@ -171,6 +171,10 @@ pub trait System {
     /// Writes what was noted.
     fn flush(&mut self) -> Result<(), SystemError>;
 
+    /// The facts as the ledger has them, with what was noted and is not written yet: what a cycle
+    /// that broke off has really done. `None` where the ledger cannot tell.
+    fn recall(&mut self) -> Option<Replay>;
+
     /// Replaces the ledger by these facts, if it has grown so much that this pays.
     fn compact(&mut self, observed: &Observed, always: bool) -> Result<(), SystemError>;
 

@@ -70,12 +70,14 @@ fn checksum(bytes: &[u8]) -> u64 {
 pub struct Store<D: Disk = Files> {
     disk: D,
     dir: PathBuf,
+    /// Whether the current file is known to survive power loss.
+    is_sure: bool,
 }
 
 impl<D: Disk> Store<D> {
     /// The file in this directory.
     pub fn new(disk: D, dir: &Path) -> Self {
-        Self { disk, dir: dir.to_owned() }
+        Self { disk, dir: dir.to_owned(), is_sure: false }
     }
 
     fn current(&self) -> PathBuf {
@@ -86,53 +88,55 @@ impl<D: Disk> Store<D> {
         self.dir.join("desired.previous.json")
     }
 
-    /// Whether the current file is not there.
+    /// Whether the current file is not there, or may not survive power loss.
     pub fn is_lost(&self) -> bool {
-        !self.disk.exists(&self.current())
+        !self.is_sure || !self.disk.exists(&self.current())
     }
 
-    /// The saved state: the current file, or the one before where that is broken.
-    pub fn load(&self) -> Loaded {
+    /// The saved state: the current file, or the one before where that is broken. A file that is
+    /// there and cannot be read now is an error: the one before it is not what was acknowledged
+    /// last, and the next save would put it in its place.
+    ///
+    /// A supervisor that was killed in the middle of a save may have left a file that is not synced
+    /// and that nobody was told of. It is in force from now on, so that it is synced here.
+    pub fn load(&mut self) -> Result<Loaded, SystemError> {
+        match self.disk.sync_dir(&self.dir) {
+            Ok(()) => self.is_sure = true,
+            Err(error) => log::warn!("cannot sync `{}`: {error}", self.dir.display()),
+        }
         let mut loaded = Loaded::default();
         for path in [self.current(), self.previous()] {
-            match self.disk.read(&path, SAVED_BYTES_MAX) {
-                Err(error) if error.kind() == ErrorKind::NotFound => {}
-                Ok(bytes) => match decode(&bytes) {
-                    Ok(desired) => {
-                        if path == self.previous() && !loaded.problems.is_empty() {
-                            loaded.problems.push(format!(
-                                "using generation {} from {}",
-                                desired.generation,
-                                path.display()
-                            ));
-                        }
-                        loaded.desired = Some(desired);
-                        return loaded;
+            let bytes = match self.disk.read(&path, SAVED_BYTES_MAX) {
+                Err(error) if error.kind() == ErrorKind::NotFound => continue,
+                Err(error) => {
+                    return Err(SystemError::new("read saved state", path.display(), error));
+                }
+                Ok(bytes) => bytes,
+            };
+            match decode(&bytes) {
+                Ok(desired) => {
+                    if path == self.previous() && !loaded.problems.is_empty() {
+                        let (generation, path) = (desired.generation, path.display());
+                        loaded.problems.push(format!("using generation {generation} from {path}"));
                     }
-                    Err(reason) => {
-                        let aside = self.set_aside(&path);
-                        loaded.problems.push(format!(
-                            "cannot read saved state `{}`: {reason}; {aside}",
-                            path.display()
-                        ));
-                    }
-                },
-                Err(error) => loaded.problems.push(format!(
-                    "cannot read saved state `{}`: {}",
-                    path.display(),
-                    super::plain(&error.to_string())
-                )),
+                    loaded.desired = Some(desired);
+                    return Ok(loaded);
+                }
+                Err(reason) => {
+                    let (path, aside) = (path.display(), self.set_aside(&path));
+                    let problem = format!("cannot read saved state `{path}`: {reason}; {aside}");
+                    loaded.problems.push(problem);
+                }
             }
         }
-        loaded
+        Ok(loaded)
     }
 
-    /// Saves the state. When this returns, it survives power loss; when it fails, the file that was
+    /// Saves the state. When this returns, it survives power loss; when it fails, the state that was
     /// there is still there.
-    pub fn save(&self, desired: &Desired) -> Result<(), SystemError> {
-        let fail = |error: std::io::Error| {
-            SystemError::new("save desired state", self.current().display(), error)
-        };
+    pub fn save(&mut self, desired: &Desired) -> Result<(), SystemError> {
+        let path = self.current();
+        let fail = |error| SystemError::new("save desired state", path.display(), error);
         let bytes = encode(desired).map_err(|reason| fail(std::io::Error::other(reason)))?;
         let new = self.dir.join("desired.new");
         let written = self.disk.create(&new).and_then(|mut file| {
@@ -145,12 +149,24 @@ impl<D: Disk> Store<D> {
             }
             return Err(fail(error));
         }
-        match self.disk.rename(&self.current(), &self.previous()) {
+        match self.disk.rename(&path, &self.previous()) {
             Err(error) if error.kind() != ErrorKind::NotFound => return Err(fail(error)),
             _ => {}
         }
-        self.disk.rename(&new, &self.current()).map_err(fail)?;
-        self.disk.sync_dir(&self.dir).map_err(fail)
+        let replaced =
+            self.disk.rename(&new, &path).and_then(|()| self.disk.sync_dir(&self.dir));
+        self.is_sure = replaced.is_ok();
+        replaced.map_err(|error| {
+            // It is refused, so that it must not come into force at the next start.
+            let back = match self.disk.rename(&self.previous(), &path) {
+                Err(error) if error.kind() == ErrorKind::NotFound => self.disk.remove(&path),
+                other => other,
+            };
+            if let Err(error) = back {
+                log::error!("cannot put back {}: {error}", path.display());
+            }
+            fail(error)
+        })
     }
 
     /// Keeps a file that cannot be read for somebody who can.
@@ -177,22 +193,22 @@ mod tests {
     #[test]
     fn what_is_saved_is_loaded() {
         let dir = tempfile::tempdir().unwrap();
-        let store = Store::new(Files, dir.path());
-        assert_eq!(store.load(), Loaded::default());
+        let mut store = Store::new(Files, dir.path());
+        assert_eq!(store.load(), Ok(Loaded::default()));
         store.save(&state(1)).unwrap();
         store.save(&state(2)).unwrap();
-        assert_eq!(store.load().desired, Some(state(2)));
+        assert_eq!(store.load().unwrap().desired, Some(state(2)));
     }
 
     #[test]
     fn case_129_a_broken_file_is_set_aside_and_the_one_before_is_used() {
         for broken in [&b""[..], b"opm-desired 1", b"\0\0\0\0\0\0", b"nonsense\n{}\n"] {
             let dir = tempfile::tempdir().unwrap();
-            let store = Store::new(Files, dir.path());
+            let mut store = Store::new(Files, dir.path());
             store.save(&state(1)).unwrap();
             store.save(&state(2)).unwrap();
             fs::write(store.current(), broken).unwrap();
-            let loaded = store.load();
+            let loaded = store.load().unwrap();
             assert_eq!(loaded.desired, Some(state(1)), "{broken:?}");
             assert_eq!(loaded.problems.len(), 2, "{:?}", loaded.problems);
             let kept = fs::read_dir(dir.path()).unwrap().flatten().any(|entry| {
@@ -201,6 +217,19 @@ mod tests {
             });
             assert!(kept, "the broken file is kept");
         }
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_read_now_is_no_reason_to_use_the_one_before() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut store = Store::new(Files, dir.path());
+        store.save(&state(1)).unwrap();
+        store.save(&state(2)).unwrap();
+        fs::remove_file(store.current()).unwrap();
+        // A directory can be opened and not read.
+        fs::create_dir(store.current()).unwrap();
+        let error = store.load().unwrap_err();
+        assert_eq!(error.doing, "read saved state");
     }
 
     #[test]
@@ -217,10 +246,10 @@ mod tests {
     #[test]
     fn a_save_that_fails_keeps_what_was_there() {
         let dir = tempfile::tempdir().unwrap();
-        let store = Store::new(Files, dir.path());
+        let mut store = Store::new(Files, dir.path());
         store.save(&state(1)).unwrap();
         fs::create_dir(dir.path().join("desired.new")).unwrap();
         assert!(store.save(&state(2)).is_err());
-        assert_eq!(store.load().desired, Some(state(1)));
+        assert_eq!(store.load().unwrap().desired, Some(state(1)));
     }
 }

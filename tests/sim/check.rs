@@ -1,0 +1,636 @@
+//! What must hold, one check per promise. The checks know nothing of the supervisor's own state:
+//! they judge what the machine saw, what clients were told, and what the supervisor gave as reasons.
+//!
+//! | check | promise (docs/ARCHITECTURE.md) |
+//! | --- | --- |
+//! | [`NeverTwo`] | I1: one run of an instance, one process of a role |
+//! | [`Starts`] | order: what is required is there first; what is held or unknown does not start |
+//! | [`Stops`] | I4: dependents are gone before what they need is signalled |
+//! | [`Patience`] | restart delays and limits |
+//! | [`Once`] | a task that is done is done |
+//! | [`Kept`] | I6: what was acknowledged is what the next supervisor finds |
+//! | [`NoStranger`] | I9: a signal reaches the run it is for |
+//! | [`Over`] | I5: a run is over when its processes are gone |
+//! | [`Reasons`] | every decision has a reason |
+//!
+//! What can only be asked of the supervisor itself (incremental = full, quiescence, convergence)
+//! is asked by the world and the stories.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use opm::model::{
+    Condition, Desired, Event, Happening, InstanceId, Kind, Monotonic, Outcome, Ready, Reason,
+    RestartPolicy, Role, RunId, Rung, Signal, Spec, StopCause, UnitName, Verdict,
+};
+use opm::supervisor::Notice;
+
+use crate::machine::Owner;
+
+/// Something that the checks judge.
+#[derive(Debug, Clone)]
+pub(crate) enum Seen {
+    /// A process is let through the gate.
+    Goes { owner: Owner },
+    /// A process runs its program.
+    Begins { pid: i32, owner: Owner },
+    /// It says that it is ready.
+    Ready { owner: Owner },
+    /// It ends.
+    Ends { pid: i32, owner: Owner, outcome: Outcome },
+    /// A process gets a signal that was meant for this run.
+    Signalled { target: Option<Owner>, meant: RunId, signal: Signal, is_by_hand: bool },
+    /// The supervisor is given an event.
+    Told(Event),
+    /// The supervisor says what it did.
+    Noticed(Notice),
+    /// A run is called over.
+    Released { instance: InstanceId, run: RunId },
+    /// A client asks for something about these units; `None`: about all.
+    Asks { units: Option<Vec<UnitName>> },
+    /// A client is told that these units are held.
+    Held { units: Vec<UnitName> },
+    /// Nobody knows what came of what a client asked.
+    Unanswered,
+    /// A desired state is being saved.
+    Saves { desired: Desired },
+    /// It is saved and in force.
+    Saved { desired: Desired },
+    /// What was noted was written to the ledger, or not.
+    Flushed { is_ok: bool },
+    /// A supervisor begins with this.
+    Boots { desired: Desired },
+    SupervisorDies,
+    /// All processes are gone at once, and the ledger means nothing any more.
+    AllEnd,
+    /// opm is asked to go down.
+    Shutdown,
+    TurnOver,
+}
+
+/// What every check may look at: the truth so far.
+#[derive(Debug, Default)]
+pub(crate) struct Scene {
+    pub(crate) desired: Desired,
+    live: BTreeMap<i32, Owner>,
+    ready: BTreeSet<RunId>,
+    /// Main processes that were let go, and did not end.
+    gone: BTreeMap<InstanceId, RunId>,
+    /// Main processes that the supervisor was told to run, and not that they ended.
+    told_running: BTreeMap<InstanceId, RunId>,
+    told_ready: BTreeSet<RunId>,
+    /// Tasks that came to a good end in this life of the machine.
+    finished: BTreeSet<InstanceId>,
+    causes: BTreeMap<RunId, StopCause>,
+    /// Instances of which nobody knows whether they live.
+    unproven: BTreeSet<InstanceId>,
+    /// Whether all that was noted is in the ledger.
+    is_written: bool,
+    /// Set while opm goes down: whether in order.
+    is_ordered: Option<bool>,
+}
+
+impl Scene {
+    fn spec(&self, unit: &UnitName) -> Option<&Spec> {
+        self.desired.units.get(unit).map(|unit| &*unit.spec)
+    }
+
+    /// Whether a unit has processes, as far as anybody can know.
+    fn lives(&self, unit: &UnitName) -> bool {
+        let known = |owner: &&Owner| !self.unproven.contains(&owner.instance);
+        self.live.values().filter(known).any(|owner| owner.instance.unit == *unit)
+    }
+
+    fn main_of(&self, id: &InstanceId) -> Option<RunId> {
+        let main = |owner: &&Owner| owner.instance == *id && owner.role == Some(Role::Main);
+        self.live.values().find(main).map(|owner| owner.run)
+    }
+
+    /// Whether an instance is what another one needs of it: in truth, or as far as anybody was told.
+    fn is_met(&self, spec: &Spec, id: &InstanceId, condition: Condition) -> bool {
+        if spec.kind == Kind::Target {
+            return true;
+        }
+        if spec.kind == Kind::Task || condition == Condition::Completed {
+            return self.finished.contains(id);
+        }
+        let says = spec.process.as_ref().is_some_and(|process| match process.ready {
+            Ready::Notify | Ready::Fd(_) | Ready::File(_) => true,
+            Ready::Started | Ready::Delay(_) => false,
+        });
+        let any = condition == Condition::Started || !says;
+        let truth = self.main_of(id).is_some_and(|run| any || self.ready.contains(&run));
+        let told = self.told_running.get(id);
+        truth || told.is_some_and(|run| any || self.told_ready.contains(run))
+    }
+
+    fn see(&mut self, seen: &Seen) {
+        match seen {
+            Seen::Goes { owner } if owner.role == Some(Role::Main) => {
+                self.gone.insert(owner.instance.clone(), owner.run);
+            }
+            Seen::Begins { pid, owner } => {
+                self.live.insert(*pid, owner.clone());
+            }
+            Seen::Ready { owner } => {
+                self.ready.insert(owner.run);
+            }
+            Seen::Ends { pid, owner, outcome } => {
+                self.live.remove(pid);
+                self.gone.retain(|_, run| owner.role != Some(Role::Main) || *run != owner.run);
+                let spec = self.desired.units.get(&owner.instance.unit).map(|unit| &unit.spec);
+                if owner.role == Some(Role::Main)
+                    && spec.is_some_and(|spec| spec.is_success(outcome))
+                {
+                    self.finished.insert(owner.instance.clone());
+                }
+            }
+            Seen::Told(event) => self.told(event),
+            Seen::Noticed(notice) => {
+                let id = &notice.event.instance;
+                match &notice.event.what {
+                    Happening::StopBegan { run, cause } => {
+                        self.causes.insert(*run, cause.clone());
+                    }
+                    Happening::Unproven { .. } => {
+                        self.unproven.insert(id.clone());
+                    }
+                    Happening::Adopted { .. } | Happening::Forgotten => {
+                        self.unproven.remove(id);
+                    }
+                    _ => {}
+                }
+                self.told(&notice.event);
+            }
+            Seen::Saved { desired } => self.desired.clone_from(desired),
+            Seen::Boots { desired } => {
+                self.proves_anew(desired);
+                self.is_ordered = None;
+            }
+            Seen::AllEnd => {
+                let desired = std::mem::take(&mut self.desired);
+                *self = Self { desired, ..Self::default() };
+            }
+            Seen::Flushed { is_ok } => self.is_written = *is_ok,
+            // Who asks twice has no patience for order.
+            Seen::Shutdown => self.is_ordered = Some(self.is_ordered.is_none()),
+            Seen::Goes { .. }
+            | Seen::Signalled { .. }
+            | Seen::Released { .. }
+            | Seen::Asks { .. }
+            | Seen::Held { .. }
+            | Seen::Unanswered
+            | Seen::Saves { .. }
+            | Seen::SupervisorDies
+            | Seen::TurnOver => {}
+        }
+    }
+
+    /// A supervisor goes on with this, and proves anew what lives. What was let go and lives counts
+    /// as running its program: nobody can tell a new supervisor that the exec is still to come.
+    pub(crate) fn proves_anew(&mut self, desired: &Desired) {
+        self.desired.clone_from(desired);
+        self.told_running.extend(self.gone.clone());
+    }
+
+    fn told(&mut self, event: &Event) {
+        match &event.what {
+            Happening::Execed { run, role: Role::Main } => {
+                self.told_running.insert(event.instance.clone(), *run);
+            }
+            Happening::Ready { run } => {
+                self.told_ready.insert(*run);
+            }
+            Happening::Ended { run, role: Role::Main, .. } => {
+                if self.told_running.get(&event.instance) == Some(run) {
+                    self.told_running.remove(&event.instance);
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+/// A promise: `Err` says how it was broken.
+trait Check: std::fmt::Debug {
+    fn see(&mut self, scene: &Scene, at: Monotonic, seen: &Seen) -> Result<(), String>;
+}
+
+/// All checks.
+#[derive(Debug)]
+pub(crate) struct Checks {
+    pub(crate) scene: Scene,
+    checks: Vec<Box<dyn Check>>,
+    pub(crate) wrongs: Vec<String>,
+}
+
+impl Default for Checks {
+    fn default() -> Self {
+        let checks: Vec<Box<dyn Check>> = vec![
+            Box::new(NeverTwo),
+            Box::new(Starts::default()),
+            Box::new(Stops::default()),
+            Box::new(Patience::default()),
+            Box::new(Once::default()),
+            Box::new(Kept::default()),
+            Box::new(NoStranger),
+            Box::new(Over),
+            Box::new(Reasons),
+        ];
+        Self { scene: Scene::default(), checks, wrongs: Vec::new() }
+    }
+}
+
+impl Checks {
+    pub(crate) fn see(&mut self, at: Monotonic, seen: &Seen) {
+        for check in &mut self.checks {
+            if let Err(wrong) = check.see(&self.scene, at, seen) {
+                self.wrongs.push(wrong);
+            }
+        }
+        self.scene.see(seen);
+    }
+}
+
+#[derive(Debug)]
+struct NeverTwo;
+
+impl Check for NeverTwo {
+    fn see(&mut self, scene: &Scene, _: Monotonic, seen: &Seen) -> Result<(), String> {
+        let Seen::Begins { owner, .. } = seen else { return Ok(()) };
+        let other = scene.live.values().find(|other| {
+            other.instance == owner.instance
+                && (other.run != owner.run || (owner.role.is_some() && other.role == owner.role))
+        });
+        other.map_or(Ok(()), |other| Err(format!("two of one: {owner:?} beside {other:?}")))
+    }
+}
+
+/// What is held or unknown does not start, and what is required is there first.
+#[derive(Debug, Default)]
+struct Starts {
+    begun: BTreeSet<RunId>,
+    /// Units that a client was told are held.
+    held: BTreeSet<UnitName>,
+}
+
+impl Check for Starts {
+    fn see(&mut self, scene: &Scene, _: Monotonic, seen: &Seen) -> Result<(), String> {
+        match seen {
+            Seen::Held { units } => self.held.extend(units.iter().cloned()),
+            // What is asked for in this moment may be done or not.
+            Seen::Asks { units: None } => {}
+            Seen::Asks { units: Some(units) } => self.held.retain(|unit| !units.contains(unit)),
+            Seen::Saved { desired } | Seen::Boots { desired } => {
+                // A unit that was removed and comes back is another one; and one that conflicts
+                // with what was started, or whose instance was started, is held otherwise.
+                self.held.retain(|unit| {
+                    desired.units.get(unit).is_some_and(|unit| !unit.removed)
+                });
+            }
+            Seen::Goes { owner } if self.begun.insert(owner.run) => {
+                return self.judge(scene, owner);
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+impl Starts {
+    fn judge(&self, scene: &Scene, owner: &Owner) -> Result<(), String> {
+        let id = &owner.instance;
+        if id.unit.as_str().starts_with('_') {
+            return Ok(());
+        }
+        let unit = scene.desired.units.get(&id.unit).filter(|unit| !unit.removed);
+        let Some(unit) = unit.filter(|unit| unit.spec.has_instance(id)) else {
+            return Err(format!("{id} starts and is unknown"));
+        };
+        if unit.hold_of(id).is_some() || self.held.contains(&id.unit) {
+            return Err(format!("{id} starts and is held"));
+        }
+        if scene.is_ordered.is_some() {
+            return Err(format!("{id} starts while opm goes down"));
+        }
+        for other in &unit.spec.relations.conflicts {
+            if scene.lives(other) {
+                return Err(format!("{id} starts beside {other}, with which it conflicts"));
+            }
+        }
+        for need in &unit.spec.relations.requires {
+            let Some(other) = scene.spec(&need.unit) else { continue };
+            for needed in other.instance_ids() {
+                if !scene.is_met(other, &needed, need.condition) {
+                    return Err(format!("{id} starts before {needed}, which it requires"));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Dependents are gone before what they need is signalled.
+#[derive(Debug, Default)]
+struct Stops {
+    /// Runs that go down.
+    judged: BTreeSet<RunId>,
+    /// Runs that did so while these units lived; the cause is told at the end of the turn.
+    doubts: Vec<(RunId, InstanceId, Vec<UnitName>)>,
+}
+
+impl Check for Stops {
+    fn see(&mut self, scene: &Scene, _: Monotonic, seen: &Seen) -> Result<(), String> {
+        match seen {
+            Seen::Signalled { target: Some(owner), meant, is_by_hand: false, .. }
+                if owner.run == *meant =>
+            {
+                self.goes_down(scene, *meant, &owner.instance);
+            }
+            Seen::Noticed(notice) => match notice.event.what {
+                Happening::Rung { run, rung } if rung != Rung::Dependents => {
+                    self.goes_down(scene, run, &notice.event.instance);
+                }
+                _ => {}
+            },
+            Seen::SupervisorDies => self.doubts.clear(),
+            Seen::TurnOver => {
+                for (run, id, living) in self.doubts.drain(..) {
+                    let spreads = scene.causes.get(&run).is_some_and(StopCause::spreads);
+                    if spreads && scene.is_ordered != Some(false) {
+                        return Err(format!("{id} goes down before {living:?} is gone"));
+                    }
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+impl Stops {
+    /// What counts is the moment in which it stops to wait for others.
+    fn goes_down(&mut self, scene: &Scene, run: RunId, id: &InstanceId) {
+        if !self.judged.insert(run) {
+            return;
+        }
+        let later = leaves_for(scene, id);
+        let living: Vec<UnitName> = later.into_iter().filter(|unit| scene.lives(unit)).collect();
+        if !living.is_empty() {
+            self.doubts.push((run, id.clone(), living));
+        }
+    }
+}
+
+/// The units that have to go before this instance.
+fn leaves_for(scene: &Scene, id: &InstanceId) -> Vec<UnitName> {
+    let unit = scene.desired.units.get(&id.unit);
+    // One that is no longer asked for, while others of its unit are, leaves them what they need.
+    let is_surplus = unit.is_some_and(|unit| {
+        !unit.removed && unit.hold.is_none() && !unit.spec.has_instance(id)
+    });
+    if is_surplus && scene.is_ordered.is_none() { Vec::new() } else { dependents(scene, &id.unit) }
+}
+
+/// The units that have to go before this one.
+fn dependents(scene: &Scene, unit: &UnitName) -> Vec<UnitName> {
+    let names = |needs: &[opm::model::Dependency]| needs.iter().any(|need| need.unit == *unit);
+    // While other instances stay, those who need the unit need not go.
+    let instances = scene.spec(unit).map_or(0, |spec| spec.instance_ids().len());
+    if instances > 1 && scene.is_ordered.is_none() {
+        return Vec::new();
+    }
+    let units = scene.desired.units.iter().filter(|(_, other)| {
+        let relations = &other.spec.relations;
+        let soft = scene.is_ordered.is_some() && (names(&relations.wants) || names(&relations.after));
+        names(&relations.requires) || soft
+    });
+    units.map(|(name, _)| name.clone()).collect()
+}
+
+/// Restart delays and limits.
+#[derive(Debug, Default)]
+struct Patience {
+    /// When the last run of an instance ended by itself, and whether its start was refused.
+    ended: BTreeMap<InstanceId, (Monotonic, bool)>,
+    /// Automatic starts since the last one that was asked for.
+    starts: BTreeMap<InstanceId, VecDeque<Monotonic>>,
+}
+
+impl Patience {
+    fn clear(&mut self, id: &InstanceId) {
+        self.ended.remove(id);
+        self.starts.remove(id);
+    }
+}
+
+impl Check for Patience {
+    fn see(&mut self, scene: &Scene, at: Monotonic, seen: &Seen) -> Result<(), String> {
+        match seen {
+            // Whoever asks, or a new spec, lets it begin anew; what it requires, too.
+            Seen::Asks { .. } | Seen::AllEnd | Seen::Unanswered => *self = Self::default(),
+            // What could not be written is not known to the next one.
+            Seen::SupervisorDies if !scene.is_written => *self = Self::default(),
+            Seen::Noticed(notice) => {
+                let id = &notice.event.instance;
+                match &notice.event.what {
+                    Happening::StopBegan { cause, .. } if cause.spreads() => self.clear(id),
+                    Happening::Up { .. } | Happening::Ready { .. } => {
+                        // Those who require it may have a reason to start at once.
+                        for other in dependents(scene, &id.unit) {
+                            self.ended.retain(|id, _| id.unit != other);
+                            self.starts.retain(|id, _| id.unit != other);
+                        }
+                    }
+                    Happening::Settled { verdict: Verdict::Backoff { .. } } => {
+                        self.ended.entry(id.clone()).or_insert((at, false));
+                    }
+                    Happening::Settled { .. } => self.clear(id),
+                    Happening::Ended { role, outcome, .. } => {
+                        let passing = matches!(outcome, Outcome::NotStarted(e) if e.passing);
+                        if passing || *role == Role::Main {
+                            self.ended.insert(id.clone(), (notice.event.at, passing));
+                        }
+                    }
+                    Happening::Began { fresh, .. } => {
+                        let is_fresh = *fresh && notice.reason != Some(Reason::BackoffOver);
+                        return self.begins(scene, id, at, is_fresh);
+                    }
+                    _ => {}
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+impl Patience {
+    fn begins(
+        &mut self,
+        scene: &Scene,
+        id: &InstanceId,
+        at: Monotonic,
+        is_fresh: bool,
+    ) -> Result<(), String> {
+        let Some(spec) = scene.spec(&id.unit) else { return Ok(()) };
+        let ended = self.ended.remove(id);
+        let least = spec.restart.delay.scale(1.0 - spec.restart.jitter / 2.0);
+        if let Some((end, _)) = ended
+            && !is_fresh
+            && at < end.after(least)
+        {
+            return Err(format!("{id} starts again after {:?}, not {least:?}", at.since(end)));
+        }
+        let is_passing = ended.is_some_and(|(_, passing)| passing);
+        if is_fresh {
+            self.starts.remove(id);
+        }
+        let starts = self.starts.entry(id.clone()).or_default();
+        starts.push_back(at);
+        if let Some(limit) = spec.restart.limit {
+            while starts.front().is_some_and(|start| at.since(*start) > limit.within) {
+                starts.pop_front();
+            }
+            if starts.len() > limit.starts as usize && !is_passing {
+                return Err(format!("{id} starts {} times in its limit's time", starts.len()));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A task that is done is done, for this definition and until somebody asks.
+#[derive(Debug, Default)]
+struct Once {
+    /// Ended, and not yet in the ledger.
+    told: BTreeSet<InstanceId>,
+    done: BTreeMap<InstanceId, (u64, opm::model::SpecHash)>,
+}
+
+impl Check for Once {
+    fn see(&mut self, scene: &Scene, _: Monotonic, seen: &Seen) -> Result<(), String> {
+        match seen {
+            Seen::Noticed(notice) => {
+                let id = &notice.event.instance;
+                match &notice.event.what {
+                    Happening::Settled { verdict: Verdict::Done } => {
+                        self.told.insert(id.clone());
+                    }
+                    Happening::Forgotten => {
+                        self.told.remove(id);
+                        self.done.remove(id);
+                    }
+                    Happening::Began { .. } => {
+                        let Some(unit) = scene.desired.units.get(&id.unit) else { return Ok(()) };
+                        let wish = (unit.epoch_of(id), unit.hash);
+                        let runs_again = unit.spec.kind == Kind::Task
+                            && self.done.remove(id).is_some_and(|done| done == wish);
+                        if runs_again && unit.spec.restart.policy != RestartPolicy::Always {
+                            return Err(format!("{id} was done, and runs again"));
+                        }
+                    }
+                    _ => {}
+                }
+            }
+            Seen::SupervisorDies => self.told.clear(),
+            Seen::TurnOver => {
+                // Notices come after the turn's write.
+                for id in std::mem::take(&mut self.told) {
+                    if scene.is_written
+                        && let Some(unit) = scene.desired.units.get(&id.unit) {
+                        self.done.insert(id.clone(), (unit.epoch_of(&id), unit.hash));
+                    }
+                }
+            }
+            Seen::AllEnd => *self = Self::default(),
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+/// What was acknowledged is what the next supervisor finds.
+#[derive(Debug, Default)]
+struct Kept {
+    acknowledged: Option<Desired>,
+    /// Saved, or begun to be, without a word to anybody.
+    possible: Vec<Desired>,
+}
+
+impl Check for Kept {
+    fn see(&mut self, _: &Scene, _: Monotonic, seen: &Seen) -> Result<(), String> {
+        match seen {
+            Seen::Saves { desired } => self.possible.push(desired.clone()),
+            Seen::Saved { desired } => {
+                self.acknowledged = Some(desired.clone());
+                self.possible.clear();
+            }
+            Seen::Boots { desired } => {
+                let known = units_of(desired);
+                let is_kept = self.acknowledged.as_ref().is_none_or(|d| units_of(d) == known);
+                if !is_kept && !self.possible.iter().any(|other| units_of(other) == known) {
+                    let was = self.acknowledged.as_ref().map_or(0, |desired| desired.generation);
+                    let is = desired.generation;
+                    return Err(format!("generation {was} was acknowledged, {is} is found"));
+                }
+                self.acknowledged = Some(desired.clone());
+                self.possible.clear();
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+/// The units that are not on their way out.
+fn units_of(desired: &Desired) -> Vec<&opm::model::Unit> {
+    desired.units.values().filter(|unit| !unit.removed).collect()
+}
+
+#[derive(Debug)]
+struct NoStranger;
+
+impl Check for NoStranger {
+    fn see(&mut self, _: &Scene, _: Monotonic, seen: &Seen) -> Result<(), String> {
+        let Seen::Signalled { target, meant, signal, .. } = seen else { return Ok(()) };
+        match target {
+            Some(owner) if owner.run == *meant => Ok(()),
+            other => Err(format!("{signal} for run {meant} reaches {other:?}")),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Over;
+
+impl Check for Over {
+    fn see(&mut self, scene: &Scene, _: Monotonic, seen: &Seen) -> Result<(), String> {
+        let Seen::Released { instance, run } = seen else { return Ok(()) };
+        let left = scene.live.values().filter(|owner| owner.run == *run).count();
+        if left == 0 {
+            return Ok(());
+        }
+        Err(format!("{instance}: a run is over and {left} of its processes live"))
+    }
+}
+
+#[derive(Debug)]
+struct Reasons;
+
+impl Check for Reasons {
+    fn see(&mut self, _: &Scene, _: Monotonic, seen: &Seen) -> Result<(), String> {
+        let Seen::Noticed(notice) = seen else { return Ok(()) };
+        let is_decision = matches!(
+            notice.event.what,
+            Happening::Began { .. }
+                | Happening::StopBegan { .. }
+                | Happening::Rung { .. }
+                | Happening::Settled { .. }
+                | Happening::Waits { .. }
+        );
+        if is_decision && notice.reason.is_none() {
+            return Err(format!("no reason for {:?}", notice.event));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,102 @@
+//! The real supervisor over a simulated machine. One seed makes one world; what a world finds is
+//! found again with its seed:
+//!
+//! ```sh
+//! SEED=42 cargo test --test sim random -- --nocapture       # that world, and what happened in it
+//! make soak HOURS=1                                          # new seeds, as many as there is time for
+//! ```
+//!
+//! - `machine.rs`, `drive.rs`, `program.rs`: processes, clocks and a disk that forgets.
+//! - `system.rs`: the supervisor's seam to them, with the real ledger and saved state.
+//! - `world.rs`: what the daemon's loop does.
+//! - `check.rs`: what must hold. `story.rs`: random worlds. `small.rs`: all small ones.
+//! - `points.rs`: one life, cut off at each of its operations. `planted.rs`: faults to be found.
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test stops at the first surprise"
+)]
+
+mod chance;
+mod check;
+mod drive;
+mod machine;
+mod program;
+mod story;
+mod system;
+mod world;
+
+use std::panic::catch_unwind;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use story::Story;
+
+/// So many that failed are enough to look at.
+const FAILURES_MAX: usize = 8;
+/// Seeds of a plain `cargo test`.
+const SEEDS: u64 = 2_000;
+
+/// One world; `Err` says what was wrong with it.
+fn live(seed: u64, says_all: bool) -> Result<(), String> {
+    let mut story = Story::new(seed, None);
+    story.live().map_err(|why| {
+        if says_all {
+            eprintln!("{}\n{}", story.files(), story.world.timeline.join("\n"));
+        }
+        format!("seed {seed}: {why}\nrun it alone: SEED={seed} cargo test --test sim random")
+    })
+}
+
+/// Worlds on every processor, until one fails or all are lived: how many were.
+fn live_all(seeds: impl Fn(u64) -> Option<u64> + Sync) -> u64 {
+    let next = AtomicU64::new(0);
+    let failed = Mutex::new(Vec::new());
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                while let Some(seed) = seeds(next.fetch_add(1, Ordering::Relaxed)) {
+                    let lived = catch_unwind(|| live(seed, false));
+                    let lived = lived.unwrap_or_else(|_| Err(format!("seed {seed} panics")));
+                    if let Err(why) = lived {
+                        failed.lock().unwrap().push(why);
+                    }
+                    if failed.lock().unwrap().len() >= FAILURES_MAX {
+                        break;
+                    }
+                }
+            });
+        }
+    });
+    let failed = failed.into_inner().unwrap();
+    assert!(failed.is_empty(), "{}", failed.join("\n\n"));
+    next.into_inner() - u64::try_from(threads).unwrap()
+}
+
+#[test]
+fn random_worlds_keep_every_promise() {
+    if let Ok(seed) = std::env::var("SEED") {
+        live(seed.parse().unwrap(), true).unwrap();
+        return;
+    }
+    live_all(|n| (n < SEEDS).then_some(n));
+}
+
+/// `make soak`: worlds that nobody has seen, for as long as the hours that are given.
+#[test]
+#[ignore = "runs for hours"]
+fn soak() {
+    let hours: f64 = std::env::var("HOURS").map_or(1.0, |hours| hours.parse().unwrap());
+    let first = std::env::var("FIRST").map_or_else(
+        |_| SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() << 24,
+        |first| first.parse().unwrap(),
+    );
+    let began = Instant::now();
+    let end = Duration::from_secs_f64(hours * 3_600.0);
+    let lived = live_all(|n| (began.elapsed() < end).then_some(first + n));
+    let seconds = began.elapsed().as_secs_f64();
+    eprintln!("{lived} worlds from seed {first}: {seconds:.0} s");
+}

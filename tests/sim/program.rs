@@ -1,0 +1,82 @@
+//! What a command does in the simulated machine: the first word of its argv is a small program.
+//!
+//! | word | what it does |
+//! | --- | --- |
+//! | `forever` | runs until it is told to end |
+//! | `stubborn` | the same, and ignores SIGTERM |
+//! | `slow:MILLIS` | takes so long to end after SIGTERM |
+//! | `late` | says that it is ready after a second |
+//! | `mute` | never says so |
+//! | `child` | leaves a child behind as it begins |
+//! | `breeder` | leaves one behind when it is told to end |
+//! | `exit:CODE` | ends at once |
+//! | `after:MILLIS:CODE` | ends after a while |
+//! | `orphan:MILLIS:CODE` | the same, and leaves a child behind as it begins |
+//! | `missing` | there is no such program |
+
+use opm::model::{Command, Hook, Monotonic, Outcome, Role, Signal, Span, StopAction};
+use opm::system::Launch;
+
+/// The program that a launch runs.
+pub(crate) fn program(launch: &Launch) -> String {
+    let spec = &launch.spec;
+    let hook = |hooks: &[Hook], n: u16| hooks[usize::from(n)].command.clone();
+    let command = match launch.role {
+        Role::Main => spec.process.as_ref().unwrap().command.clone(),
+        Role::Condition => spec.conditions.command.clone().unwrap(),
+        Role::PreStart(n) => hook(&spec.hooks.pre_start, n),
+        Role::PostStart(n) => hook(&spec.hooks.post_start, n),
+        Role::PreStop(n) => hook(&spec.hooks.pre_stop, n),
+        Role::PostStop(n) => hook(&spec.hooks.post_stop, n),
+        Role::Stop(n) => match &spec.stop.steps[usize::from(n)].action {
+            StopAction::Command(command) => command.clone(),
+            StopAction::Signal(..) => panic!("a signal is no command"),
+        },
+        Role::Reload => match spec.reload.as_ref().unwrap() {
+            opm::model::Reload::Command(command) => command.clone(),
+            opm::model::Reload::Signal(_) => panic!("a signal is no command"),
+        },
+    };
+    match command {
+        Command::Argv(words) => words[0].raw().to_owned(),
+        Command::Shell(text) => text.raw().to_owned(),
+    }
+}
+
+/// When and how a program that began at this time ends by itself.
+pub(crate) fn end(program: &str, began: Monotonic) -> Option<(Monotonic, Outcome)> {
+    let mut words = program.split(':');
+    let (name, first, second) = (words.next()?, words.next(), words.next());
+    let code = |text: &str| Outcome::Exited(text.parse().unwrap());
+    match (name, first, second) {
+        ("exit", Some(text), None) => Some((began, code(text))),
+        ("after" | "orphan", Some(wait), Some(text)) => {
+            Some((began.after(Span::millis(wait.parse().unwrap())), code(text)))
+        }
+        _ => None,
+    }
+}
+
+/// How long a program takes to end after this signal; `None` when it does not.
+pub(crate) fn patience(program: &str, signal: Signal) -> Option<Span> {
+    match (signal, program.split_once(':')) {
+        (Signal::KILL, _) => Some(Span::ZERO),
+        (Signal::TERM, Some(("slow", wait))) => Some(Span::millis(wait.parse().unwrap())),
+        (Signal::TERM, _) => (program != "stubborn").then(|| Span::millis(1)),
+        _ => None,
+    }
+}
+
+/// Whether a program leaves a child behind as it begins.
+pub(crate) fn forks(program: &str) -> bool {
+    program == "child" || program.starts_with("orphan")
+}
+
+/// When a program that began at this time says that it is ready.
+pub(crate) fn says_ready(program: &str, began: Monotonic) -> Option<Monotonic> {
+    match program {
+        "late" => Some(began.after(Span::seconds(1))),
+        "mute" => None,
+        _ => Some(began),
+    }
+}

@@ -1,0 +1,617 @@
+//! Random worlds in two acts: an operator and a machine that do what they like; then no more faults,
+//! and everything must come to where it belongs, stay there in silence, and go down in order.
+
+use std::fmt::Write;
+
+use opm::config::SourceFile;
+use opm::model::{FilePath, InstanceId, Kind, Phase, Span, Unit, UnitName};
+use opm::supervisor::{Source, Supervisor};
+
+use crate::chance::Chance;
+use crate::check::Seen;
+use crate::machine::{Doom, Fault, Setting};
+use crate::system::Simulated;
+use crate::world::{World, verdict};
+
+pub(crate) const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
+
+/// How many things happen in the first act.
+const HAPPENINGS: u64 = 24;
+/// By then everything is where it belongs once faults are over: the longest wait before a restart
+/// (2 s in these files), the longest start (5 s), the longest stop (1 s) for each of five units in a
+/// chain, and a passing shortage.
+const CONVERGED_AFTER: Span = Span::seconds(60);
+/// A quiet time in which a supervisor that is at rest does nothing at all.
+const QUIET: Span = Span::seconds(3_600);
+
+pub(crate) fn name(text: &str) -> UnitName {
+    UnitName::parse(text).unwrap()
+}
+
+/// A unit file of a random world.
+#[derive(Debug, Clone)]
+struct File {
+    program: &'static str,
+    kind: &'static str,
+    /// Keys but for those that name other units.
+    keys: String,
+    needs: Vec<(&'static str, usize)>,
+    /// Whether a hook or a condition keeps it from coming up.
+    is_broken: bool,
+}
+
+impl File {
+    const PROGRAMS: [&'static str; 14] = [
+        "forever",
+        "forever",
+        "forever",
+        "late",
+        "stubborn",
+        "slow:200",
+        "child",
+        "breeder",
+        "mute",
+        "missing",
+        "after:900:0",
+        "after:300:1",
+        "orphan:400:1",
+        "exit:0",
+    ];
+    const HOOKS: [&'static str; 8] = [
+        "",
+        "",
+        "pre_start: [[\"after:20:0\"]]\n",
+        "pre_start: [{command: [\"exit:1\"], ignore_failure: true}, [\"exit:0\"]]\n",
+        "post_start: [[\"after:20:0\"]]\npre_stop: [[\"after:50:0\"], [forever]]\n",
+        "post_stop: [[\"after:30:1\"], [child]]\n",
+        "conditions: {command: [\"exit:0\"]}\n",
+        "pre_start: [[\"orphan:20:0\"]]\n",
+    ];
+    const BROKEN: [&'static str; 3] = [
+        "pre_start: [[\"after:20:1\"]]\n",
+        "conditions: {command: [\"exit:1\"]}\n",
+        "post_start: [[missing]]\n",
+    ];
+    const STOPS: [&'static str; 4] = [
+        "stop: {timeout: 300ms}\n",
+        "stop: {timeout: 300ms, to: main}\n",
+        "stop: {steps: [{command: [stubborn], wait: 200ms}, {signal: TERM, wait: 200ms}]}\n",
+        "stop: {steps: [{signal: INT, wait: 100ms}, {signal: TERM, wait: 300ms}]}\n",
+    ];
+    const RESTARTS: [&'static str; 5] = [
+        "restart: {max_delay: 2s}\n",
+        "restart: {policy: always, delay: 100ms, max_delay: 2s}\n",
+        "restart: {policy: always, delay: 0s, jitter: 0, limit: {starts: 3, within: 5s}}\n",
+        "restart: {policy: on-failure, delay: 50ms, factor: 1, limit: {starts: 5, within: 60s}}\n",
+        "restart: never\n",
+    ];
+
+    fn any(place: usize, chance: &mut Chance) -> Self {
+        if chance.one_in(12) {
+            let needs = Self::needs(place, chance, &["requires", "wants"]);
+            let keys = String::new();
+            return Self { program: "", kind: "target", keys, needs, is_broken: false };
+        }
+        let program = *chance.pick(&Self::PROGRAMS);
+        let is_task = program == "after:900:0" || (program == "exit:0" && chance.one_in(2));
+        let mut keys = String::new();
+        if is_task {
+            keys += *chance.pick(&["", "", "restart: {policy: on-failure, max_delay: 2s}\n"]);
+        } else {
+            keys += *chance.pick(&Self::RESTARTS);
+        }
+        if matches!(program, "late" | "mute") {
+            keys += *chance.pick(&["ready: {notify: true}\n", "ready: {fd: 3}\n"]);
+            keys += "start_timeout: 3s\n";
+        } else if !is_task && chance.one_in(4) {
+            keys += *chance.pick(&["ready: {delay: 300ms}\n", "ready: {file: /ready}\n"]);
+            keys += "start_timeout: 5s\n";
+        }
+        let is_broken = chance.one_in(10);
+        keys += *chance.pick(if is_broken { &Self::BROKEN[..] } else { &Self::HOOKS[..] });
+        keys += *chance.pick(&Self::STOPS);
+        if !is_task && chance.one_in(4) {
+            keys += *chance.pick(&[
+                "on_dependency_restart: restart\n",
+                "on_dependency_restart: reload\nreload: {signal: HUP}\n",
+                "reload: {command: [\"after:40:0\"]}\n",
+            ]);
+        }
+        keys += *chance.pick(&["", "", "", "instances: 2\n", "instances: [x, y]\n"]);
+        keys += *chance.pick(&["", "logs: {to: null}\n"]);
+        let needs = Self::needs(place, chance, &["requires", "requires", "wants", "after"]);
+        if chance.one_in(8) || needs.iter().any(|(key, _)| *key == "conflicts") {
+            keys += "enabled: false\n";
+        }
+        let kind = if is_task { "task" } else { "service" };
+        Self { program, kind, keys, needs, is_broken }
+    }
+
+    fn needs(
+        place: usize,
+        chance: &mut Chance,
+        from: &[&'static str],
+    ) -> Vec<(&'static str, usize)> {
+        let mut needs = Vec::new();
+        for other in 0..place {
+            if chance.one_in(2) {
+                needs.push((*chance.pick(from), other));
+            } else if chance.one_in(14) {
+                let more = ["conflicts", "on_failure", "on_success"];
+                needs.push((*chance.pick(&more), other));
+            }
+        }
+        needs
+    }
+
+    /// A list of what this kind of key names, or the one unit that an end starts.
+    fn relations(&self, text: &mut String, exists: &[bool]) {
+        for key in ["requires", "wants", "after", "conflicts", "on_failure", "on_success"] {
+            let named = self.needs.iter().filter(|(of, other)| *of == key && exists[*other]);
+            let named: Vec<&str> = named.map(|(_, other)| NAMES[*other]).collect();
+            let Some(first) = named.first() else { continue };
+            if self.kind == "target" && !matches!(key, "requires" | "wants") {
+                continue;
+            }
+            if key.starts_with("on_") {
+                writeln!(text, "{key}: {{start: {first}}}").unwrap();
+            } else {
+                writeln!(text, "{key}: [{}]", named.join(", ")).unwrap();
+            }
+        }
+    }
+
+    fn text(&self, unit: &str, exists: &[bool]) -> String {
+        let mut text = format!("name: {unit}\nkind: {}\n", self.kind);
+        if self.kind != "target" {
+            writeln!(text, "command: [\"{}\"]", self.program).unwrap();
+        }
+        text += &self.keys;
+        self.relations(&mut text, exists);
+        text
+    }
+
+    /// Whether it comes up and stays so until it is stopped, once what it requires is there.
+    fn stays(&self) -> bool {
+        let runs = matches!(
+            self.program,
+            "" | "forever" | "late" | "stubborn" | "slow:200" | "child" | "breeder"
+        );
+        // What ends for good at the first end, or the third, was perhaps ended by somebody.
+        let is_patient = !self.keys.contains("limit") && !self.keys.contains("never");
+        runs && is_patient && !self.is_broken
+    }
+}
+
+/// A kind of trouble; each world has some of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Trouble {
+    Kill,
+    Doom,
+    Panic,
+    PowerLoss,
+    Reexec,
+    Second,
+    Freeze,
+    WallStep,
+    Strangers,
+    FullDisk,
+    DiskError,
+    NoForks,
+    Hidden,
+    Shutdown,
+}
+
+impl Trouble {
+    const ALL: [Self; 14] = [
+        Self::Kill,
+        Self::Doom,
+        Self::Panic,
+        Self::PowerLoss,
+        Self::Reexec,
+        Self::Second,
+        Self::Freeze,
+        Self::WallStep,
+        Self::Strangers,
+        Self::FullDisk,
+        Self::DiskError,
+        Self::NoForks,
+        Self::Hidden,
+        Self::Shutdown,
+    ];
+}
+
+/// A random world and its operator.
+pub(crate) struct Story {
+    pub(crate) world: World,
+    chance: Chance,
+    files: Vec<File>,
+    exists: Vec<bool>,
+    troubles: Vec<Trouble>,
+}
+
+impl Story {
+    pub(crate) fn new(seed: u64, fault: Option<Fault>) -> Self {
+        let mut chance = Chance::new(seed);
+        let count = 2 + chance.place(4);
+        let setting = Setting {
+            is_pid_one: chance.one_in(3),
+            has_inodes: chance.one_in(2),
+            tells_foreign: chance.one_in(2),
+            has_keeper: chance.one_in(2),
+            is_unordered: chance.one_in(2),
+            delay_max: chance.below(20),
+            fault,
+        };
+        let troubles: Vec<Trouble> =
+            Trouble::ALL.into_iter().filter(|_| chance.one_in(2)).collect();
+        let files = (0..count).map(|place| File::any(place, &mut chance)).collect();
+        let world = World::new(chance.next(), setting);
+        Self { world, chance, files, exists: vec![true; count], troubles }
+    }
+
+    /// The unit files of now, for people.
+    pub(crate) fn files(&self) -> String {
+        let mut all = format!("{:?}\n{:?}\n", self.world.machine().setting, self.troubles);
+        for (place, file) in self.files.iter().enumerate() {
+            let state = if self.exists[place] { "" } else { "# removed\n" };
+            all += &format!("---\n{state}{}", file.text(NAMES[place], &self.exists));
+        }
+        all
+    }
+
+    fn source(&self) -> Source {
+        let units = self.files.iter().enumerate().filter(|(place, _)| self.exists[*place]);
+        let files = units.map(|(place, file)| SourceFile {
+            path: FilePath::from(format!("/units/{}.yaml", NAMES[place]).as_str()),
+            text: file.text(NAMES[place], &self.exists).into_bytes(),
+        });
+        Source { name: "/units".to_owned(), files: files.collect() }
+    }
+
+    /// Returns whether it was acknowledged.
+    fn apply(&mut self) -> bool {
+        let source = self.source();
+        self.world.see(Seen::Asks { units: None });
+        let applied = self.world.act(|supervisor| supervisor.apply_source(&source));
+        match applied {
+            Some(Ok(applied)) => {
+                let errors: Vec<_> =
+                    applied.diagnostics.iter().map(|mistake| mistake.message.clone()).collect();
+                if !opm::config::has_errors(&applied.diagnostics) {
+                    return true;
+                }
+                // Whatever is wrong is refused whole; what can be wrong here is one thing.
+                let is_conflict = |error: &String| error.contains("conflict, and both would be up");
+                assert!(errors.iter().all(is_conflict), "{errors:?}");
+                for file in &mut self.files {
+                    file.needs.retain(|(key, _)| *key != "conflicts");
+                }
+                self.apply()
+            }
+            Some(Err(_)) => false,
+            None => {
+                self.world.see(Seen::Unanswered);
+                false
+            }
+        }
+    }
+
+    /// A client asks; what is refused changes nothing.
+    fn ask(&mut self, place: usize, ask: impl FnOnce(&mut Supervisor<Simulated>) -> bool) -> bool {
+        self.world.see(Seen::Asks { units: Some(vec![name(NAMES[place])]) });
+        let answer = self.world.act(ask);
+        if answer.is_none() {
+            self.world.see(Seen::Unanswered);
+        }
+        answer == Some(true)
+    }
+
+    /// Something that an operator does.
+    fn operate(&mut self) {
+        let place = self.chance.place(self.files.len());
+        let unit = vec![name(NAMES[place])];
+        let names = [NAMES[place].to_owned()];
+        match self.chance.below(14) {
+            0..=2 => {
+                self.ask(place, |supervisor| supervisor.start(&names).is_ok());
+            }
+            3..=5 => {
+                if self.ask(place, |supervisor| supervisor.stop(&names, "me", "why").is_ok()) {
+                    self.world.see(Seen::Held { units: unit });
+                }
+            }
+            6 => {
+                self.ask(place, |supervisor| supervisor.restart(&names).is_ok());
+            }
+            7 => {
+                // Who lets go of what cannot be proven says that it is gone.
+                let is_hidden = {
+                    let machine = self.world.machine();
+                    machine.now < machine.hidden_until
+                };
+                if !is_hidden {
+                    self.ask(place, |supervisor| supervisor.release(&names).is_ok());
+                }
+            }
+            8 => {
+                self.ask(place, |supervisor| supervisor.reload(&names).is_ok());
+            }
+            9 => {
+                let all = self.chance.one_in(2);
+                let signal = *self.chance.pick(&[opm::model::Signal::KILL, opm::model::Signal::TERM]);
+                self.world.machine().is_by_hand = true;
+                self.ask(place, |supervisor| supervisor.kill(&names, signal, all).is_ok());
+                self.world.machine().is_by_hand = false;
+            }
+            10 | 11 => {
+                self.files[place] = File::any(place, &mut self.chance);
+                self.apply();
+            }
+            12 => {
+                self.exists[place] = !self.exists[place];
+                self.apply();
+            }
+            _ => {
+                let instance = [format!("{}@{}", NAMES[place], self.chance.pick(&["1", "2", "x"]))];
+                let is_stop = self.chance.one_in(2);
+                self.ask(place, |supervisor| {
+                    if is_stop {
+                        supervisor.stop(&instance, "me", "why").is_ok()
+                    } else {
+                        supervisor.start(&instance).is_ok()
+                    }
+                });
+            }
+        }
+    }
+
+    /// Something that goes wrong.
+    fn trouble(&mut self) {
+        if self.troubles.is_empty() {
+            return;
+        }
+        let trouble = *self.chance.pick(&self.troubles);
+        let soon = 1 + self.chance.below(80);
+        let span = Span::millis(self.chance.below(1_500));
+        let doom = |story: &mut Self, doom: Doom| {
+            let mut machine = story.world.machine();
+            machine.doom = Some((machine.ops + soon, doom));
+        };
+        match trouble {
+            Trouble::Kill => self.world.crash(),
+            Trouble::Doom => doom(self, Doom::Kill),
+            Trouble::Panic => doom(self, Doom::Panic),
+            Trouble::PowerLoss if self.chance.one_in(2) => self.world.lose_power(),
+            Trouble::PowerLoss => doom(self, Doom::PowerLoss),
+            Trouble::Reexec => self.world.reexec(),
+            Trouble::Second => self.world.second(),
+            Trouble::Freeze => self.world.freeze(span),
+            Trouble::WallStep => {
+                let seconds = *self.chance.pick(&[-4_000, -30, 30, 4_000]);
+                self.world.machine().step_wall(seconds);
+            }
+            Trouble::Strangers => {
+                for _ in 0..self.chance.below(30) {
+                    self.world.machine().stranger();
+                }
+            }
+            Trouble::FullDisk => {
+                let room = self.chance.one_in(2).then(|| self.chance.place(3_000));
+                self.world.machine().drive.room = room;
+            }
+            Trouble::DiskError => {
+                let after = u32::try_from(self.chance.below(30)).unwrap();
+                self.world.machine().drive.error_in = Some(after);
+            }
+            Trouble::NoForks => {
+                let mut machine = self.world.machine();
+                machine.no_forks_until = machine.now.after(span);
+            }
+            Trouble::Hidden => {
+                let mut machine = self.world.machine();
+                machine.hidden_until = machine.now.after(span);
+            }
+            Trouble::Shutdown => self.shut_down(),
+        }
+    }
+
+    fn shut_down(&mut self) {
+        let times = 1 + self.chance.below(3) / 2;
+        for _ in 0..times {
+            let begun = self.world.act(|supervisor| {
+                supervisor.begin_shutdown(0, None, "test".to_owned());
+            });
+            let is_unordered = self.world.machine().has_fault(Fault::NoOrder);
+            if is_unordered {
+                let again = |supervisor: &mut Supervisor<Simulated>| {
+                    supervisor.begin_shutdown(0, None, "test".to_owned());
+                };
+                self.world.act(again);
+            }
+            if begun.is_some() {
+                self.world.see(Seen::Shutdown);
+            }
+        }
+    }
+
+    /// The whole of it; `Err` says what was wrong.
+    pub(crate) fn live(&mut self) -> Result<(), String> {
+        self.apply();
+        for _ in 0..HAPPENINGS {
+            if self.chance.one_in(2) {
+                self.operate();
+            } else {
+                self.trouble();
+            }
+            let span = *self.chance.pick(&[0, 1, 3, 50, 400, 2_000]);
+            self.world.pass(Span::millis(span));
+            verdict(&self.world)?;
+        }
+        self.converge()?;
+        self.rest()?;
+        self.end()
+    }
+
+    /// No more faults: everything comes to where it belongs.
+    fn converge(&mut self) -> Result<(), String> {
+        {
+            let mut machine = self.world.machine();
+            machine.doom = None;
+            (machine.drive.room, machine.drive.error_in) = (None, None);
+            (machine.no_forks_until, machine.hidden_until) = (machine.now, machine.now);
+        }
+        let is_going = |supervisor: &Supervisor<Simulated>| supervisor.shutdown().is_some();
+        if self.world.supervisor().is_some_and(|supervisor| is_going(supervisor)) {
+            self.world.pass(CONVERGED_AFTER);
+        }
+        let unproven = |supervisor: &Supervisor<Simulated>| {
+            let mut all = supervisor.observed().iter();
+            all.any(|(_, instance)| matches!(instance.phase, Phase::Unproven { .. }))
+        };
+        let is_lame = self.world.is_minimal()
+            || self.world.supervisor().is_some_and(|supervisor| unproven(supervisor));
+        if is_lame {
+            // What an operator does about it.
+            self.world.crash();
+        }
+        if !self.apply() {
+            return Err("without faults, an apply was refused".to_owned());
+        }
+        self.world.pass(CONVERGED_AFTER);
+        verdict(&self.world)?;
+        self.expect_all()
+    }
+
+    fn expect_all(&mut self) -> Result<(), String> {
+        let Some(supervisor) = self.world.supervisor() else {
+            return Err("no supervisor can be started".to_owned());
+        };
+        let units: Vec<Unit> = supervisor.desired().units.values().cloned().collect();
+        for unit in units.iter().filter(|unit| !unit.spec.name.as_str().starts_with('_')) {
+            for id in unit.spec.instance_ids() {
+                self.expect(unit, &id)?;
+            }
+        }
+        for (place, exists) in self.exists.iter().enumerate() {
+            if !exists && self.world.machine().living(NAMES[place]) > 0 {
+                return Err(format!("`{}` was removed and lives", NAMES[place]));
+            }
+        }
+        Ok(())
+    }
+
+    fn expect(&mut self, unit: &Unit, id: &InstanceId) -> Result<(), String> {
+        let place = NAMES.iter().position(|name| *name == unit.spec.name.as_str()).unwrap();
+        let conflicts = self.conflicts(place);
+        let stays = self.files[place].stays() && !conflicts;
+        let Some(supervisor) = self.world.supervisor() else { return Ok(()) };
+        let view = supervisor.view();
+        let wanted = view.wants(id);
+        let known = supervisor.observed().get(id);
+        let phase = known.map_or(Phase::Down, |instance| instance.phase.clone());
+        let is_met = unit.spec.relations.requires.iter().all(|need| {
+            let other = &supervisor.desired().units[&need.unit];
+            let is_there = |id: &InstanceId| {
+                let known = view.observed.get(id);
+                known.is_some_and(|known| match other.spec.kind {
+                    Kind::Task => known.phase == Phase::Done,
+                    Kind::Service | Kind::Target => known.phase == Phase::Up,
+                })
+            };
+            other.spec.instance_ids().iter().all(is_there)
+        });
+        let has_run = known.is_some_and(|instance| instance.run.is_some());
+        let is_task = unit.spec.kind == Kind::Task;
+        // One that ends again and again is anywhere between.
+        let fits = match (wanted, is_task) {
+            (false, _) => !has_run && matches!(phase, Phase::Down | Phase::Done),
+            (true, true) => !is_met || conflicts || !matches!(phase, Phase::Waiting { .. }),
+            (true, false) if is_met => !stays || phase == Phase::Up,
+            // What was up before goes on without what restarts by itself.
+            (true, false) => phase != Phase::Down,
+        };
+        if fits { Ok(()) } else { Err(format!("{id}, wanted: {wanted}, rests in {phase:?}")) }
+    }
+
+    fn conflicts(&self, place: usize) -> bool {
+        let of = |one: usize, other: usize| {
+            self.files[one].needs.iter().any(|(key, to)| *key == "conflicts" && *to == other)
+        };
+        (0..self.files.len()).any(|other| of(place, other) || of(other, place))
+    }
+
+    /// Whether every unit has come to a rest that only a wish ends.
+    fn is_at_rest(&mut self) -> bool {
+        self.world.supervisor().is_some_and(|supervisor| {
+            supervisor.observed().iter().all(|(_, instance)| match instance.phase {
+                Phase::Down
+                | Phase::Waiting { .. }
+                | Phase::Up
+                | Phase::Failed { .. }
+                | Phase::Done
+                | Phase::Skipped { .. } => true,
+                Phase::Starting
+                | Phase::Stopping { .. }
+                | Phase::Backoff { .. }
+                | Phase::Unproven { .. } => false,
+            })
+        })
+    }
+
+    /// Whoever is at rest is silent, and a restore of it starts nothing.
+    fn rest(&mut self) -> Result<(), String> {
+        let stay = (0..self.files.len()).all(|place| {
+            !self.exists[place] || self.files[place].stays() || self.files[place].kind == "task"
+        });
+        if !stay || !self.is_at_rest() {
+            return Ok(());
+        }
+        let wake = self.world.supervisor().and_then(|supervisor| supervisor.wake_at());
+        if wake.is_some() {
+            return Err(format!("all is at rest, and it wakes at {wake:?}"));
+        }
+        self.world.pass(Span::ZERO);
+        let verbs = self.world.verbs();
+        self.world.pass(QUIET);
+        // The one turn at the beginning of the wait looks whether the ledger is to be written.
+        if self.world.verbs() != verbs {
+            return Err(format!("{} calls while all is at rest", self.world.verbs() - verbs));
+        }
+        if !self.world.machine().setting.is_pid_one && self.chance.one_in(2) {
+            self.world.crash();
+            let from = self.world.timeline.len();
+            self.world.pass(CONVERGED_AFTER);
+            let went = self.world.timeline[from..].iter().find(|line| line.contains("  Goes {"));
+            if let Some(line) = went {
+                return Err(format!("a restore started something: {line}"));
+            }
+            self.expect_all()?;
+        }
+        verdict(&self.world)
+    }
+
+    /// Down in order; and, at times, up again from what was saved.
+    fn end(&mut self) -> Result<(), String> {
+        let closed = self.world.closed;
+        self.shut_down();
+        // The second wish of the same shutdown is less patient, which the order's check knows.
+        for _ in 0..60 {
+            if self.world.closed == closed {
+                self.world.pass(Span::millis(500));
+            }
+        }
+        verdict(&self.world)?;
+        let living: usize = NAMES.iter().map(|unit| self.world.machine().living(unit)).sum();
+        if self.world.closed == closed || living > 0 {
+            return Err(format!("after a shutdown {living} live"));
+        }
+        if self.chance.one_in(4) {
+            self.world.lose_power();
+            self.world.pass(CONVERGED_AFTER);
+            verdict(&self.world)?;
+            self.expect_all()?;
+        }
+        verdict(&self.world)
+    }
+}

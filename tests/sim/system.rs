@@ -1,0 +1,481 @@
+//! [`System`] over the simulated machine: the same order of steps as the real one, with the real
+//! ledger and the real saved state on a simulated disk. Each operation may be the supervisor's last.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
+use std::io;
+use std::path::Path;
+
+use opm::model::{
+    Desired, EXIT_NEVER_STARTED, Event, Happening, Identity, InstanceId, Monotonic, Observed,
+    Outcome, Ready, Role, RunId, Signal, Spec, Stage, StartError, Wall,
+};
+use opm::system::{
+    Disk, Launch, Ledger, Loaded, Proof, Replay, RunRef, Store, System, SystemError,
+};
+
+use crate::check::Seen;
+use crate::machine::{Fault, Life, Owner, Parent, Shared, Wire, tick};
+use crate::program::program;
+
+const RUN_DIR: &str = "/run/opm";
+const STATE_DIR: &str = "/state";
+
+/// The machine's disk, where each operation may be the last.
+#[derive(Debug, Clone)]
+pub(crate) struct SharedDisk(Shared);
+
+impl SharedDisk {
+    /// An operation may be the last before it is done, and after.
+    fn op<T>(&self, op: impl FnOnce(&mut crate::drive::Drive) -> io::Result<T>) -> io::Result<T> {
+        tick(&self.0);
+        let done = op(&mut self.0.borrow_mut().drive);
+        tick(&self.0);
+        done
+    }
+}
+
+impl Disk for SharedDisk {
+    type File = usize;
+
+    fn read(&self, path: &Path, _: u64) -> io::Result<Vec<u8>> {
+        self.op(|drive| drive.read(path))
+    }
+
+    fn append(&self, path: &Path) -> io::Result<usize> {
+        self.op(|drive| drive.open(path, false))
+    }
+
+    fn create(&self, path: &Path) -> io::Result<usize> {
+        self.op(|drive| drive.open(path, true))
+    }
+
+    fn write(&self, file: &mut usize, bytes: &[u8]) -> io::Result<()> {
+        self.op(|drive| drive.write(*file, bytes))
+    }
+
+    fn cut(&self, file: &usize, length: u64) -> io::Result<()> {
+        self.op(|drive| drive.cut(*file, usize::try_from(length).unwrap()))
+    }
+
+    fn sync(&self, file: &usize) -> io::Result<()> {
+        self.op(|drive| drive.sync(*file))
+    }
+
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        self.op(|drive| drive.sync_dir(dir))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.op(|drive| drive.rename(from, to))
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        self.op(|drive| drive.remove(path))
+    }
+
+    fn exists(&self, path: &Path) -> bool {
+        self.0.borrow().drive.exists(path)
+    }
+
+    fn names(&self, dir: &Path) -> io::Result<Vec<OsString>> {
+        Ok(self.0.borrow().drive.names(dir))
+    }
+}
+
+/// What one supervisor has of the machine.
+#[derive(Debug)]
+pub(crate) struct Simulated {
+    machine: Shared,
+    ledger: Ledger<SharedDisk>,
+    store: Store<SharedDisk>,
+    /// Our children with a role, as in the real system.
+    children: BTreeMap<i32, Owner>,
+    /// Starts whose exec is not seen yet.
+    channels: BTreeMap<i32, Identity>,
+    /// Processes that are not our children and whose end is told.
+    foreign: BTreeMap<i32, (Identity, Owner)>,
+    trees: BTreeMap<RunId, RunRef>,
+    runs: BTreeMap<RunId, InstanceId>,
+    /// How many verbs there were, the clocks apart.
+    pub(crate) verbs: u64,
+}
+
+impl Simulated {
+    /// Takes the lock, and reads what was saved and what was let run.
+    pub(crate) fn open(machine: &Shared) -> Result<(Self, Loaded, Replay), String> {
+        tick(machine);
+        let life = {
+            let mut machine = machine.borrow_mut();
+            if machine.is_locked && !machine.has_fault(Fault::NoLock) {
+                return Err("another supervisor has the lock".to_owned());
+            }
+            machine.is_locked = true;
+            machine.life
+        };
+        tick(machine);
+        let disk = SharedDisk(std::rc::Rc::clone(machine));
+        let name = format!("ledger-{life}.jsonl");
+        let opened = Ledger::open(disk.clone(), Path::new(RUN_DIR), &name);
+        let (ledger, replay) = match opened {
+            Ok(opened) => opened,
+            Err(error) => {
+                machine.borrow_mut().is_locked = false;
+                return Err(error.to_string());
+            }
+        };
+        let mut store = Store::new(disk, Path::new(STATE_DIR));
+        let mut loaded = store.load().map_err(|error| {
+            machine.borrow_mut().is_locked = false;
+            error.to_string()
+        })?;
+        if machine.borrow().has_fault(Fault::HoldsForgotten) {
+            for unit in loaded.desired.iter_mut().flat_map(|desired| desired.units.values_mut()) {
+                unit.hold = None;
+                unit.instances.clear();
+            }
+        }
+        let system = Self {
+            machine: std::rc::Rc::clone(machine),
+            ledger,
+            store,
+            children: BTreeMap::new(),
+            channels: BTreeMap::new(),
+            foreign: BTreeMap::new(),
+            trees: BTreeMap::new(),
+            runs: BTreeMap::new(),
+            verbs: 0,
+        };
+        Ok((system, loaded, replay))
+    }
+
+    /// Whether this machine's supervisor has a log keeper.
+    pub(crate) fn has_keeper(&self) -> bool {
+        self.machine.borrow().setting.has_keeper
+    }
+
+    fn verb(&mut self) {
+        self.verbs += 1;
+        tick(&self.machine);
+    }
+
+    fn has_fault(&self, fault: Fault) -> bool {
+        self.machine.borrow().has_fault(fault)
+    }
+
+    fn event(&self, instance: &InstanceId, what: Happening) -> Event {
+        Event { instance: instance.clone(), at: self.now(), what }
+    }
+
+    /// What there is to see where the wire said that there is something.
+    pub(crate) fn look(&mut self, wire: Wire) -> Vec<Event> {
+        let events = self.look_at(wire);
+        for event in &events {
+            self.machine.borrow_mut().see(Seen::Told(event.clone()));
+        }
+        events
+    }
+
+    fn look_at(&mut self, wire: Wire) -> Vec<Event> {
+        match wire {
+            Wire::Child => self.reap(),
+            Wire::Channel(identity) => self.channel(&identity).into_iter().collect(),
+            Wire::Foreign(identity) => self.foreign_end(&identity).into_iter().collect(),
+            Wire::Member(run) => {
+                let Some(tree) = self.trees.get(&run).cloned() else { return Vec::new() };
+                let left = self.watch_tree(&tree);
+                vec![self.event(&tree.instance, Happening::Tree { run, left })]
+            }
+            Wire::Ready(run) => {
+                let Some(instance) = self.runs.get(&run).cloned() else { return Vec::new() };
+                vec![self.event(&instance, Happening::Ready { run })]
+            }
+        }
+    }
+
+    /// All children that have ended; at the start those too that ended before anybody looked.
+    pub(crate) fn reap(&mut self) -> Vec<Event> {
+        let dead = self.machine.borrow_mut().reap();
+        let mut events = Vec::new();
+        for process in dead {
+            let pid = process.identity.pid;
+            let Some(owner) = self.children.remove(&pid) else { continue };
+            let Life::Zombie(mut outcome) = process.life else { continue };
+            let (run, role) = (owner.run, owner.role.unwrap());
+            if self.channels.remove(&pid).is_some() {
+                if process.program == "missing" {
+                    outcome = not_started(Stage::Exec, "no such file or directory", false);
+                } else if outcome == Outcome::Exited(EXIT_NEVER_STARTED) {
+                    outcome = not_started(Stage::Gate, "the gate was closed", true);
+                } else {
+                    let what = Happening::Execed { run, role };
+                    events.push(self.event(&owner.instance, what));
+                }
+            }
+            events.push(self.event(&owner.instance, Happening::Ended { run, role, outcome }));
+        }
+        events
+    }
+
+    fn channel(&mut self, identity: &Identity) -> Option<Event> {
+        let known = self.channels.get(&identity.pid).filter(|known| *known == identity)?;
+        let pid = known.pid;
+        let owner = self.children.get(&pid)?.clone();
+        self.channels.remove(&pid);
+        let (run, role) = (owner.run, owner.role.unwrap());
+        Some(self.event(&owner.instance, Happening::Execed { run, role }))
+    }
+
+    fn foreign_end(&mut self, identity: &Identity) -> Option<Event> {
+        let known = self.foreign.get(&identity.pid).filter(|(known, _)| known == identity);
+        let owner = known?.1.clone();
+        self.foreign.remove(&identity.pid);
+        let (run, role) = (owner.run, owner.role.unwrap());
+        // What the machine has seen is told by a kernel that tells it.
+        let told = self.machine.borrow().seen_outcome(identity);
+        let outcome = told.unwrap_or(Outcome::Unknown);
+        Some(self.event(&owner.instance, Happening::Ended { run, role, outcome }))
+    }
+
+    /// The process that an identity stands for, if it lives.
+    fn prove(&self, identity: &Identity) -> Option<i32> {
+        let trusting = self.has_fault(Fault::PidIsIdentity);
+        let machine = self.machine.borrow();
+        let process = machine.processes.get(&identity.pid)?;
+        let is_same = process.identity == *identity || trusting;
+        (is_same && process.is_alive()).then_some(identity.pid)
+    }
+}
+
+fn not_started(stage: Stage, reason: &str, passing: bool) -> Outcome {
+    let (subject, reason) = (String::new(), reason.to_owned());
+    Outcome::NotStarted(StartError { stage, subject, reason, passing })
+}
+
+fn start_error(stage: Stage, reason: &str) -> StartError {
+    let (subject, reason) = (String::new(), reason.to_owned());
+    StartError { stage, subject, reason, passing: true }
+}
+
+impl System for Simulated {
+    fn now(&self) -> Monotonic {
+        let machine = self.machine.borrow();
+        if machine.has_fault(Fault::WallDeadlines) {
+            let micros = u64::try_from(machine.wall().0).unwrap_or(0);
+            return Monotonic::default().after(opm::model::Span::millis(micros / 1_000));
+        }
+        machine.now
+    }
+
+    fn wall(&self) -> Wall {
+        self.machine.borrow().wall()
+    }
+
+    fn random(&mut self) -> u64 {
+        self.machine.borrow_mut().chance.next()
+    }
+
+    fn conditions(&mut self, _: &InstanceId, _: u32, _: &Spec) -> Result<(), String> {
+        self.verb();
+        Ok(())
+    }
+
+    fn spawn(&mut self, launch: &Launch, at: Monotonic) -> Result<Identity, StartError> {
+        self.verb();
+        self.runs.insert(launch.run, launch.instance.clone());
+        let owner = Owner {
+            instance: launch.instance.clone(),
+            run: launch.run,
+            role: Some(launch.role),
+        };
+        let says = launch.role == Role::Main
+            && launch.spec.process.as_ref().is_some_and(|process| match process.ready {
+                Ready::Notify | Ready::Fd(_) | Ready::File(_) => true,
+                Ready::Started | Ready::Delay(_) => false,
+            });
+        let identity = {
+            let mut machine = self.machine.borrow_mut();
+            if !machine.has_room() {
+                let reason = "resource temporarily unavailable";
+                return Err(start_error(Stage::Fork, reason));
+            }
+            machine.fork(Some(owner.clone()), &program(launch), says)
+        };
+        let goes = |system: &Self| {
+            let mut machine = system.machine.borrow_mut();
+            machine.see(Seen::Goes { owner: owner.clone() });
+            machine.open_gate(&identity);
+        };
+        let goes_early = self.has_fault(Fault::NoGate) || self.has_fault(Fault::LedgerAfterGo);
+        if goes_early {
+            goes(self);
+        }
+        tick(&self.machine);
+        let run = launch.run;
+        let what = Happening::Spawned { run, role: launch.role, identity };
+        self.ledger.note(&Event { instance: launch.instance.clone(), at, what });
+        if let Err(error) = self.ledger.flush() {
+            self.ledger.forget_last_note();
+            let mut machine = self.machine.borrow_mut();
+            if !goes_early {
+                machine.close_gates();
+                machine.reap_one(&identity);
+            }
+            return Err(start_error(Stage::Ledger, &error.reason));
+        }
+        tick(&self.machine);
+        if !goes_early {
+            goes(self);
+        }
+        tick(&self.machine);
+        self.children.insert(identity.pid, owner);
+        self.channels.insert(identity.pid, identity);
+        Ok(identity)
+    }
+
+    fn signal(&mut self, process: &Identity, signal: Signal) -> Result<(), SystemError> {
+        self.verb();
+        let Some(pid) = self.prove(process) else { return Ok(()) };
+        let mut machine = self.machine.borrow_mut();
+        // Whoever has this identity is meant; another one that has its number is not.
+        let meant = machine.by_identity(process).and_then(|p| p.owner.as_ref().map(|o| o.run));
+        machine.deliver(pid, signal, meant.unwrap_or(RunId(0)));
+        Ok(())
+    }
+
+    fn signal_tree(&mut self, run: &RunRef, signal: Signal) -> u32 {
+        self.verb();
+        let leaders: BTreeSet<i32> =
+            run.leaders.iter().filter_map(|(_, leader)| self.prove(leader)).collect();
+        let is_leader_only = self.has_fault(Fault::LeaderOnly);
+        let is_trusting = self.has_fault(Fault::PidIsIdentity);
+        let members = self.machine.borrow().members(run.run);
+        let mut reached: BTreeSet<i32> = if is_leader_only { leaders.clone() } else { members.into_iter().collect() };
+        if is_trusting {
+            reached.extend(leaders);
+        }
+        for pid in &reached {
+            self.machine.borrow_mut().deliver(*pid, signal, run.run);
+            tick(&self.machine);
+        }
+        u32::try_from(reached.len()).unwrap()
+    }
+
+    fn kill_tree(&mut self, run: &RunRef) {
+        self.signal_tree(run, Signal::KILL);
+    }
+
+    fn watch_tree(&mut self, run: &RunRef) -> u32 {
+        self.verb();
+        if self.has_fault(Fault::LeaderOnly) {
+            return 0;
+        }
+        self.trees.insert(run.run, run.clone());
+        let mut machine = self.machine.borrow_mut();
+        machine.watched_trees.insert(run.run);
+        machine.strays(run.run)
+    }
+
+    fn release(&mut self, instance: &InstanceId, run: RunId, _: bool) {
+        self.verb();
+        self.trees.remove(&run);
+        self.runs.remove(&run);
+        let mut machine = self.machine.borrow_mut();
+        machine.watched_trees.remove(&run);
+        machine.see(Seen::Released { instance: instance.clone(), run });
+    }
+
+    fn forget(&mut self, _: &InstanceId) {
+        self.verb();
+    }
+
+    fn instruct(&mut self, _: &InstanceId, _: u32, _: &Spec) -> Result<(), SystemError> {
+        self.verb();
+        Ok(())
+    }
+
+    fn adopt(&mut self, launch: &Launch, identity: &Identity, _: bool) -> Proof {
+        self.verb();
+        let is_hidden = {
+            let machine = self.machine.borrow();
+            machine.now < machine.hidden_until
+        };
+        if is_hidden && self.machine.borrow().processes.contains_key(&identity.pid) {
+            return Proof::Unknown("/proc does not show it".to_owned());
+        }
+        let Some(pid) = self.prove(identity) else { return Proof::Dead };
+        self.runs.insert(launch.run, launch.instance.clone());
+        let owner = Owner {
+            instance: launch.instance.clone(),
+            run: launch.run,
+            role: Some(launch.role),
+        };
+        let (parent, is_ready) = {
+            let machine = self.machine.borrow();
+            let process = &machine.processes[&pid];
+            (process.parent, process.is_ready)
+        };
+        match parent {
+            Parent::Supervisor => {
+                self.children.insert(pid, owner);
+            }
+            Parent::Init => {
+                self.foreign.insert(pid, (*identity, owner));
+            }
+        }
+        // A FIFO keeps what was said meanwhile, and a file is there; a datagram is lost.
+        let keeps = launch.spec.process.as_ref().is_some_and(|process| match process.ready {
+            Ready::Fd(_) | Ready::File(_) => true,
+            Ready::Started | Ready::Notify | Ready::Delay(_) => false,
+        });
+        if launch.role == Role::Main && keeps && is_ready {
+            self.machine.borrow_mut().tell_ready(launch.run);
+        }
+        Proof::Alive
+    }
+
+    fn note(&mut self, event: &Event) {
+        if matches!(event.what, Happening::Ended { .. }) && self.has_fault(Fault::EndsNotKept) {
+            return;
+        }
+        self.ledger.note(event);
+    }
+
+    fn flush(&mut self) -> Result<(), SystemError> {
+        let result = self.ledger.flush();
+        self.machine.borrow_mut().see(Seen::Flushed { is_ok: result.is_ok() });
+        result
+    }
+
+    fn recall(&mut self) -> Option<Replay> {
+        self.verb();
+        self.ledger.recall()
+    }
+
+    fn compact(&mut self, observed: &Observed, always: bool) -> Result<(), SystemError> {
+        self.ledger.compact(observed, always)
+    }
+
+    fn put_back(&mut self, desired: &Desired, observed: &Observed) -> Result<(), SystemError> {
+        self.verb();
+        if self.ledger.is_lost() {
+            self.ledger.compact(observed, true)?;
+        }
+        if self.store.is_lost() && desired.generation > 0 {
+            self.store.save(desired)?;
+        }
+        Ok(())
+    }
+
+    fn save(&mut self, desired: &Desired) -> Result<(), SystemError> {
+        self.verb();
+        self.machine.borrow_mut().see(Seen::Saves { desired: desired.clone() });
+        let result = self.store.save(desired);
+        let is_deaf = self.has_fault(Fault::SaveErrorsIgnored);
+        if result.is_err() && !is_deaf {
+            return result;
+        }
+        self.machine.borrow_mut().see(Seen::Saved { desired: desired.clone() });
+        Ok(())
+    }
+}
