@@ -353,11 +353,7 @@ impl Instance {
             Happening::Unproven { run, why } => {
                 let current = self.run.as_ref().is_some_and(|known| known.id == *run);
                 if current {
-                    let was = match std::mem::take(&mut self.phase) {
-                        Phase::Unproven { was, .. } => was,
-                        phase => Box::new(phase),
-                    };
-                    self.enter(Phase::Unproven { why: why.clone(), was }, at);
+                    self.doubt(why, at);
                 }
                 current
             }
@@ -399,6 +395,13 @@ impl Instance {
             self.enter(phase, at);
         }
         changed
+    }
+
+    /// Its processes can be neither proven nor excluded; where it was is kept for when they can.
+    fn doubt(&mut self, why: &str, at: Monotonic) {
+        let before = std::mem::take(&mut self.phase);
+        let was = if let Phase::Unproven { was, .. } = before { was } else { Box::new(before) };
+        self.enter(Phase::Unproven { why: why.to_owned(), was }, at);
     }
 
     /// A new supervisor has to count the processes, and to prove anew what could not be proven.

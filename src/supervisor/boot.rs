@@ -7,8 +7,8 @@ use std::sync::Arc;
 use super::Supervisor;
 use super::keeper_unit::{self, KeeperOptions};
 use crate::model::{
-    Event, Graph, Happening, InstanceId, Kind, Life, Observed, Outcome, Phase, Role, RunId, Span, Spec,
-    Stage, StartError,
+    Event, Graph, Happening, InstanceId, Kind, Life, Observed, Outcome, Phase, Role, RunId, Span,
+    Spec, Stage, StartError,
 };
 use crate::system::{Launch, Loaded, Proof, Replay, System, SystemError};
 
@@ -67,9 +67,9 @@ impl<S: System> Boot<S> {
 
 /// How many instances have a run, the log keeper's apart.
 fn count_running(observed: &Observed) -> usize {
-    let runs = observed.iter().filter(|(id, instance)| {
-        instance.run.is_some() && !keeper_unit::is_keeper(&id.unit)
-    });
+    let runs = observed
+        .iter()
+        .filter(|(id, instance)| instance.run.is_some() && !keeper_unit::is_keeper(&id.unit));
     runs.count()
 }
 

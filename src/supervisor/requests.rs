@@ -9,8 +9,8 @@ use super::Supervisor;
 use super::keeper_unit::{self, is_internal, without_internal};
 use crate::config::{self, Diagnostic, SourceFile};
 use crate::model::{
-    Desired, Graph, Happening, Hold, Instance, InstanceId, Phase, Reason, Role, Signal, Step, Strength, Unit,
-    UnitName,
+    Desired, Graph, Happening, Hold, Instance, InstanceId, Phase, Reason, Role, Signal, Step,
+    Strength, Unit, UnitName,
 };
 use crate::plan::{self, Plan};
 use crate::system::System;
@@ -301,12 +301,12 @@ impl<S: System> Supervisor<S> {
     /// Looks once more for what could not be proven; what still cannot is forgotten, since somebody
     /// said so.
     fn let_go(&mut self, id: &InstanceId) {
-        let is_unproven = |instance: &&Instance| matches!(instance.phase, Phase::Unproven { .. });
-        if self.observed.get(id).filter(is_unproven).is_none() {
+        let is_unproven = |instance: &Instance| matches!(instance.phase, Phase::Unproven { .. });
+        if !self.observed.get(id).is_some_and(is_unproven) {
             return;
         }
         self.adopt(id, false);
-        let unproven = self.observed.get(id).filter(is_unproven);
+        let unproven = self.observed.get(id).filter(|instance| is_unproven(instance));
         if let Some(run) = unproven.and_then(|instance| instance.run.as_ref()).map(|run| run.id) {
             self.system.release(id, run, true);
             let event = self.event(id, Happening::Forgotten);

@@ -153,8 +153,7 @@ impl<D: Disk> Store<D> {
             Err(error) if error.kind() != ErrorKind::NotFound => return Err(fail(error)),
             _ => {}
         }
-        let replaced =
-            self.disk.rename(&new, &path).and_then(|()| self.disk.sync_dir(&self.dir));
+        let replaced = self.disk.rename(&new, &path).and_then(|()| self.disk.sync_dir(&self.dir));
         self.is_sure = replaced.is_ok();
         replaced.map_err(|error| {
             // It is refused, so that it must not come into force at the next start.

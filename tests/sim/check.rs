@@ -30,35 +30,66 @@ use crate::machine::Owner;
 #[derive(Debug, Clone)]
 pub(crate) enum Seen {
     /// A process is let through the gate.
-    Goes { owner: Owner },
+    Goes {
+        owner: Owner,
+    },
     /// A process runs its program.
-    Begins { pid: i32, owner: Owner },
+    Begins {
+        pid: i32,
+        owner: Owner,
+    },
     /// It says that it is ready.
-    Ready { owner: Owner },
+    Ready {
+        owner: Owner,
+    },
     /// It ends.
-    Ends { pid: i32, owner: Owner, outcome: Outcome },
+    Ends {
+        pid: i32,
+        owner: Owner,
+        outcome: Outcome,
+    },
     /// A process gets a signal that was meant for this run.
-    Signalled { target: Option<Owner>, meant: RunId, signal: Signal, is_by_hand: bool },
+    Signalled {
+        target: Option<Owner>,
+        meant: RunId,
+        signal: Signal,
+        is_by_hand: bool,
+    },
     /// The supervisor is given an event.
     Told(Event),
     /// The supervisor says what it did.
     Noticed(Notice),
     /// A run is called over.
-    Released { instance: InstanceId, run: RunId },
+    Released {
+        instance: InstanceId,
+        run: RunId,
+    },
     /// A client asks for something about these units; `None`: about all.
-    Asks { units: Option<Vec<UnitName>> },
+    Asks {
+        units: Option<Vec<UnitName>>,
+    },
     /// A client is told that these units are held.
-    Held { units: Vec<UnitName> },
+    Held {
+        units: Vec<UnitName>,
+    },
     /// Nobody knows what came of what a client asked.
     Unanswered,
     /// A desired state is being saved.
-    Saves { desired: Desired },
+    Saves {
+        desired: Desired,
+    },
     /// It is saved and in force.
-    Saved { desired: Desired },
+    Saved {
+        desired: Desired,
+    },
     /// What was noted was written to the ledger, or not.
-    Flushed { is_ok: bool },
+    Flushed {
+        is_ok: bool,
+    },
     /// A supervisor begins with this.
-    Boots { desired: Desired },
+    Boots {
+        desired: Desired,
+    },
     SupervisorDies,
     /// All processes are gone at once, and the ledger means nothing any more.
     AllEnd,
@@ -71,6 +102,8 @@ pub(crate) enum Seen {
 #[derive(Debug, Default)]
 pub(crate) struct Scene {
     pub(crate) desired: Desired,
+    /// Who else, beside those that require it, may start only when another one is there.
+    pub(crate) also_ordered: Vec<(UnitName, UnitName)>,
     live: BTreeMap<i32, Owner>,
     ready: BTreeSet<RunId>,
     /// Main processes that were let go, and did not end.
@@ -168,7 +201,8 @@ impl Scene {
             }
             Seen::AllEnd => {
                 let desired = std::mem::take(&mut self.desired);
-                *self = Self { desired, ..Self::default() };
+                let also_ordered = std::mem::take(&mut self.also_ordered);
+                *self = Self { desired, also_ordered, ..Self::default() };
             }
             Seen::Flushed { is_ok } => self.is_written = *is_ok,
             // Who asks twice has no patience for order.
@@ -201,9 +235,7 @@ impl Scene {
                 self.told_ready.insert(*run);
             }
             Happening::Ended { run, role: Role::Main, .. } => {
-                if self.told_running.get(&event.instance) == Some(run) {
-                    self.told_running.remove(&event.instance);
-                }
+                self.told_running.retain(|_, running| running != run);
             }
             _ => {}
         }
@@ -219,13 +251,13 @@ trait Check: std::fmt::Debug {
 #[derive(Debug)]
 pub(crate) struct Checks {
     pub(crate) scene: Scene,
-    checks: Vec<Box<dyn Check>>,
+    all: Vec<Box<dyn Check>>,
     pub(crate) wrongs: Vec<String>,
 }
 
 impl Default for Checks {
     fn default() -> Self {
-        let checks: Vec<Box<dyn Check>> = vec![
+        let all: Vec<Box<dyn Check>> = vec![
             Box::new(NeverTwo),
             Box::new(Starts::default()),
             Box::new(Stops::default()),
@@ -236,13 +268,13 @@ impl Default for Checks {
             Box::new(Over),
             Box::new(Reasons),
         ];
-        Self { scene: Scene::default(), checks, wrongs: Vec::new() }
+        Self { scene: Scene::default(), all, wrongs: Vec::new() }
     }
 }
 
 impl Checks {
     pub(crate) fn see(&mut self, at: Monotonic, seen: &Seen) {
-        for check in &mut self.checks {
+        for check in &mut self.all {
             if let Err(wrong) = check.see(&self.scene, at, seen) {
                 self.wrongs.push(wrong);
             }
@@ -278,14 +310,11 @@ impl Check for Starts {
         match seen {
             Seen::Held { units } => self.held.extend(units.iter().cloned()),
             // What is asked for in this moment may be done or not.
-            Seen::Asks { units: None } => {}
             Seen::Asks { units: Some(units) } => self.held.retain(|unit| !units.contains(unit)),
             Seen::Saved { desired } | Seen::Boots { desired } => {
                 // A unit that was removed and comes back is another one; and one that conflicts
                 // with what was started, or whose instance was started, is held otherwise.
-                self.held.retain(|unit| {
-                    desired.units.get(unit).is_some_and(|unit| !unit.removed)
-                });
+                self.held.retain(|unit| desired.units.get(unit).is_some_and(|unit| !unit.removed));
             }
             Seen::Goes { owner } if self.begun.insert(owner.run) => {
                 return self.judge(scene, owner);
@@ -317,11 +346,15 @@ impl Starts {
                 return Err(format!("{id} starts beside {other}, with which it conflicts"));
             }
         }
-        for need in &unit.spec.relations.requires {
-            let Some(other) = scene.spec(&need.unit) else { continue };
+        let required = unit.spec.relations.requires.iter();
+        let required = required.map(|need| (&need.unit, need.condition));
+        let ordered = scene.also_ordered.iter().filter(|(later, _)| *later == id.unit);
+        let ordered = ordered.map(|(_, earlier)| (earlier, Condition::Ready));
+        for (other, condition) in required.chain(ordered) {
+            let Some(other) = scene.spec(other) else { continue };
             for needed in other.instance_ids() {
-                if !scene.is_met(other, &needed, need.condition) {
-                    return Err(format!("{id} starts before {needed}, which it requires"));
+                if !scene.is_met(other, &needed, condition) {
+                    return Err(format!("{id} starts before {needed}, which has to come first"));
                 }
             }
         }
@@ -385,9 +418,8 @@ impl Stops {
 fn leaves_for(scene: &Scene, id: &InstanceId) -> Vec<UnitName> {
     let unit = scene.desired.units.get(&id.unit);
     // One that is no longer asked for, while others of its unit are, leaves them what they need.
-    let is_surplus = unit.is_some_and(|unit| {
-        !unit.removed && unit.hold.is_none() && !unit.spec.has_instance(id)
-    });
+    let is_surplus = unit
+        .is_some_and(|unit| !unit.removed && unit.hold.is_none() && !unit.spec.has_instance(id));
     if is_surplus && scene.is_ordered.is_none() { Vec::new() } else { dependents(scene, &id.unit) }
 }
 
@@ -401,7 +433,8 @@ fn dependents(scene: &Scene, unit: &UnitName) -> Vec<UnitName> {
     }
     let units = scene.desired.units.iter().filter(|(_, other)| {
         let relations = &other.spec.relations;
-        let soft = scene.is_ordered.is_some() && (names(&relations.wants) || names(&relations.after));
+        let soft =
+            scene.is_ordered.is_some() && (names(&relations.wants) || names(&relations.after));
         names(&relations.requires) || soft
     });
     units.map(|(name, _)| name.clone()).collect()
@@ -442,13 +475,17 @@ impl Check for Patience {
                         }
                     }
                     Happening::Settled { verdict: Verdict::Backoff { .. } } => {
+                        let at = at.min(notice.event.at);
                         self.ended.entry(id.clone()).or_insert((at, false));
                     }
                     Happening::Settled { .. } => self.clear(id),
                     Happening::Ended { role, outcome, .. } => {
                         let passing = matches!(outcome, Outcome::NotStarted(e) if e.passing);
                         if passing || *role == Role::Main {
-                            self.ended.insert(id.clone(), (notice.event.at, passing));
+                            // Told later than it happened; by a wrong clock never earlier.
+                            let at = at.min(notice.event.at);
+                            let ended = self.ended.entry(id.clone()).or_insert((at, passing));
+                            *ended = (at, ended.1 || passing);
                         }
                     }
                     Happening::Began { fresh, .. } => {
@@ -537,7 +574,8 @@ impl Check for Once {
                 // Notices come after the turn's write.
                 for id in std::mem::take(&mut self.told) {
                     if scene.is_written
-                        && let Some(unit) = scene.desired.units.get(&id.unit) {
+                        && let Some(unit) = scene.desired.units.get(&id.unit)
+                    {
                         self.done.insert(id.clone(), (unit.epoch_of(&id), unit.hash));
                     }
                 }

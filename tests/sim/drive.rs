@@ -60,6 +60,13 @@ impl Drive {
         self.names.get(path).copied().ok_or_else(|| Error::from(ErrorKind::NotFound))
     }
 
+    /// A file that is there from the beginning.
+    pub(crate) fn put_file(&mut self, path: &str, data: Vec<u8>) {
+        self.inodes.push(Inode { synced: data.clone(), data });
+        self.names.insert(PathBuf::from(path), self.inodes.len() - 1);
+        self.durable.clone_from(&self.names);
+    }
+
     pub(crate) fn read(&mut self, path: &Path) -> Result<Vec<u8>> {
         let place = self.place(path)?;
         self.fails()?;
@@ -68,15 +75,12 @@ impl Drive {
 
     pub(crate) fn open(&mut self, path: &Path, empty: bool) -> Result<usize> {
         self.fails()?;
-        let place = match self.place(path) {
-            Ok(place) => place,
-            Err(_) => {
-                self.inodes.push(Inode::default());
-                let place = self.inodes.len() - 1;
-                self.put(path, place);
-                place
-            }
-        };
+        let place = self.place(path).unwrap_or_else(|_| {
+            self.inodes.push(Inode::default());
+            let place = self.inodes.len() - 1;
+            self.put(path, place);
+            place
+        });
         if empty {
             self.inodes[place].data.clear();
         }

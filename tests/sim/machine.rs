@@ -188,6 +188,8 @@ pub(crate) struct Machine {
     pub(crate) ops: u64,
     /// At which operation the supervisor's life is cut off.
     pub(crate) doom: Option<(u64, Doom)>,
+    /// Until then the disk is full, if it is.
+    pub(crate) full_until: Monotonic,
     /// Until then no process can be made.
     pub(crate) no_forks_until: Monotonic,
     /// Until then /proc shows nothing.
@@ -230,6 +232,7 @@ impl Machine {
             is_locked: false,
             ops: 0,
             doom: None,
+            full_until: Monotonic::default(),
             no_forks_until: Monotonic::default(),
             hidden_until: Monotonic::default(),
             is_by_hand: false,
@@ -386,6 +389,9 @@ impl Machine {
     /// Everything that happens up to now.
     pub(crate) fn pass(&mut self) {
         let now = self.now;
+        if now >= self.full_until {
+            self.drive.room = None;
+        }
         let pids: Vec<i32> = self.processes.keys().copied().collect();
         for pid in pids {
             let process = &self.processes[&pid];
@@ -423,7 +429,8 @@ impl Machine {
         process.life = Life::Running;
         let end = program::end(&process.program, now);
         // A signal that came before is as strong as one that comes now.
-        process.end_at = [process.end_at.take(), end].into_iter().flatten().min_by_key(|(at, _)| *at);
+        process.end_at =
+            [process.end_at.take(), end].into_iter().flatten().min_by_key(|(at, _)| *at);
         process.ready_at =
             if process.says { program::says_ready(&process.program, now) } else { None };
         let process = process.clone();
@@ -532,7 +539,10 @@ impl Machine {
 
     /// How a process ended that is not ours, where the kernel tells it.
     pub(crate) fn seen_outcome(&self, identity: &Identity) -> Option<Outcome> {
-        self.ends.get(&(identity.pid, identity.start)).cloned().filter(|_| self.setting.tells_foreign)
+        self.ends
+            .get(&(identity.pid, identity.start))
+            .cloned()
+            .filter(|_| self.setting.tells_foreign)
     }
 
     /// A new supervisor looks who has ended.
@@ -600,5 +610,6 @@ impl Machine {
         self.wall_offset += i64::try_from(up).unwrap() * 1_000;
         self.now = Monotonic::default().after(Span::millis(self.chance.below(2_000)));
         (self.no_forks_until, self.hidden_until) = (self.now, self.now);
+        self.full_until = self.now;
     }
 }

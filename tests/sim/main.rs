@@ -15,14 +15,20 @@
     clippy::unwrap_used,
     clippy::panic,
     clippy::indexing_slicing,
-    reason = "a test stops at the first surprise"
+    clippy::wildcard_enum_match_arm,
+    clippy::print_stderr,
+    clippy::disallowed_methods,
+    reason = "a test stops at the first surprise, and says what it saw; a soak is timed"
 )]
 
 mod chance;
 mod check;
 mod drive;
 mod machine;
+mod planted;
+mod points;
 mod program;
+mod small;
 mod story;
 mod system;
 mod world;

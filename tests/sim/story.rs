@@ -250,12 +250,63 @@ impl Story {
         Self { world, chance, files, exists: vec![true; count], troubles }
     }
 
+    /// Three units that have to do with each other, and nothing left to chance.
+    pub(crate) fn fixed(setting: Setting) -> Self {
+        let file = |program, kind, keys: &str, needs| File {
+            program,
+            kind,
+            keys: keys.to_owned(),
+            needs,
+            is_broken: false,
+        };
+        let hooks = "pre_start: [[\"exit:0\"]]\npost_start: [[\"exit:0\"]]\n\
+                     pre_stop: [[\"exit:0\"]]\npost_stop: [[\"exit:0\"]]\n\
+                     stop: {steps: [{command: [\"exit:0\"], wait: 50ms}, {signal: TERM}]}\n\
+                     reload: {command: [\"exit:0\"]}\n";
+        let late = "ready: {fd: 3}\nstart_timeout: 3s\n";
+        let files = vec![
+            file("late", "service", late, Vec::new()),
+            file("after:900:0", "task", "", vec![("requires", 0)]),
+            file("child", "service", hooks, vec![("requires", 0), ("requires", 1)]),
+        ];
+        let world = World::new(1, setting);
+        let (chance, exists) = (Chance::new(1), vec![true; 3]);
+        Self { world, chance, files, exists, troubles: Vec::new() }
+    }
+
+    /// Everything that is asked of a supervisor, once.
+    pub(crate) fn follow_script(&mut self) -> Result<(), String> {
+        let name = |place: usize| [NAMES[place].to_owned()];
+        self.apply();
+        self.world.pass(Span::seconds(3));
+        self.ask(2, |supervisor| supervisor.reload(&name(2)).is_ok());
+        self.world.pass(Span::millis(300));
+        if self.ask(0, |supervisor| supervisor.stop(&name(0), "me", "why").is_ok()) {
+            self.world.see(Seen::Held { units: vec![self::name(NAMES[0])] });
+        }
+        self.world.pass(Span::seconds(1));
+        self.ask(0, |supervisor| supervisor.start(&name(0)).is_ok());
+        self.world.pass(Span::seconds(3));
+        self.ask(2, |supervisor| supervisor.restart(&name(2)).is_ok());
+        self.world.pass(Span::seconds(1));
+        self.files[0].keys += "env: {NEW: \"1\"}\n";
+        self.apply();
+        self.world.pass(Span::seconds(3));
+        self.exists[1] = false;
+        self.apply();
+        self.world.pass(Span::seconds(1));
+        verdict(&self.world)?;
+        self.converge()?;
+        self.rest()?;
+        self.end()
+    }
+
     /// The unit files of now, for people.
     pub(crate) fn files(&self) -> String {
         let mut all = format!("{:?}\n{:?}\n", self.world.machine().setting, self.troubles);
         for (place, file) in self.files.iter().enumerate() {
             let state = if self.exists[place] { "" } else { "# removed\n" };
-            all += &format!("---\n{state}{}", file.text(NAMES[place], &self.exists));
+            write!(all, "---\n{state}{}", file.text(NAMES[place], &self.exists)).unwrap();
         }
         all
     }
@@ -339,7 +390,8 @@ impl Story {
             }
             9 => {
                 let all = self.chance.one_in(2);
-                let signal = *self.chance.pick(&[opm::model::Signal::KILL, opm::model::Signal::TERM]);
+                let signal =
+                    *self.chance.pick(&[opm::model::Signal::KILL, opm::model::Signal::TERM]);
                 self.world.machine().is_by_hand = true;
                 self.ask(place, |supervisor| supervisor.kill(&names, signal, all).is_ok());
                 self.world.machine().is_by_hand = false;
@@ -397,8 +449,11 @@ impl Story {
                 }
             }
             Trouble::FullDisk => {
-                let room = self.chance.one_in(2).then(|| self.chance.place(3_000));
-                self.world.machine().drive.room = room;
+                let room = self.chance.place(2_000);
+                let lasts = if self.chance.one_in(3) { Span::FOREVER } else { span };
+                let mut machine = self.world.machine();
+                machine.drive.room = Some(room);
+                machine.full_until = machine.now.after(lasts);
             }
             Trouble::DiskError => {
                 let after = u32::try_from(self.chance.below(30)).unwrap();
@@ -459,6 +514,7 @@ impl Story {
             let mut machine = self.world.machine();
             machine.doom = None;
             (machine.drive.room, machine.drive.error_in) = (None, None);
+            machine.full_until = machine.now;
             (machine.no_forks_until, machine.hidden_until) = (machine.now, machine.now);
         }
         let is_going = |supervisor: &Supervisor<Simulated>| supervisor.shutdown().is_some();

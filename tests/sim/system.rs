@@ -125,16 +125,10 @@ impl Simulated {
             }
         };
         let mut store = Store::new(disk, Path::new(STATE_DIR));
-        let mut loaded = store.load().map_err(|error| {
+        let loaded = store.load().map_err(|error| {
             machine.borrow_mut().is_locked = false;
             error.to_string()
         })?;
-        if machine.borrow().has_fault(Fault::HoldsForgotten) {
-            for unit in loaded.desired.iter_mut().flat_map(|desired| desired.units.values_mut()) {
-                unit.hold = None;
-                unit.instances.clear();
-            }
-        }
         let system = Self {
             machine: std::rc::Rc::clone(machine),
             ledger,
@@ -283,11 +277,8 @@ impl System for Simulated {
     fn spawn(&mut self, launch: &Launch, at: Monotonic) -> Result<Identity, StartError> {
         self.verb();
         self.runs.insert(launch.run, launch.instance.clone());
-        let owner = Owner {
-            instance: launch.instance.clone(),
-            run: launch.run,
-            role: Some(launch.role),
-        };
+        let owner =
+            Owner { instance: launch.instance.clone(), run: launch.run, role: Some(launch.role) };
         let says = launch.role == Role::Main
             && launch.spec.process.as_ref().is_some_and(|process| match process.ready {
                 Ready::Notify | Ready::Fd(_) | Ready::File(_) => true,
@@ -350,7 +341,8 @@ impl System for Simulated {
         let is_leader_only = self.has_fault(Fault::LeaderOnly);
         let is_trusting = self.has_fault(Fault::PidIsIdentity);
         let members = self.machine.borrow().members(run.run);
-        let mut reached: BTreeSet<i32> = if is_leader_only { leaders.clone() } else { members.into_iter().collect() };
+        let mut reached: BTreeSet<i32> =
+            if is_leader_only { leaders.clone() } else { members.into_iter().collect() };
         if is_trusting {
             reached.extend(leaders);
         }
@@ -405,11 +397,8 @@ impl System for Simulated {
         }
         let Some(pid) = self.prove(identity) else { return Proof::Dead };
         self.runs.insert(launch.run, launch.instance.clone());
-        let owner = Owner {
-            instance: launch.instance.clone(),
-            run: launch.run,
-            role: Some(launch.role),
-        };
+        let owner =
+            Owner { instance: launch.instance.clone(), run: launch.run, role: Some(launch.role) };
         let (parent, is_ready) = {
             let machine = self.machine.borrow();
             let process = &machine.processes[&pid];

@@ -103,16 +103,20 @@ impl World {
 
     fn boot(&mut self, same_process: bool) {
         let booted = catch_unwind(AssertUnwindSafe(|| {
-            let (system, loaded, replay) = Simulated::open(&self.machine)?;
+            let (system, mut loaded, replay) = Simulated::open(&self.machine)?;
             let desired = loaded.desired.clone().unwrap_or_default();
             self.machine.borrow_mut().see(Seen::Boots { desired });
+            if self.machine.borrow().has_fault(Fault::HoldsForgotten) {
+                let units =
+                    loaded.desired.iter_mut().flat_map(|desired| desired.units.values_mut());
+                units.for_each(|unit| unit.hold = None);
+            }
             let keeper = system.has_keeper().then(|| KeeperOptions {
                 run_dir: PathBuf::from("/run/opm"),
                 console: false,
                 colour: false,
             });
-            let boot =
-                Boot { system, loaded, replay, keeper, shutdown_budget: None, same_process };
+            let boot = Boot { system, loaded, replay, keeper, shutdown_budget: None, same_process };
             Ok::<_, String>(boot.supervisor())
         }));
         match booted {
@@ -200,7 +204,11 @@ impl World {
         if is_deaf {
             return;
         }
-        self.act(|supervisor| if is_last { supervisor.enter_minimal_mode() } else { supervisor.recover() });
+        self.act(
+            |supervisor| {
+                if is_last { supervisor.enter_minimal_mode() } else { supervisor.recover() }
+            },
+        );
         self.in_force();
     }
 
@@ -212,7 +220,10 @@ impl World {
     }
 
     /// Lets the supervisor do something, in which it may die.
-    pub(crate) fn act<T>(&mut self, act: impl FnOnce(&mut Supervisor<Simulated>) -> T) -> Option<T> {
+    pub(crate) fn act<T>(
+        &mut self,
+        act: impl FnOnce(&mut Supervisor<Simulated>) -> T,
+    ) -> Option<T> {
         let supervisor = self.supervisor()?;
         let done = catch_unwind(AssertUnwindSafe(|| act(supervisor)));
         self.look();
@@ -344,15 +355,15 @@ impl World {
             let id = unit.spec.instance_ids().remove(0);
             let known = supervisor.observed().get(&id);
             let main = known.and_then(|known| known.run.as_ref()?.main.as_ref()?.identity);
-            let is_dead = main.is_none_or(|main| !self.machine.borrow().processes.contains_key(&main.pid));
+            let is_dead =
+                main.is_none_or(|main| !self.machine.borrow().processes.contains_key(&main.pid));
             if is_dead && unit.spec.process.is_some() {
                 let run = RunId(supervisor.system_mut().random());
                 let spec = unit.spec;
                 let launch = Launch { instance: id, index: 1, run, role: Role::Main, spec };
                 let now = supervisor.system().now();
-                if supervisor.system_mut().spawn(&launch, now).is_err() {
-                    continue;
-                }
+                // Whether it could does not matter to it.
+                drop(supervisor.system_mut().spawn(&launch, now));
             }
         }
         self.look();
