@@ -357,6 +357,8 @@ impl Linux {
         let error = launcher.explain(stage, errno, which, &launching.prepared);
         let outcome = Outcome::NotStarted(error);
         events.push(self.event(instance, Happening::Ended { run, role, outcome }));
+        // That it exits is no second end of it.
+        self.children.retain(|_, (_, of, its)| (*of, *its) != (run, role));
     }
 
     fn watch(&mut self, run: Option<RunId>, fd: RawFd, watched: Watched) -> std::io::Result<()> {
@@ -707,7 +709,12 @@ impl System for Linux {
             return 0;
         }
         let known: BTreeSet<i32> = self.children.keys().copied().collect();
-        let members = tree::members(run, &known);
+        let mut members = tree::members(run, &known);
+        // The end of those with a role is told anyway.
+        members.retain(|member| {
+            let mut leaders = run.leaders.iter();
+            !leaders.any(|(_, leader)| (leader.pid, leader.start) == (member.pid, member.start))
+        });
         let watched: Vec<Token> = self.runs.get(&run.run).map_or_else(Vec::new, |kept| {
             let is_member =
                 |t: &&Token| matches!(self.watched.get(t), Some(Watched::Member { .. }));

@@ -23,6 +23,7 @@
 
 mod chance;
 mod check;
+mod conformance;
 mod drive;
 mod machine;
 mod planted;

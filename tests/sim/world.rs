@@ -51,6 +51,11 @@ impl World {
         }
     }
 
+    /// The machine, for a system of one's own.
+    pub(crate) fn shared(&self) -> &Shared {
+        &self.machine
+    }
+
     pub(crate) fn machine(&self) -> RefMut<'_, Machine> {
         self.machine.borrow_mut()
     }
