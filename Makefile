@@ -4,7 +4,7 @@ PREFIX = /usr/local
 DESTDIR =
 CARGO = cargo
 
-.PHONY: all check test install
+.PHONY: all check test soak install
 
 all:
 	$(CARGO) build --release --locked
@@ -16,6 +16,12 @@ check:
 
 test:
 	$(CARGO) test --locked
+
+# Simulated worlds that nobody has seen, for so many hours.
+HOURS = 1
+
+soak:
+	HOURS=$(HOURS) $(CARGO) test --release --test sim -- --ignored --nocapture soak
 
 install: all
 	install -D -m 755 target/release/opm $(DESTDIR)$(PREFIX)/bin/opm
