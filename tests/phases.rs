@@ -5,10 +5,11 @@
 #![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
 use std::collections::BTreeMap;
+use std::collections::VecDeque;
 use std::fmt::Write;
 
 use opm::model::{
-    Blocker, Condition, Event, Happening, Identity, Instance, InstanceId, Life, Monotonic,
+    Asked, Blocker, Condition, Event, Happening, Identity, Instance, InstanceId, Life, Monotonic,
     Observed, Outcome, Phase, Process, Role, Run, RunId, Rung, STATUS_BYTES_MAX, Signal, Span,
     SpecHash, StopCause, UnitName, Until, Verdict, Wall,
 };
@@ -43,12 +44,19 @@ fn run(main: Option<Life>, helper: Option<(Role, Life)>) -> Run {
         main: main.map(process),
         helper: helper.map(|(role, state)| (role, process(state))),
         earlier: Vec::new(),
+        asked: None,
+        unhealthy: VecDeque::new(),
+        was_healthy: false,
         ready: None,
         reloaded: None,
         left: None,
         status: String::new(),
         adopted: false,
     }
+}
+
+fn asked() -> Asked {
+    Asked { role: Role::HealthProbe, process: process(running()), at: second(3) }
 }
 
 fn blocker() -> Blocker {
@@ -98,6 +106,7 @@ fn places() -> Vec<(&'static str, Instance)> {
         ("starting+ended", at(Phase::Starting, Some(run(Some(ended()), None)))),
         ("up", at(Phase::Up, Some(run(Some(running()), None)))),
         ("up+reload", at(Phase::Up, Some(hook(Role::Reload)))),
+        ("up+asked", at(Phase::Up, Some(Run { asked: Some(asked()), ..hook(Role::Reload) }))),
         ("stopping:dependents", at(stopping(Rung::Dependents), Some(run(Some(running()), None)))),
         ("stopping:pre-stop", at(stopping(Rung::PreStop(0)), Some(hook(Role::PreStop(0))))),
         ("stopping:step", at(stopping(Rung::Step(0)), Some(run(Some(running()), None)))),
@@ -127,6 +136,8 @@ fn happenings(run: RunId) -> Vec<(&'static str, Happening)> {
         ("Execed main", Happening::Execed { run, role: Role::Main }),
         ("Ended main", ended(Role::Main)),
         ("Ended pre_start 1", ended(Role::PreStart(0))),
+        ("Spawned health check", spawned(Role::HealthProbe)),
+        ("Ended health check", ended(Role::HealthProbe)),
         ("Ready", Happening::Ready { run }),
         ("Up", Happening::Up { run }),
         ("Reloaded", Happening::Reloaded { run }),

@@ -82,6 +82,13 @@ pub(super) enum Command {
         /// For this shell
         shell: clap_complete::Shell,
     },
+    /// Put a question to a unit (opm starts this itself)
+    #[command(hide = true)]
+    Probe {
+        /// What is asked, and of whom
+        #[arg(required = true)]
+        question: Vec<OsString>,
+    },
     /// Read the units' output and keep it (opm starts this itself)
     #[command(hide = true)]
     LogKeeper(LogKeeper),

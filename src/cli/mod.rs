@@ -5,6 +5,7 @@ mod args;
 mod client;
 mod logs;
 mod output;
+mod probe;
 mod query;
 mod serve;
 mod units;
@@ -90,6 +91,7 @@ fn dispatch(args: Args) -> Result<u8, Error> {
     let exit = match command {
         Command::Run(run) => return serve::run(&global, run),
         Command::Daemon(daemon) => return serve::daemon(&global, daemon),
+        Command::Probe { question } => return Ok(probe::run(&question)),
         Command::LogKeeper(keeper) => return Ok(serve::log_keeper(keeper)),
         Command::Apply(apply) => apply::apply(&global, &apply),
         Command::Plan(plan) => apply::plan(&global, &plan),

@@ -6,6 +6,7 @@
 mod command;
 mod fields;
 mod logs;
+mod probe;
 mod process;
 mod relations;
 mod restart;
@@ -216,6 +217,9 @@ impl Decoder<'_, '_> {
         }
         if let Some(node) = fields.get("reload") {
             spec.reload = self.reload(node);
+        }
+        if let Some(node) = fields.get("health") {
+            spec.health = self.health(node);
         }
         spec.hooks.pre_start = self.hooks("pre_start", fields);
         spec.hooks.post_start = self.hooks("post_start", fields);

@@ -54,6 +54,17 @@ pub enum Role {
     Stop(u16),
     /// A hook after all processes are gone.
     PostStop(u16),
+    /// It asks whether the run is ready.
+    ReadyProbe,
+    /// It asks whether the run is healthy.
+    HealthProbe,
+}
+
+impl Role {
+    /// Whether it puts a question; what it says is no word of the unit's.
+    pub fn is_probe(self) -> bool {
+        matches!(self, Self::ReadyProbe | Self::HealthProbe)
+    }
 }
 
 impl fmt::Display for Role {
@@ -67,6 +78,8 @@ impl fmt::Display for Role {
             Self::PreStop(n) => ("pre_stop", Some(n)),
             Self::Stop(n) => ("stop step", Some(n)),
             Self::PostStop(n) => ("post_stop", Some(n)),
+            Self::ReadyProbe => ("readiness check", None),
+            Self::HealthProbe => ("health check", None),
         };
         match place {
             None => f.write_str(name),
@@ -99,6 +112,8 @@ pub enum StopCause {
     StartTimeout,
     /// A condition does not hold.
     ConditionUnmet(String),
+    /// Its health check failed too often.
+    Unhealthy,
 }
 
 impl StopCause {
@@ -114,7 +129,8 @@ impl StopCause {
             Self::MainEnded
             | Self::HookFailed(_)
             | Self::StartTimeout
-            | Self::ConditionUnmet(_) => false,
+            | Self::ConditionUnmet(_)
+            | Self::Unhealthy => false,
         }
     }
 }
@@ -132,6 +148,7 @@ impl fmt::Display for StopCause {
             Self::HookFailed(role) => write!(f, "its {role} failed"),
             Self::StartTimeout => f.write_str("it was not ready in time"),
             Self::ConditionUnmet(what) => write!(f, "a condition does not hold: {what}"),
+            Self::Unhealthy => f.write_str("its health check failed too often"),
         }
     }
 }

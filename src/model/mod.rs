@@ -33,6 +33,7 @@ mod name;
 mod observed;
 mod outcome;
 mod path;
+mod probe;
 mod signal;
 mod spec;
 mod step;
@@ -45,9 +46,10 @@ pub use event::{
 };
 pub use graph::{DEFAULT_TARGET, Graph, Need, Node, Strength, find_loop, needs_of};
 pub use name::{InstanceId, NAME_BYTES_MAX, NameError, UnitName};
-pub use observed::{End, Instance, Life, Observed, Phase, Process, Run, STATUS_BYTES_MAX};
+pub use observed::{Asked, End, Instance, Life, Observed, Phase, Process, Run, STATUS_BYTES_MAX};
 pub use outcome::{EXIT_NEVER_STARTED, ExitMatch, Outcome, Stage, StartError};
 pub use path::FilePath;
+pub use probe::{Health, HealthAction, Probe, Question, RETRIES_MAX};
 pub use signal::Signal;
 pub use spec::{
     AtLimit, Command, Condition, Conditions, Dependency, EndAction, EnvFile, Hook, Hooks,

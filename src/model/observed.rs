@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::event::{Blocker, Event, Happening, Identity, Role, RunId, Rung, StopCause, Verdict};
 use super::name::InstanceId;
 use super::outcome::Outcome;
+use super::probe::RETRIES_MAX;
 use super::spec::{SpecHash, StartLimit};
 use super::time::{Monotonic, Span, Wall};
 
@@ -133,6 +134,15 @@ pub struct Run {
     /// Helpers before that one which still live, because a stop did not wait for them, or failed.
     #[serde(default)]
     pub earlier: Vec<(Role, Process)>,
+    /// The latest question to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub asked: Option<Asked>,
+    /// When health checks failed since the last one that did not, at most [`RETRIES_MAX`].
+    #[serde(default, skip_serializing_if = "VecDeque::is_empty")]
+    pub unhealthy: VecDeque<Monotonic>,
+    /// Whether a health check has ever succeeded.
+    #[serde(default)]
+    pub was_healthy: bool,
     /// When its readiness rule was met.
     pub ready: Option<Monotonic>,
     /// When it was last told to read its configuration again.
@@ -143,6 +153,17 @@ pub struct Run {
     pub status: String,
     /// Whether it was taken over from an earlier supervisor.
     pub adopted: bool,
+}
+
+/// A question that was put to a run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Asked {
+    /// Which one.
+    pub role: Role,
+    /// Who asks; its end is the answer.
+    pub process: Process,
+    /// When it was put.
+    pub at: Monotonic,
 }
 
 /// A process of a run.
@@ -198,6 +219,9 @@ impl Run {
         if role == Role::Main {
             return self.main.as_ref();
         }
+        if role.is_probe() {
+            return self.asked.as_ref().filter(|a| a.role == role).map(|asked| &asked.process);
+        }
         let mut helpers = self.helper.iter().chain(&self.earlier);
         helpers.find(|(helper, _)| *helper == role).map(|(_, process)| process)
     }
@@ -205,6 +229,10 @@ impl Run {
     fn process_mut(&mut self, role: Role) -> Option<&mut Process> {
         if role == Role::Main {
             return self.main.as_mut();
+        }
+        if role.is_probe() {
+            let asked = self.asked.as_mut().filter(|asked| asked.role == role);
+            return asked.map(|asked| &mut asked.process);
         }
         let mut helpers = self.helper.iter_mut().chain(&mut self.earlier);
         helpers.find(|(helper, _)| *helper == role).map(|(_, process)| process)
@@ -224,7 +252,8 @@ impl Run {
     pub fn processes(&self) -> impl Iterator<Item = (Role, &Process)> {
         let main = self.main.as_ref().map(|process| (Role::Main, process));
         let helpers = self.helper.iter().chain(&self.earlier);
-        main.into_iter().chain(helpers.map(|(role, process)| (*role, process)))
+        let asked = self.asked.iter().map(|asked| (asked.role, &asked.process));
+        main.into_iter().chain(helpers.map(|(role, process)| (*role, process))).chain(asked)
     }
 }
 
@@ -307,7 +336,7 @@ impl Instance {
                     let mut all = run.processes();
                     all.any(|(_, known)| known.identity == Some(*identity))
                 };
-                self.with_run(*run, |run| !is_known(run) && run.set(*role, process))
+                self.with_run(*run, |run| !is_known(run) && run.set(*role, process, at))
             }
             Happening::Execed { run, role } => {
                 self.with_run(*run, |run| match run.process_mut(*role) {
@@ -319,7 +348,7 @@ impl Instance {
                 })
             }
             Happening::Ended { run, role, outcome } => {
-                self.with_run(*run, |run| run.end(*role, outcome))
+                self.with_run(*run, |run| run.end(*role, outcome, at))
             }
             Happening::Ready { run } => self.with_run(*run, |run| {
                 let first = run.ready.is_none();
@@ -380,6 +409,9 @@ impl Instance {
             main: None,
             helper: None,
             earlier: Vec::new(),
+            asked: None,
+            unhealthy: VecDeque::new(),
+            was_healthy: false,
             ready: None,
             reloaded: None,
             left: None,
@@ -487,9 +519,11 @@ impl Instance {
 }
 
 impl Run {
-    fn set(&mut self, role: Role, process: Process) -> bool {
+    fn set(&mut self, role: Role, process: Process, at: Monotonic) -> bool {
         self.left = None;
-        if role == Role::Main {
+        if role.is_probe() {
+            self.asked = Some(Asked { role, process, at });
+        } else if role == Role::Main {
             self.main = Some(process);
         } else if let Some((role, process)) = self.helper.replace((role, process))
             && process.outcome() != Some(&Outcome::Exited(0))
@@ -510,23 +544,45 @@ impl Run {
     }
 
     /// A process ended; one that never came to be is noted as such.
-    fn end(&mut self, role: Role, outcome: &Outcome) -> bool {
+    fn end(&mut self, role: Role, outcome: &Outcome, at: Monotonic) -> bool {
+        let never_began = matches!(outcome, Outcome::NotStarted(_));
         match self.process_mut(role) {
             Some(process) if process.is_alive() => {
                 process.state = Life::Ended(outcome.clone());
                 self.left = None;
-                true
             }
             // It was to run once more, as nobody saw how it ended, and could not.
-            Some(process)
-                if process.outcome() == Some(&Outcome::Unknown)
-                    && matches!(outcome, Outcome::NotStarted(_)) =>
-            {
+            Some(process) if never_began && process.outcome() == Some(&Outcome::Unknown) => {
                 process.state = Life::Ended(outcome.clone());
-                true
             }
-            Some(_) => false,
-            None => self.set(role, Process { identity: None, state: Life::Ended(outcome.clone()) }),
+            // A question is put again and again; this time it could not be.
+            Some(_) if !(never_began && role.is_probe()) => return false,
+            Some(_) | None => {
+                let process = Process { identity: None, state: Life::Ended(outcome.clone()) };
+                self.set(role, process, at);
+            }
+        }
+        if role == Role::HealthProbe {
+            self.answer(outcome, at);
+        }
+        true
+    }
+
+    /// A health check ended. One that nobody saw end, or for which there was no room, says nothing.
+    fn answer(&mut self, outcome: &Outcome, at: Monotonic) {
+        match outcome {
+            Outcome::Exited(0) => {
+                self.unhealthy.clear();
+                self.was_healthy = true;
+            }
+            Outcome::Unknown => {}
+            Outcome::NotStarted(error) if error.passing => {}
+            Outcome::Exited(_) | Outcome::Killed { .. } | Outcome::NotStarted(_) => {
+                self.unhealthy.push_back(at);
+                while self.unhealthy.len() > RETRIES_MAX as usize {
+                    self.unhealthy.pop_front();
+                }
+            }
         }
     }
 }

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::name::{InstanceId, UnitName};
 use super::outcome::{ExitMatch, Outcome};
 use super::path::FilePath;
+use super::probe::{Health, Probe};
 use super::signal::Signal;
 use super::template::Template;
 use super::time::Span;
@@ -80,6 +81,8 @@ pub struct Spec {
     pub stop: Stop,
     /// How it is told to read its configuration again.
     pub reload: Option<Reload>,
+    /// How it is watched while it is up.
+    pub health: Option<Health>,
     /// Commands round the main process.
     pub hooks: Hooks,
     /// Where its output goes and how much is kept, where the log keeper reads it.
@@ -112,6 +115,7 @@ impl Spec {
             start_timeout: Span::seconds(60),
             stop: Stop::default(),
             reload: None,
+            health: None,
             hooks: Hooks::default(),
             logs: Logs::default(),
         }
@@ -351,6 +355,8 @@ pub enum Ready {
     Delay(Span),
     /// When this file is there, made or changed since the start.
     File(Template),
+    /// When the answer to this question is yes.
+    Asked(Probe),
 }
 
 /// A resource with a limit, getrlimit(2).

@@ -10,6 +10,7 @@
 mod changes;
 mod fields;
 mod order;
+mod probe;
 mod restart;
 mod start;
 mod stop;
@@ -18,6 +19,7 @@ mod why;
 pub use changes::{Change, Class, Effect, FieldChange, Plan, plan};
 pub use fields::{conceal, fields_of};
 pub use order::{Standing, blockers, standing};
+pub use probe::{failures, is_unhealthy};
 pub use restart::verdict;
 pub use start::reload_action;
 pub use why::why;

@@ -6,6 +6,9 @@ use crate::model::{
     Unit, UnitName, Until,
 };
 
+/// So many automatic starts in a row are a failure, not an accident.
+const FAILING_ATTEMPTS: u32 = 2;
+
 /// How a needed unit stands towards what is needed of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Standing {
@@ -27,7 +30,9 @@ pub fn blockers(view: &View<'_>, unit: &UnitName) -> Vec<Blocker> {
             let standing = standing(view, need);
             let blocks = match need.strength {
                 Strength::Requires => standing != Standing::Met,
-                Strength::Wants | Strength::After => standing == Standing::Pending,
+                Strength::Wants | Strength::After => {
+                    standing == Standing::Pending && !is_failing(view, &need.unit)
+                }
             };
             blocks.then(|| Blocker {
                 unit: need.unit.clone(),
@@ -52,6 +57,11 @@ pub fn blockers(view: &View<'_>, unit: &UnitName) -> Vec<Blocker> {
     on.sort_by(|a, b| a.unit.cmp(&b.unit));
     on.dedup_by(|a, b| a.unit == b.unit && a.until == b.until);
     on
+}
+
+/// Whether a unit fails again and again: who only wants it does not wait for that.
+fn is_failing(view: &View<'_>, unit: &UnitName) -> bool {
+    view.observed.of_unit(unit).any(|(_, instance)| instance.attempt >= FAILING_ATTEMPTS)
 }
 
 /// Whether any instance of the unit is wanted.
@@ -167,9 +177,10 @@ pub(super) fn recovered_since(
 pub(super) fn dependents_are_up(view: &View<'_>, id: &InstanceId, cause: &StopCause) -> bool {
     let Some(node) = view.graph.node(&id.unit) else { return false };
     // While other instances stay, those who need the unit need not go.
-    let unit_leaves = view.observed.of_unit(&id.unit).all(|(_, instance)| {
+    let unit_leaves = view.observed.of_unit(&id.unit).all(|(other, instance)| {
         match (&instance.phase, &instance.run) {
-            (Phase::Stopping { cause, .. }, Some(_)) => cause.spreads(),
+            // One that ended by itself comes back only where it is wanted.
+            (Phase::Stopping { cause, .. }, Some(_)) => cause.spreads() || !view.wants(other),
             (_, run) => run.is_none(),
         }
     });

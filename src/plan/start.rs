@@ -1,5 +1,6 @@
 //! A run on its way up, and while it is up.
 
+use super::probe::{self, next as ask};
 use super::{Due, View, order};
 use crate::model::{
     Action, Instance, InstanceId, Kind, Life, Monotonic, OnDependencyRestart, Outcome, Phase,
@@ -28,7 +29,13 @@ pub(super) fn running(
         return Due::step(id, Action::StopBegin(run.id, cause), reason);
     }
     if instance.phase == Phase::Up {
-        return up(view, unit, id, run, now);
+        let due = up(view, unit, id, run, now);
+        if !due.steps.is_empty() {
+            return due;
+        }
+        let health = probe::health(view, &unit.spec, id, run, now);
+        let wake = [due.wake, health.wake].into_iter().flatten().min();
+        return Due { steps: health.steps, wake };
     }
     starting(&unit.spec, id, instance, run, now)
 }
@@ -113,6 +120,11 @@ fn next_in_start(spec: &Spec, run: &Run, now: Monotonic) -> Next {
                     Next::Do(Action::MarkReady(run.id))
                 }
                 Ready::Delay(span) => Next::WaitUntil(Some(since.after(*span))),
+                Ready::Asked(probe) => match ask(run, Role::ReadyProbe, probe, *since, now) {
+                    probe::Next::Yes => Next::Do(Action::MarkReady(run.id)),
+                    probe::Next::Do(action) => Next::Do(action),
+                    probe::Next::Wait(at) => Next::WaitUntil(Some(at)),
+                },
                 Ready::Notify | Ready::Fd(_) | Ready::File(_) => Next::Wait,
             }
         }

@@ -139,40 +139,45 @@ impl<S: System> Supervisor<S> {
         true
     }
 
+    /// A rung is noted before its command is run, which must not run twice; a signal is sent before
+    /// its rung is noted, since one that was lost would be waited for.
     fn climb(&mut self, id: &InstanceId, run: RunId, rung: Rung, reason: Reason) {
-        let tree = self.run_ref(id);
-        self.happens(id, Happening::Rung { run, rung }, Some(reason));
-        match rung {
-            Rung::Dependents => {}
-            Rung::PreStop(n) => self.spawn(id, run, Role::PreStop(n), None),
-            Rung::PostStop(n) => self.spawn(id, run, Role::PostStop(n), None),
+        let role = match rung {
+            Rung::Dependents => None,
+            Rung::PreStop(n) => Some(Role::PreStop(n)),
+            Rung::PostStop(n) => Some(Role::PostStop(n)),
             Rung::Kill => {
-                if let Some(tree) = tree {
+                if let Some(tree) = self.run_ref(id) {
                     self.system.kill_tree(&tree);
                 }
+                None
             }
-            Rung::Step(n) => {
-                let spec = self.spec_of(id);
-                let step = spec.as_ref().and_then(|spec| spec.stop.steps.get(usize::from(n)));
-                match step.map(|step| &step.action) {
-                    Some(StopAction::Command(_)) => self.spawn(id, run, Role::Stop(n), None),
-                    Some(StopAction::Signal(signal, StopTo::Main)) => {
-                        let signal = *signal;
-                        self.signal_main(id, signal);
-                    }
-                    Some(StopAction::Signal(signal, StopTo::All)) => {
-                        if let Some(tree) = tree {
-                            self.system.signal_tree(&tree, *signal);
-                            // What is stopped (SIGSTOP) could not end.
-                            if *signal == Signal::TERM {
-                                self.system.signal_tree(&tree, Signal::CONT);
-                            }
-                        }
-                    }
-                    None => {}
+            Rung::Step(n) => self.take_step(id, n),
+        };
+        self.happens(id, Happening::Rung { run, rung }, Some(reason));
+        if let Some(role) = role {
+            self.spawn(id, run, role, None);
+        }
+    }
+
+    /// Sends the signal of a stop step, or returns the role of its command.
+    fn take_step(&mut self, id: &InstanceId, n: u16) -> Option<Role> {
+        let spec = self.spec_of(id)?;
+        match spec.stop.steps.get(usize::from(n)).map(|step| &step.action)? {
+            StopAction::Command(_) => return Some(Role::Stop(n)),
+            StopAction::Signal(signal, StopTo::Main) => {
+                self.signal_main(id, *signal);
+            }
+            StopAction::Signal(signal, StopTo::All) => {
+                let tree = self.run_ref(id)?;
+                self.system.signal_tree(&tree, *signal);
+                // What is stopped (SIGSTOP) could not end.
+                if *signal == Signal::TERM {
+                    self.system.signal_tree(&tree, Signal::CONT);
                 }
             }
         }
+        None
     }
 
     fn kill_helper(&mut self, id: &InstanceId, run: RunId, role: Role) {
@@ -185,7 +190,7 @@ impl<S: System> Supervisor<S> {
         }
         let helper = tree.leaders.iter().find(|(of, _)| *of == role).map(|(_, identity)| *identity);
         if let Some(identity) = helper
-            && let Err(error) = self.system.signal(&identity, Signal::KILL)
+            && let Err(error) = self.system.kill_group(&identity)
         {
             log::error!("{id}: {error}");
         }

@@ -3,6 +3,7 @@
 //! All of it is worked out before the fork, from the definition and the supervisor's environment at
 //! its start, so that it does not depend on who asked for the start.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ffi::{CString, OsStr, OsString};
 use std::os::fd::RawFd;
@@ -13,8 +14,8 @@ use std::path::{Path, PathBuf};
 use super::child::Prepared;
 use super::{Environment, Launch, accounts, env, errno_words, plain, tree};
 use crate::model::{
-    Command, Hook, InheritEnv, InstanceId, Limit, ProcessSpec, Reload, Resource, Role, Spec, Stage,
-    StartError, Stdin, StopAction, Template, Variable,
+    Command, Hook, InheritEnv, InstanceId, Limit, ProcessSpec, Question, Ready, Reload, Resource,
+    Role, Spec, Stage, StartError, Stdin, StopAction, Template, Variable,
 };
 
 /// Where programs are looked for when the unit and the supervisor have no PATH.
@@ -91,31 +92,47 @@ impl Launcher<'_> {
     }
 
     /// What the role runs.
-    fn command(&self) -> Result<(&Command, Option<&Hook>), StartError> {
+    fn command(&self) -> Result<(Cow<'_, Command>, Option<&Hook>), StartError> {
         let Launch { spec, role, .. } = self.launch;
-        let found = match role {
-            Role::Main => return Ok((&self.process.command, None)),
-            Role::Condition => {
-                return spec.conditions.command.as_ref().map(|c| (c, None)).ok_or_else(gone);
-            }
-            Role::Reload => {
-                return match &spec.reload {
-                    Some(Reload::Command(command)) => Ok((command, None)),
-                    Some(Reload::Signal(_)) | None => Err(gone()),
-                };
-            }
-            Role::Stop(n) => {
-                return match spec.stop.steps.get(usize::from(*n)).map(|step| &step.action) {
-                    Some(StopAction::Command(command)) => Ok((command, None)),
-                    Some(StopAction::Signal(..)) | None => Err(gone()),
-                };
-            }
+        let ask = |question: &Question| Cow::Owned(question.command(&self.process.base_dir));
+        let alone = match role {
+            Role::Main => Some(Cow::Borrowed(&self.process.command)),
+            Role::Condition => spec.conditions.command.as_ref().map(Cow::Borrowed),
+            Role::Reload => match &spec.reload {
+                Some(Reload::Command(command)) => Some(Cow::Borrowed(command)),
+                Some(Reload::Signal(_)) | None => None,
+            },
+            Role::Stop(n) => match spec.stop.steps.get(usize::from(*n)).map(|step| &step.action) {
+                Some(StopAction::Command(command)) => Some(Cow::Borrowed(command)),
+                Some(StopAction::Signal(..)) | None => None,
+            },
+            Role::ReadyProbe => match &self.process.ready {
+                Ready::Asked(probe) => Some(ask(&probe.question)),
+                Ready::Started
+                | Ready::Notify
+                | Ready::Fd(_)
+                | Ready::Delay(_)
+                | Ready::File(_) => None,
+            },
+            Role::HealthProbe => spec.health.as_ref().map(|health| ask(&health.probe.question)),
+            Role::PreStart(_) | Role::PostStart(_) | Role::PreStop(_) | Role::PostStop(_) => None,
+        };
+        if let Some(command) = alone {
+            return Ok((command, None));
+        }
+        let hook = match role {
             Role::PreStart(n) => spec.hooks.pre_start.get(usize::from(*n)),
             Role::PostStart(n) => spec.hooks.post_start.get(usize::from(*n)),
             Role::PreStop(n) => spec.hooks.pre_stop.get(usize::from(*n)),
             Role::PostStop(n) => spec.hooks.post_stop.get(usize::from(*n)),
+            Role::Main
+            | Role::Condition
+            | Role::Reload
+            | Role::Stop(_)
+            | Role::ReadyProbe
+            | Role::HealthProbe => None,
         };
-        found.map(|hook| (&hook.command, Some(hook))).ok_or_else(gone)
+        hook.map(|hook| (Cow::Borrowed(&hook.command), Some(hook))).ok_or_else(gone)
     }
 
     /// Everything the child needs. `descriptors` are those it is given; `extra` variables are set
@@ -133,7 +150,7 @@ impl Launcher<'_> {
             Some(dir) => self.path(dir),
             None => self.process.base_dir.as_path().to_owned(),
         };
-        let (program, args) = self.arguments(command, &env, &dir)?;
+        let (program, args) = self.arguments(&command, &env, &dir)?;
         let stdin = match (&self.process.stdin, self.launch.role) {
             (Stdin::File(path), Role::Main) => Some(c_string(self.path(path), Stage::Stdin)?),
             _ => None,

@@ -448,7 +448,7 @@ impl Linux {
                 self.wait_for_file(run, path, before)?;
                 Ok(Readiness::default())
             }
-            Ready::Started | Ready::Delay(_) => Ok(Readiness::default()),
+            Ready::Started | Ready::Delay(_) | Ready::Asked(_) => Ok(Readiness::default()),
         }
     }
 
@@ -622,7 +622,9 @@ impl System for Linux {
         };
         self.keep(&launch.instance, launch.run);
         let is_main = launch.role == Role::Main;
-        let output = match spec.output {
+        // A question is no word of the unit's.
+        let to = if launch.role.is_probe() { Output::Null } else { spec.output };
+        let output = match to {
             Output::Keeper => Some(self.output(launch)?),
             Output::Inherit | Output::Null => None,
         };
@@ -633,7 +635,7 @@ impl System for Linux {
         if !(is_main && spec.stdin == Stdin::Inherit) {
             descriptors.push((null, 0));
         }
-        match (&output, spec.output) {
+        match (&output, to) {
             (Some(fd), _) => descriptors.extend([(fd.as_raw_fd(), 1), (fd.as_raw_fd(), 2)]),
             (None, Output::Null) => descriptors.extend([(null, 1), (null, 2)]),
             (None, Output::Inherit | Output::Keeper) => {}
@@ -660,6 +662,10 @@ impl System for Linux {
 
     fn signal(&mut self, target: &Identity, signal: Signal) -> Result<(), SystemError> {
         process::signal(target, signal)
+    }
+
+    fn kill_group(&mut self, leader: &Identity) -> Result<(), SystemError> {
+        process::kill_group(leader)
     }
 
     fn signal_tree(&mut self, run: &RunRef, signal: Signal) -> u32 {
@@ -869,7 +875,7 @@ impl Linux {
                 self.wait_for_file(launch.run, path, before)
             }
             Ready::Notify | Ready::Fd(_) => self.open_readiness(launch, ready).map(|_| ()),
-            Ready::Started | Ready::Delay(_) => Ok(()),
+            Ready::Started | Ready::Delay(_) | Ready::Asked(_) => Ok(()),
         };
         if let Err(error) = result {
             log::warn!("{}: {error}", launch.instance);

@@ -143,6 +143,9 @@ pub trait System {
     /// Sends a signal to one process; one that is gone is no error.
     fn signal(&mut self, process: &Identity, signal: Signal) -> Result<(), SystemError>;
 
+    /// Kills a process that leads a group, with the group; one that is gone is no error.
+    fn kill_group(&mut self, leader: &Identity) -> Result<(), SystemError>;
+
     /// Sends a signal to every process of a run. Returns to how many.
     fn signal_tree(&mut self, run: &RunRef, signal: Signal) -> u32;
 

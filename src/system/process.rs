@@ -114,9 +114,24 @@ pub(super) fn prove(identity: &Identity) -> (Proof, Option<OwnedFd>) {
 /// Sends a signal to the process with this identity, through a handle that was proven; one that is
 /// gone is no error.
 pub(super) fn signal(identity: &Identity, signal: Signal) -> Result<(), SystemError> {
+    with_proven(identity, |pidfd| match pidfd {
+        Some(pidfd) => sys::pidfd_send_signal(pidfd.as_fd(), signal),
+        None => sys::kill(identity.pid, signal),
+    })
+}
+
+/// Kills the process with this identity, which leads a group, with that group: while it lives,
+/// nobody else's group has its number.
+pub(super) fn kill_group(identity: &Identity) -> Result<(), SystemError> {
+    with_proven(identity, |_| sys::kill(-identity.pid, Signal::KILL))
+}
+
+fn with_proven(
+    identity: &Identity,
+    send: impl FnOnce(Option<OwnedFd>) -> std::io::Result<()>,
+) -> Result<(), SystemError> {
     let result = match prove(identity) {
-        (Proof::Alive, Some(pidfd)) => sys::pidfd_send_signal(pidfd.as_fd(), signal),
-        (Proof::Alive, None) => sys::kill(identity.pid, signal),
+        (Proof::Alive, pidfd) => send(pidfd),
         (Proof::Dead, _) => return Ok(()),
         (Proof::Unknown(why), _) => {
             return Err(SystemError::new("signal process", identity.pid, why));

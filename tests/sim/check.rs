@@ -148,7 +148,7 @@ impl Scene {
         }
         let says = spec.process.as_ref().is_some_and(|process| match process.ready {
             Ready::Notify | Ready::Fd(_) | Ready::File(_) => true,
-            Ready::Started | Ready::Delay(_) => false,
+            Ready::Started | Ready::Delay(_) | Ready::Asked(_) => false,
         });
         let any = condition == Condition::Started || !says;
         let truth = self.main_of(id).is_some_and(|run| any || self.ready.contains(&run));

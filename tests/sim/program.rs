@@ -14,7 +14,9 @@
 //! | `orphan:MILLIS:CODE` | the same, and leaves a child behind as it begins |
 //! | `missing` | there is no such program |
 
-use opm::model::{Command, Hook, Monotonic, Outcome, Role, Signal, Span, StopAction};
+use opm::model::{
+    Command, FilePath, Hook, Monotonic, Outcome, Ready, Role, Signal, Span, StopAction,
+};
 use opm::system::Launch;
 
 /// The program that a launch runs.
@@ -32,6 +34,13 @@ pub(crate) fn program(launch: &Launch) -> String {
             StopAction::Command(command) => command.clone(),
             StopAction::Signal(..) => panic!("a signal is no command"),
         },
+        Role::ReadyProbe => match &spec.process.as_ref().unwrap().ready {
+            Ready::Asked(probe) => probe.question.command(&FilePath::from("/")),
+            other => panic!("{other:?} is no question"),
+        },
+        Role::HealthProbe => {
+            spec.health.as_ref().unwrap().probe.question.command(&FilePath::from("/"))
+        }
         Role::Reload => match spec.reload.as_ref().unwrap() {
             opm::model::Reload::Command(command) => command.clone(),
             opm::model::Reload::Signal(_) => panic!("a signal is no command"),

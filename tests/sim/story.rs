@@ -67,7 +67,9 @@ impl File {
         "conditions: {command: [\"exit:0\"]}\n",
         "pre_start: [[\"orphan:20:0\"]]\n",
     ];
-    const BROKEN: [&'static str; 3] = [
+    const BROKEN: [&'static str; 5] = [
+        "health: {exec: [stubborn], interval: 200ms, timeout: 300ms, start_period: 1s}\n",
+        "health: {exec: [\"exit:1\"], interval: 400ms, retries: 2, start_period: 0s}\n",
         "pre_start: [[\"after:20:1\"]]\n",
         "conditions: {command: [\"exit:1\"]}\n",
         "post_start: [[missing]]\n",
@@ -94,6 +96,7 @@ impl File {
         }
         let program = *chance.pick(&Self::PROGRAMS);
         let is_task = program == "after:900:0" || (program == "exit:0" && chance.one_in(2));
+        let is_broken = !is_task && chance.one_in(8);
         let mut keys = String::new();
         if is_task {
             keys += *chance.pick(&["", "", "restart: {policy: on-failure, max_delay: 2s}\n"]);
@@ -103,11 +106,21 @@ impl File {
         if matches!(program, "late" | "mute") {
             keys += *chance.pick(&["ready: {notify: true}\n", "ready: {fd: 3}\n"]);
             keys += "start_timeout: 3s\n";
-        } else if !is_task && chance.one_in(4) {
-            keys += *chance.pick(&["ready: {delay: 300ms}\n", "ready: {file: /ready}\n"]);
+        } else if !is_task && chance.one_in(3) {
+            keys += *chance.pick(&[
+                "ready: {delay: 300ms}\n",
+                "ready: {file: /ready}\n",
+                "ready: {exec: [\"after:10:0\"], interval: 100ms, timeout: 200ms}\n",
+                "ready: {exec: [\"orphan:5:0\"]}\n",
+            ]);
             keys += "start_timeout: 5s\n";
         }
-        let is_broken = chance.one_in(10);
+        if !is_task && !is_broken && chance.one_in(5) {
+            keys += *chance.pick(&[
+                "health: {exec: [\"after:20:0\"], interval: 300ms}\n",
+                "health: {exec: [\"exit:0\"], interval: 2s, on_failure: none}\n",
+            ]);
+        }
         keys += *chance.pick(if is_broken { &Self::BROKEN[..] } else { &Self::HOOKS[..] });
         keys += *chance.pick(&Self::STOPS);
         if !is_task && chance.one_in(4) {
@@ -180,6 +193,11 @@ impl File {
         // What ends for good at the first end, or the third, was perhaps ended by somebody.
         let is_patient = !self.keys.contains("limit") && !self.keys.contains("never");
         runs && is_patient && !self.is_broken
+    }
+
+    /// Whether it is asked again and again, so that it is never silent.
+    fn is_asked(&self) -> bool {
+        self.keys.contains("health:")
     }
 }
 
@@ -618,7 +636,9 @@ impl Story {
     /// Whoever is at rest is silent, and a restore of it starts nothing.
     fn rest(&mut self) -> Result<(), String> {
         let stay = (0..self.files.len()).all(|place| {
-            !self.exists[place] || self.files[place].stays() || self.files[place].kind == "task"
+            let file = &self.files[place];
+            let rests = (file.stays() && !file.is_asked()) || file.kind == "task";
+            !self.exists[place] || rests
         });
         if !stay || !self.is_at_rest() {
             return Ok(());

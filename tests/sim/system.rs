@@ -282,7 +282,7 @@ impl System for Simulated {
         let says = launch.role == Role::Main
             && launch.spec.process.as_ref().is_some_and(|process| match process.ready {
                 Ready::Notify | Ready::Fd(_) | Ready::File(_) => true,
-                Ready::Started | Ready::Delay(_) => false,
+                Ready::Started | Ready::Delay(_) | Ready::Asked(_) => false,
             });
         let identity = {
             let mut machine = self.machine.borrow_mut();
@@ -332,6 +332,10 @@ impl System for Simulated {
         let meant = machine.by_identity(process).and_then(|p| p.owner.as_ref().map(|o| o.run));
         machine.deliver(pid, signal, meant.unwrap_or(RunId(0)));
         Ok(())
+    }
+
+    fn kill_group(&mut self, leader: &Identity) -> Result<(), SystemError> {
+        self.signal(leader, Signal::KILL)
     }
 
     fn signal_tree(&mut self, run: &RunRef, signal: Signal) -> u32 {
@@ -415,7 +419,7 @@ impl System for Simulated {
         // A FIFO keeps what was said meanwhile, and a file is there; a datagram is lost.
         let keeps = launch.spec.process.as_ref().is_some_and(|process| match process.ready {
             Ready::Fd(_) | Ready::File(_) => true,
-            Ready::Started | Ready::Notify | Ready::Delay(_) => false,
+            Ready::Started | Ready::Notify | Ready::Delay(_) | Ready::Asked(_) => false,
         });
         if launch.role == Role::Main && keeps && is_ready {
             self.machine.borrow_mut().tell_ready(launch.run);

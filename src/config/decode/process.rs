@@ -12,9 +12,6 @@ use crate::model::{
     Command, EnvFile, FilePath, InheritEnv, Limit, ProcessSpec, Ready, Resource, Stdin, Template,
 };
 
-/// Highest descriptor for `ready: {fd: N}`; the usual soft limit of descriptors is one more.
-const READY_FD_MAX: i64 = 1023;
-
 /// Highest user or group number; the kernel takes the next one for "no change".
 const ACCOUNT_MAX: u64 = 0xffff_fffe;
 
@@ -239,21 +236,5 @@ impl Decoder<'_, '_> {
             return None;
         }
         Some(Limit { soft, hard })
-    }
-
-    fn ready(&mut self, node: &Node) -> Option<Ready> {
-        let (key, value) = self.only("ready", node)?;
-        match key.name() {
-            "notify" => {
-                let is_asked = self.boolean(key.path, value)?;
-                Some(if is_asked { Ready::Notify } else { Ready::Started })
-            }
-            "fd" => {
-                let fd = self.number(key.path, value, 3, READY_FD_MAX)?;
-                u16::try_from(fd).ok().map(Ready::Fd)
-            }
-            "delay" => self.span(key.path, value).map(Ready::Delay),
-            _ => self.path(key.path, value).map(Ready::File),
-        }
     }
 }

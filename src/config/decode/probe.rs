@@ -1,0 +1,165 @@
+//! How a unit says, or is asked, whether it is ready, and whether it is healthy.
+
+use super::Decoder;
+use super::fields::Fields;
+use super::value::alternatives;
+use crate::config::diagnostic::quoted;
+use crate::config::keys::{self, Key};
+use crate::config::yaml::Node;
+use crate::model::{Health, HealthAction, Probe, Question, RETRIES_MAX, Ready, Span, Template};
+
+/// Highest descriptor for `ready: {fd: N}`; the usual soft limit of descriptors is one more.
+const READY_FD_MAX: i64 = 1023;
+/// Shortest time between two questions: each costs a process.
+const INTERVAL_MIN: Span = Span::millis(10);
+/// Where nothing is said: how often a unit is asked whether it is ready, and healthy.
+const READY_INTERVAL: Span = Span::seconds(1);
+const HEALTH_INTERVAL: Span = Span::seconds(10);
+const TIMEOUT: Span = Span::seconds(3);
+const RETRIES: u32 = 3;
+const START_PERIOD: Span = Span::seconds(30);
+
+impl Decoder<'_, '_> {
+    pub(super) fn ready(&mut self, node: &Node) -> Option<Ready> {
+        let fields = self.fields("ready", node)?;
+        let (key, value) =
+            self.one_of("ready", node, &fields, &["expect", "interval", "timeout"])?;
+        let name = key.name();
+        let is_question = matches!(name, "tcp" | "unix" | "http" | "exec");
+        for other in ["interval", "timeout", "expect"] {
+            let belongs = if other == "expect" { name == "http" } else { is_question };
+            if let Some(node) = fields.get(other).filter(|_| !belongs) {
+                let message = format!("`ready.{other}` means nothing with {}", quoted(key.path));
+                self.sink.error(node.at, message);
+            }
+        }
+        match name {
+            "notify" => {
+                let is_asked = self.boolean(key.path, value)?;
+                Some(if is_asked { Ready::Notify } else { Ready::Started })
+            }
+            "fd" => {
+                let fd = self.number(key.path, value, 3, READY_FD_MAX)?;
+                u16::try_from(fd).ok().map(Ready::Fd)
+            }
+            "delay" => self.span(key.path, value).map(Ready::Delay),
+            "file" => self.path(key.path, value).map(Ready::File),
+            _ => {
+                let question = self.question(key, value, fields.get("expect"))?;
+                let interval = self.interval("ready.interval", &fields, READY_INTERVAL);
+                let timeout = self.interval("ready.timeout", &fields, TIMEOUT);
+                Some(Ready::Asked(Probe { question, interval, timeout }))
+            }
+        }
+    }
+
+    pub(super) fn health(&mut self, node: &Node) -> Option<Health> {
+        let fields = self.fields("health", node)?;
+        let beside = ["interval", "timeout", "retries", "start_period", "on_failure"];
+        let (key, value) = self.one_of("health", node, &fields, &beside)?;
+        let question = self.question(key, value, None);
+        let interval = self.interval("health.interval", &fields, HEALTH_INTERVAL);
+        let timeout = self.interval("health.timeout", &fields, TIMEOUT);
+        let retries = fields
+            .get("retries")
+            .and_then(|node| self.number("health.retries", node, 1, i64::from(RETRIES_MAX)));
+        let start_period =
+            fields.get("start_period").and_then(|node| self.span("health.start_period", node));
+        let actions = [
+            ("restart", HealthAction::Restart),
+            ("none", HealthAction::None),
+            ("shutdown", HealthAction::Shutdown),
+        ];
+        let on_failure = fields
+            .get("on_failure")
+            .and_then(|node| self.choice("health.on_failure", node, &actions, &[]));
+        Some(Health {
+            probe: Probe { question: question?, interval, timeout },
+            retries: retries.and_then(|n| u32::try_from(n).ok()).unwrap_or(RETRIES),
+            start_period: start_period.unwrap_or(START_PERIOD),
+            on_failure: on_failure.unwrap_or(HealthAction::Restart),
+        })
+    }
+
+    /// The one rule in a map that has other keys beside it.
+    fn one_of<'n>(
+        &mut self,
+        parent: &'static str,
+        node: &Node,
+        fields: &Fields<'n>,
+        beside: &[&str],
+    ) -> Option<(&'static Key, &'n Node)> {
+        let kind = self.kind;
+        let legal: Vec<&Key> = keys::children(parent)
+            .filter(|key| key.supported && key.units.has(kind) && !beside.contains(&key.name()))
+            .collect();
+        let mut said = legal.iter().filter_map(|key| Some((*key, fields.get(key.name())?)));
+        let Some((key, value)) = said.next() else {
+            let names: Vec<&str> = legal.iter().map(|key| key.name()).collect();
+            self.sink.error(node.at, format!("`{parent}` needs {}", alternatives(&names)));
+            return None;
+        };
+        for (other, entry) in said {
+            let message =
+                format!("{} and {} exclude each other", quoted(key.path), quoted(other.path));
+            self.sink.error(entry.at, message);
+        }
+        keys::key(key.path).map(|key| (key, value))
+    }
+
+    fn question(&mut self, key: &Key, value: &Node, expect: Option<&Node>) -> Option<Question> {
+        match key.name() {
+            "tcp" => self.address(key.path, value).map(Question::Tcp),
+            "unix" => self.path(key.path, value).map(Question::Unix),
+            "memory" => self.size(key.path, value).map(Question::Memory),
+            "exec" => self.command(key.path, value).map(Question::Exec),
+            _ => {
+                let url = self.url(key.path, value);
+                let expect = match expect {
+                    Some(node) => self.number("ready.expect", node, 100, 599),
+                    None => None,
+                };
+                let expect = expect.and_then(|status| u16::try_from(status).ok());
+                Some(Question::Http { url: url?, expect })
+            }
+        }
+    }
+
+    /// `HOST:PORT`.
+    fn address(&mut self, key: &str, node: &Node) -> Option<Template> {
+        let text = self.text(key, node)?;
+        let has_port = text.rsplit_once(':').is_some_and(|(host, port)| {
+            !host.is_empty() && (port.contains("${") || port.parse::<u16>().is_ok())
+        });
+        if !has_port {
+            self.wrong(key, "`HOST:PORT`", node);
+            return None;
+        }
+        self.template(key, node)
+    }
+
+    fn url(&mut self, key: &str, node: &Node) -> Option<Template> {
+        let text = self.text(key, node)?;
+        let host = text.strip_prefix("http://").filter(|rest| !rest.starts_with('/'));
+        if host.is_none_or(str::is_empty) {
+            self.wrong(
+                key,
+                "a URL that begins with `http://` (for https, use `exec` with curl)",
+                node,
+            );
+            return None;
+        }
+        self.template(key, node)
+    }
+
+    /// A time that is long enough for a process.
+    fn interval(&mut self, key: &'static str, fields: &Fields<'_>, default: Span) -> Span {
+        let name = key.rsplit_once('.').map_or(key, |(_, name)| name);
+        let Some(node) = fields.get(name) else { return default };
+        let Some(span) = self.span(key, node) else { return default };
+        if span < INTERVAL_MIN {
+            self.sink.error(node.at, format!("`{key}` must be {INTERVAL_MIN} or more"));
+        }
+        span
+    }
+}
