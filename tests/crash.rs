@@ -107,6 +107,34 @@ fn two_hundred_kills_at_random_times_under_load_double_nothing() {
     }
 }
 
+#[test]
+fn ready_that_was_said_to_nobody_is_heard() {
+    let Some(mut world) = World::new() else { return };
+    for (name, close) in [("closes", "exec 3>&-; "), ("keeps", "")] {
+        let script = witness(name)
+            + "while ! [ -e go ]; do sleep 0.02; done; echo >&3; "
+            + close
+            + &format!("touch {name}.said; exec sleep 1000");
+        world.service(name, &script, "ready: {fd: 3}\nstart_timeout: 15s\n");
+    }
+    world.service("never", &(witness("never") + "exec sleep 1000"), "ready: {fd: 3}\n");
+    assert_eq!(world.opm(&["apply", "--no-wait", "units"]).code, 0);
+    let names = ["closes", "keeps", "never"];
+    let all = |world: &World| names.iter().all(|name| last_start(world, name).is_some());
+    world.until("their first act", || all(&world));
+    world.crash();
+    std::fs::write(world.path("go"), "").unwrap();
+    let said = |name: &str| world.path(&format!("{name}.said")).exists();
+    world.until("their word", || said("closes") && said("keeps"));
+    assert_eq!(world.opm(&["daemon"]).code, 0, "{}", world.log());
+    world.until_phase("closes", "up");
+    world.until_phase("keeps", "up");
+    assert_eq!(world.phase("never"), "starting", "it has said nothing yet");
+    for name in names {
+        assert_eq!(world.lines(&format!("{name}.starts")).len(), 1, "{name}");
+    }
+}
+
 fn last_start(world: &World, name: &str) -> Option<String> {
     world.lines(&format!("{name}.starts")).pop()
 }

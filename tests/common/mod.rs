@@ -39,8 +39,13 @@ pub fn in_shell(script: &str) -> String {
 }
 
 pub fn skip(why: &str) {
-    assert!(std::env::var("OPM_TESTS").as_deref() != Ok("all"), "may not be skipped here: {why}");
+    assert!(!tests_all(), "may not be skipped here: {why}");
     eprintln!("skipped: {why}");
+}
+
+/// Whether everything is to be tried, however long it takes.
+pub fn tests_all() -> bool {
+    std::env::var("OPM_TESTS").as_deref() == Ok("all")
 }
 
 pub fn is_root() -> bool {
@@ -333,6 +338,35 @@ impl World {
         value.map(|value| value.trim().to_owned())
     }
 
+    /// The pid that a process of the namespace has here.
+    pub fn host_pid(&self, pid: i32) -> Option<i32> {
+        let namespace = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
+        let ours = namespace(&self.init().to_string())?;
+        let entries = fs::read_dir("/proc").ok()?.flatten();
+        let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+        let mut found = names.filter(|name| {
+            let text = fs::read_to_string(format!("/proc/{name}/status")).unwrap_or_default();
+            let pids = text.lines().find_map(|line| line.strip_prefix("NSpid:"));
+            let last = pids.and_then(|pids| pids.split_ascii_whitespace().last()?.parse().ok());
+            last == Some(pid) && namespace(name).as_ref() == Some(&ours)
+        });
+        found.next()?.parse().ok()
+    }
+
+    /// The session of a process of the namespace.
+    pub fn session(&self, pid: i32) -> Option<i32> {
+        let text = fs::read_to_string(self.proc()?.join(format!("{pid}/stat"))).ok()?;
+        let (_, rest) = text.rsplit_once(')')?;
+        rest.split_ascii_whitespace().nth(3)?.parse().ok()
+    }
+
+    /// The arguments of a process of the namespace, with blanks between them.
+    pub fn command_line(&self, pid: i32) -> String {
+        let proc = self.proc().expect("a namespace");
+        let bytes = fs::read(proc.join(format!("{pid}/cmdline"))).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).replace('\0', " ")
+    }
+
     /// The live processes that were started for a unit, found by their environment.
     pub fn processes_of(&self, unit: &str) -> Vec<i32> {
         let proc = self.proc().expect("a namespace");
@@ -484,4 +518,30 @@ pub fn watch_for(time: Duration, mut wrong: impl FnMut() -> bool, what: &str) {
 
 pub fn shell(dir: &Path, script: &str) -> Output {
     Command::new("sh").args(["-c", script]).current_dir(dir).output().unwrap()
+}
+
+/// xorshift64: a seed is enough to see a failure again.
+pub struct Random {
+    pub seed: u64,
+    state: u64,
+}
+
+impl Random {
+    pub fn new() -> Self {
+        let seed = std::env::var("OPM_SEED").ok().and_then(|seed| seed.parse().ok());
+        let seed = seed.unwrap_or_else(|| u64::from(std::process::id()) * 0x9e37_79b9 + 1);
+        eprintln!("seed {seed} (OPM_SEED runs it again)");
+        Self { seed, state: seed }
+    }
+
+    pub fn below(&mut self, limit: u64) -> u64 {
+        self.state ^= self.state << 13;
+        self.state ^= self.state >> 7;
+        self.state ^= self.state << 17;
+        self.state % limit
+    }
+
+    pub fn index(&mut self, limit: usize) -> usize {
+        usize::try_from(self.below(limit as u64)).unwrap()
+    }
 }

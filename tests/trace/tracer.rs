@@ -1,0 +1,136 @@
+//! Stops a process at its system calls with ptrace(2), and kills it at one of them.
+//!
+//! Only the process itself is traced, not what it starts. Each entry into a system call and each
+//! return from one is a stop; what is killed at an entry does not make the call.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::sys::ptrace::{self, Options};
+use nix::sys::signal::Signal;
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+
+/// So long without a stop, and the process may be at rest: its end is asked for.
+const REST: Duration = Duration::from_millis(60);
+/// So long without a stop and without an end, and the test fails.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// How it went.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    /// It was killed at a stop; the call by its number, and the first arguments.
+    Killed(String),
+    /// What it had to do was done before; it was killed then.
+    Over,
+}
+
+/// Whether processes may be traced here.
+pub(crate) fn is_allowed() -> bool {
+    use std::process::{Command, Stdio};
+    let mut sleep = Command::new("sleep").arg("100").stdin(Stdio::null()).spawn().unwrap();
+    let pid = Pid::from_raw(i32::try_from(sleep.id()).unwrap());
+    let result = ptrace::seize(pid, Options::empty());
+    sleep.kill().unwrap();
+    sleep.wait().unwrap();
+    result.is_ok()
+}
+
+/// A process under trace. It ends with this value.
+#[derive(Debug)]
+pub(crate) struct Traced {
+    pid: Pid,
+    ended: bool,
+}
+
+impl Traced {
+    /// Takes hold of a process and stops it.
+    pub(crate) fn seize(pid: i32) -> Self {
+        let pid = Pid::from_raw(pid);
+        let options = Options::PTRACE_O_TRACESYSGOOD | Options::PTRACE_O_EXITKILL;
+        ptrace::seize(pid, options).unwrap();
+        ptrace::interrupt(pid).unwrap();
+        let stop = waitpid(pid, Some(WaitPidFlag::__WALL)).unwrap();
+        assert!(
+            matches!(stop, WaitStatus::PtraceEvent(..) | WaitStatus::Stopped(..)),
+            "not stopped: {stop:?}"
+        );
+        Self { pid, ended: false }
+    }
+
+    /// Lets it go until so many stops have come, or until it rests and `is_over` says that all is
+    /// done; kills it then.
+    pub(crate) fn kill_after(mut self, stops: u64, mut is_over: impl FnMut() -> bool) -> End {
+        let mut left = stops;
+        let mut signal = None;
+        loop {
+            if left == 0 {
+                let at = fs::read_to_string(format!("/proc/{}/syscall", self.pid));
+                self.kill();
+                return End::Killed(at.unwrap_or_default().trim().to_owned());
+            }
+            self.go_on(signal.take());
+            match self.next_stop(&mut is_over) {
+                None => {
+                    self.kill();
+                    return End::Over;
+                }
+                Some(WaitStatus::PtraceSyscall(_)) => left -= 1,
+                Some(WaitStatus::Stopped(_, due)) => signal = Some(due),
+                Some(WaitStatus::PtraceEvent(..)) => {}
+                Some(other) => {
+                    self.ended = true;
+                    panic!("ended by itself: {other:?}");
+                }
+            }
+        }
+    }
+
+    fn go_on(&self, signal: Option<Signal>) {
+        match ptrace::syscall(self.pid, signal) {
+            // Killed by somebody else: the next wait tells.
+            Ok(()) | Err(Errno::ESRCH) => {}
+            Err(error) => panic!("cannot go on: {error}"),
+        }
+    }
+
+    /// Waits for the next stop; `None` where it rests and is over.
+    fn next_stop(&self, is_over: &mut impl FnMut() -> bool) -> Option<WaitStatus> {
+        let began = Instant::now();
+        loop {
+            match waitpid(self.pid, Some(WaitPidFlag::__WALL | WaitPidFlag::WNOHANG)).unwrap() {
+                WaitStatus::StillAlive => {}
+                stop => return Some(stop),
+            }
+            let rested = began.elapsed();
+            if rested < Duration::from_micros(200) {
+                std::thread::yield_now();
+            } else {
+                std::thread::sleep(Duration::from_micros(if rested < REST { 50 } else { 2_000 }));
+            }
+            if rested > REST && is_over() {
+                return None;
+            }
+            assert!(rested < PATIENCE, "it neither makes a system call nor is it done");
+        }
+    }
+
+    fn kill(&mut self) {
+        if !self.ended {
+            self.ended = true;
+            nix::sys::signal::kill(self.pid, Signal::SIGKILL).unwrap();
+            while let Ok(status) = waitpid(self.pid, Some(WaitPidFlag::__WALL)) {
+                if matches!(status, WaitStatus::Signaled(..) | WaitStatus::Exited(..)) {
+                    break;
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Traced {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
