@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{World, witness};
+use common::{Random, World, witness};
 
 fn service(name: &str, requires: &str) -> String {
     format!(
@@ -23,53 +23,6 @@ fn three(world: &World) {
 
 fn all_up(world: &World) -> bool {
     ["a", "b", "c"].iter().all(|name| world.phase(name) == "up")
-}
-
-/// Kills the supervisor at one step of its first start, and starts another one.
-fn crash_at(step: &str) {
-    let Some(mut world) = World::new() else { return };
-    three(&world);
-    world.env.push(("OPM_CRASH_AT".to_owned(), step.to_owned()));
-    world.run();
-    assert_eq!(world.wait_run(), 137, "killed {step}\n{}", world.log());
-    world.env.clear();
-    world.run();
-    world.until("all three to be up", || all_up(&world));
-    world.assert_no_doubles();
-    for name in ["a", "b", "c"] {
-        let pid = world.pid(name).unwrap().to_string();
-        world.until("its first act", || last_start(&world, name).is_some());
-        assert_eq!(world.lines(&format!("{name}.starts")), [pid], "{name} was started once");
-    }
-}
-
-#[test]
-fn killed_after_the_fork_the_child_never_runs() {
-    crash_at("after-fork");
-}
-
-#[test]
-fn killed_after_the_record_the_child_never_runs() {
-    crash_at("after-record");
-}
-
-#[test]
-fn killed_after_the_go_the_child_is_adopted() {
-    crash_at("after-go");
-}
-
-#[test]
-fn killed_with_the_lock_alone_nothing_runs() {
-    let Some(mut world) = World::new() else { return };
-    three(&world);
-    world.env.push(("OPM_CRASH_AT".to_owned(), "after-lock".to_owned()));
-    world.run();
-    assert_eq!(world.wait_run(), 137);
-    assert_eq!(world.read("a.starts"), "");
-    world.env.clear();
-    world.run();
-    world.until("all three to be up", || all_up(&world));
-    world.assert_no_doubles();
 }
 
 #[test]
@@ -137,32 +90,6 @@ fn ready_that_was_said_to_nobody_is_heard() {
 
 fn last_start(world: &World, name: &str) -> Option<String> {
     world.lines(&format!("{name}.starts")).pop()
-}
-
-/// xorshift64: a seed is enough to see a failure again.
-struct Random {
-    seed: u64,
-    state: u64,
-}
-
-impl Random {
-    fn new() -> Self {
-        let seed = std::env::var("OPM_SEED").ok().and_then(|seed| seed.parse().ok());
-        let seed = seed.unwrap_or_else(|| u64::from(std::process::id()) * 0x9e37_79b9 + 1);
-        eprintln!("seed {seed} (OPM_SEED runs it again)");
-        Self { seed, state: seed }
-    }
-
-    fn below(&mut self, limit: u64) -> u64 {
-        self.state ^= self.state << 13;
-        self.state ^= self.state >> 7;
-        self.state ^= self.state << 17;
-        self.state % limit
-    }
-
-    fn index(&mut self, limit: usize) -> usize {
-        usize::try_from(self.below(limit as u64)).unwrap()
-    }
 }
 
 #[test]

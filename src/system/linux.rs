@@ -128,7 +128,6 @@ impl Linux {
             (None, Loaded::default(), Replay::default())
         } else {
             let lock = Lock::take(&dirs)?;
-            spawn::crash_point("after-lock");
             let (ledger, replay) =
                 Ledger::open(Files, &dirs.run, &ledger::name()).map_err(LockError::Failed)?;
             let mut store = Store::new(Files, &dirs.state);

@@ -294,9 +294,7 @@ impl World {
         let pid = self.daemon_pid().expect("a daemon");
         self.kill("KILL", pid);
         until("the daemon's death", || !self.alive(pid));
-        for mut daemon in self.daemons.drain(..) {
-            daemon.wait().unwrap();
-        }
+        self.reap_daemons();
     }
 
     /// `kill -9` of whatever opm was started last, if it got so far as to be one.
@@ -311,6 +309,11 @@ impl World {
                 Command::new("kill").args(["-9", &pid.to_string()]).output().unwrap();
             }
         }
+        self.reap_daemons();
+    }
+
+    /// Waits for the opms that a test has ended by itself.
+    pub fn reap_daemons(&mut self) {
         for mut daemon in self.daemons.drain(..) {
             daemon.wait().unwrap();
         }
@@ -483,7 +486,8 @@ impl Said {
     }
 }
 
-fn child_of(pid: u32) -> Option<u32> {
+/// The first child of a process.
+pub fn child_of(pid: u32) -> Option<u32> {
     let text = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
     text.split_ascii_whitespace().next()?.parse().ok()
 }

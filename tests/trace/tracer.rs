@@ -26,6 +26,13 @@ pub(crate) enum End {
     Over,
 }
 
+/// Where to kill: so many stops after the first entry into this system call, or after the begin.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Point {
+    pub(crate) call: Option<libc::c_long>,
+    pub(crate) stops: u64,
+}
+
 /// Whether processes may be traced here.
 pub(crate) fn is_allowed() -> bool {
     use std::process::{Command, Stdio};
@@ -59,16 +66,16 @@ impl Traced {
         Self { pid, ended: false }
     }
 
-    /// Lets it go until so many stops have come, or until it rests and `is_over` says that all is
-    /// done; kills it then.
-    pub(crate) fn kill_after(mut self, stops: u64, mut is_over: impl FnMut() -> bool) -> End {
-        let mut left = stops;
+    /// Lets it go to that point, or until it rests and `is_over` says that all is done; kills it
+    /// then.
+    pub(crate) fn kill_at(mut self, point: Point, mut is_over: impl FnMut() -> bool) -> End {
+        let Point { mut call, stops: mut left } = point;
         let mut signal = None;
         loop {
-            if left == 0 {
-                let at = fs::read_to_string(format!("/proc/{}/syscall", self.pid));
+            if call.is_none() && left == 0 {
+                let at = self.call();
                 self.kill();
-                return End::Killed(at.unwrap_or_default().trim().to_owned());
+                return End::Killed(at);
             }
             self.go_on(signal.take());
             match self.next_stop(&mut is_over) {
@@ -76,7 +83,11 @@ impl Traced {
                     self.kill();
                     return End::Over;
                 }
-                Some(WaitStatus::PtraceSyscall(_)) => left -= 1,
+                Some(WaitStatus::PtraceSyscall(_)) => match call {
+                    Some(number) if !self.call().starts_with(&format!("{number} ")) => {}
+                    Some(_) => call = None,
+                    None => left -= 1,
+                },
                 Some(WaitStatus::Stopped(_, due)) => signal = Some(due),
                 Some(WaitStatus::PtraceEvent(..)) => {}
                 Some(other) => {
@@ -85,6 +96,12 @@ impl Traced {
                 }
             }
         }
+    }
+
+    /// The system call that it is in, by its number, and the arguments.
+    fn call(&self) -> String {
+        let text = fs::read_to_string(format!("/proc/{}/syscall", self.pid));
+        text.unwrap_or_default().trim().to_owned()
     }
 
     fn go_on(&self, signal: Option<Signal>) {
