@@ -168,8 +168,10 @@ fn killed_at_any_system_call_of_a_start_or_a_stop() {
     assert_eq!(world.opm(&["stop", "x"]).code, 0);
     let (mut start_over, mut stop_over) = (false, false);
     let mut rounds = 0;
-    // From the birth of the first process until it was let go, at every stop.
-    let birth = (0..BIRTH_STOPS).map(|stops| Point { call: Some(libc::SYS_clone3), stops });
+    // From the birth of the main process until it was let go, at every stop: the hook's is the
+    // first birth, with two stops.
+    let call = Some((libc::SYS_clone3, 3));
+    let birth = (0..BIRTH_STOPS).map(|stops| Point { call, stops });
     for point in birth.chain(points(7)) {
         if start_over && stop_over {
             break;

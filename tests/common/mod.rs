@@ -98,8 +98,9 @@ impl World {
         let unshare = holder.id();
         world.holder = Some(holder);
         until("the namespace", || child_of(unshare).is_some());
-        // The namespace's own /proc is mounted before PID 1 runs.
-        until("its /proc", || world.proc().is_some_and(|proc| proc.join("2/stat").exists()));
+        // Before the namespace's own /proc is mounted, process 2 is another one's.
+        let is_sleep = |proc: PathBuf| fs::read(proc.join("2/comm")).is_ok_and(|n| n == b"sleep\n");
+        until("its /proc", || world.proc().is_some_and(is_sleep));
         Some(world)
     }
 

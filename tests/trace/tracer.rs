@@ -26,10 +26,10 @@ pub(crate) enum End {
     Over,
 }
 
-/// Where to kill: so many stops after the first entry into this system call, or after the begin.
+/// Where to kill: so many stops after the begin, or after the n-th stop in a system call.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Point {
-    pub(crate) call: Option<libc::c_long>,
+    pub(crate) call: Option<(libc::c_long, u64)>,
     pub(crate) stops: u64,
 }
 
@@ -84,8 +84,13 @@ impl Traced {
                     return End::Over;
                 }
                 Some(WaitStatus::PtraceSyscall(_)) => match call {
-                    Some(number) if !self.call().starts_with(&format!("{number} ")) => {}
-                    Some(_) => call = None,
+                    Some((number, times)) if self.call().starts_with(&format!("{number} ")) => {
+                        call = times
+                            .checked_sub(1)
+                            .filter(|left| *left > 0)
+                            .map(|left| (number, left));
+                    }
+                    Some(_) => {}
                     None => left -= 1,
                 },
                 Some(WaitStatus::Stopped(_, due)) => signal = Some(due),
