@@ -1,6 +1,4 @@
 //! The promise itself: whatever is killed when, nothing runs twice and nothing is lost.
-#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
-#![expect(clippy::print_stderr, reason = "a seed is printed")]
 
 mod common;
 

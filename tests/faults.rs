@@ -2,7 +2,6 @@
 //! supervisor that stands still. Nothing runs twice, nothing is lost, nothing spins, and all comes
 //! back once there is room. What `tests/disk.rs` and `tests/scale.rs` have is not repeated here.
 #![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
-#![expect(clippy::print_stderr, reason = "figures are printed")]
 
 mod common;
 
@@ -62,8 +61,8 @@ fn assert_no_flood(world: &World) {
     assert!(lines < 2_000, "{lines} lines of opm's own:\n{}", world.log());
 }
 
-fn running(world: &World, word: &str) -> Option<i32> {
-    let is_it = |pid: &i32| world.alive(*pid) && world.command_line(*pid).contains(word);
+fn running(world: &World, part: &str) -> Option<i32> {
+    let is_it = |pid: &i32| world.alive(*pid) && world.command_line(*pid).contains(part);
     world.pids().into_iter().find(is_it)
 }
 
@@ -245,18 +244,20 @@ fn a_limit_of_processes_passes() {
     }
     let Some(mut world) = World::new() else { return };
     let Some(opm) = shared_program(&world) else { return };
-    world.task("wide", "for i in 1 2 3 4 5 6 7 8; do sleep 1000 & done; touch wide; wait", "");
+    let wide = "for i in 1 2 3 4 5 6 7 8; do sleep 1000 & done; touch wide; wait";
+    world.service("wide", wide, "ready: {file: ../wide}\n");
     for n in 0..12 {
         let name = format!("s{n}");
-        world.service(&name, &(witness(&name) + "exec sleep 1000"), QUICK);
+        let keys = format!("{QUICK}after: [wide]\n");
+        world.service(&name, &(witness(&name) + "exec sleep 1000"), &keys);
     }
     // A number of a user that nobody else is; its processes are counted together.
     common::shell(world.dir.path(), "chmod -R a+rwX . && chmod 777 .");
     let log = File::create(world.path("opm.out")).unwrap();
     let mut command = world.command("setpriv");
-    let user = 60_000 + std::process::id() % 5_000;
+    let number = 60_000 + std::process::id() % 5_000;
     let script = "exec prlimit --nproc=18 \"$0\" --root \"$1\" run --quiet units";
-    command.args([&format!("--reuid={user}"), "--regid=60000", "--clear-groups"]);
+    command.args([&format!("--reuid={number}"), "--regid=60000", "--clear-groups"]);
     command.args(["sh", "-c", script]).arg(&opm).arg(world.root());
     command.stdout(log.try_clone().unwrap()).stderr(log);
     world.spawn(command);

@@ -4,7 +4,6 @@
 //! 200 kills in plain `cargo test`, 1,000 with `OPM_TESTS=all`. The seed is printed; `OPM_SEED` runs
 //! it again, as far as the machine's own timing allows.
 #![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
-#![expect(clippy::print_stderr, reason = "figures and seeds are printed")]
 
 mod common;
 

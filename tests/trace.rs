@@ -4,7 +4,6 @@
 //! In plain `cargo test` every so many-th stop is taken, from an offset that the seed gives
 //! (`OPM_SEED` runs it again); with `OPM_TESTS=all` every one.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test stops at the first surprise")]
-#![expect(clippy::print_stderr, reason = "figures and seeds are printed")]
 #![expect(clippy::disallowed_methods, reason = "tests run programs, and wait for them")]
 
 mod common;
@@ -51,7 +50,7 @@ fn saved(world: &World) -> Desired {
 }
 
 fn is_held(world: &World, unit: &str) -> bool {
-    saved(world).units[&UnitName::parse(unit).unwrap()].hold.is_some()
+    saved(world).units.get(&UnitName::parse(unit).unwrap()).unwrap().hold.is_some()
 }
 
 /// Traces the supervisor while `client` asks it for something, and kills it.
@@ -153,7 +152,9 @@ fn assert_talked(world: &World, at: &str) {
         found_lines == expected
     }) {
         let mut found: BTreeMap<&String, usize> = BTreeMap::new();
-        found_lines.iter().for_each(|line| *found.entry(line).or_default() += 1);
+        for line in &found_lines {
+            *found.entry(line).or_default() += 1;
+        }
         let missing: Vec<_> = expected.iter().filter(|line| !found.contains_key(line)).collect();
         found.retain(|line, count| *count > 1 || !expected.contains(line));
         panic!("{at}: missing {missing:?}, doubled or unknown {found:?}\n{}", world.log());
@@ -224,7 +225,7 @@ fn versioned(name: &str, version: &str) -> String {
 
 /// Two sets of units: `a` changes, `b` and `c` take each other's place, `d` stays as it is.
 fn write_set(world: &World, version: usize) {
-    let (there, gone) = if version % 2 == 0 { ("b", "c") } else { ("c", "b") };
+    let (there, gone) = if version.is_multiple_of(2) { ("b", "c") } else { ("c", "b") };
     world.unit("a", &versioned("a", &version.to_string()));
     world.unit(there, &versioned(there, "-"));
     std::fs::remove_file(world.path(&format!("units/{gone}.yaml"))).ok();
@@ -241,7 +242,7 @@ fn killed_at_any_system_call_of_an_apply() {
     for point in points(14) {
         rounds += 1;
         write_set(&world, rounds);
-        let (there, gone) = if rounds % 2 == 0 { ("b", "c") } else { ("c", "b") };
+        let (there, gone) = if rounds.is_multiple_of(2) { ("b", "c") } else { ("c", "b") };
         let before = saved(&world).generation;
         let starts = |world: &World, name: &str| world.lines(&format!("{name}.starts")).len();
         let (a, b) = (starts(&world, "a"), starts(&world, there));

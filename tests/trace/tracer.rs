@@ -121,9 +121,10 @@ impl Traced {
     fn next_stop(&self, is_over: &mut impl FnMut() -> bool) -> Option<WaitStatus> {
         let began = Instant::now();
         loop {
-            match waitpid(self.pid, Some(WaitPidFlag::__WALL | WaitPidFlag::WNOHANG)).unwrap() {
-                WaitStatus::StillAlive => {}
-                stop => return Some(stop),
+            let flags = WaitPidFlag::__WALL | WaitPidFlag::WNOHANG;
+            let stop = waitpid(self.pid, Some(flags)).unwrap();
+            if stop != WaitStatus::StillAlive {
+                return Some(stop);
             }
             let rested = began.elapsed();
             if rested < Duration::from_micros(200) {
