@@ -2,7 +2,8 @@
 
 mod common;
 
-use common::{Random, World, witness};
+use common::random::Random;
+use common::{World, witness};
 
 fn service(name: &str, requires: &str) -> String {
     format!(

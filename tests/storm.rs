@@ -9,7 +9,8 @@ mod common;
 
 use std::time::Duration;
 
-use common::{Random, World, in_shell, witness};
+use common::random::Random;
+use common::{World, in_shell, witness};
 use opm::logs::{self, Query};
 
 /// How many lines a run writes that ends by itself.

@@ -37,7 +37,7 @@ fn world() -> Option<World> {
 /// Where to kill, one after the other: at every `step`-th stop, or at all of them.
 fn points(step: u64) -> impl Iterator<Item = Point> {
     let step = if common::tests_all() { 1 } else { step };
-    let mut random = common::Random::new();
+    let mut random = common::random::Random::new();
     let offset = random.below(step);
     (0..).map(move |number| Point { call: None, stops: offset + number * step })
 }
