@@ -69,6 +69,7 @@ pub(super) fn add_to(desired: &mut Desired, options: &KeeperOptions) {
     // are killed too: back at once, then with growing patience, but soon.
     spec.restart.delay = Span::millis(5);
     spec.restart.max_delay = Span::seconds(1);
+    spec.restart.reset_after = Span::seconds(1);
     let mut unit = Unit::new(Arc::new(spec), SOURCE.to_owned());
     // With a default target nothing else would want it.
     unit.started = needed;
