@@ -250,7 +250,8 @@ fn killed_at_any_system_call_of_an_apply() {
             world.lines("a.versions").last() == Some(&rounds.to_string())
                 && starts(world, there) > b
         };
-        let (end, said) = kill_in(&mut world, point, &["apply", "--no-wait", "units"], done);
+        let (end, said) =
+            kill_in(&mut world, point, &["apply", "--no-daemon", "--no-wait", "units"], done);
         let at = format!("apply, {point:?}, {end:?}");
         let is_new = saved(&world).generation > before;
         assert!(said.code != 0 || is_new, "{at}: acknowledged and lost");
