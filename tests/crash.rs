@@ -30,10 +30,18 @@ fn two_hundred_kills_at_random_times_under_load_double_nothing() {
     three(&world);
     let mut random = Random::new();
     let mut adopted = 0;
+    // How long it takes here until all run.
+    let began = common::now();
+    world.run();
+    world.until("their first acts", || {
+        ["a", "b", "c"].iter().all(|name| last_start(&world, name).is_some())
+    });
+    let longest = u64::try_from(began.elapsed().as_micros()).unwrap().max(15_000);
+    world.crash();
     for round in 0..200 {
         world.run();
         // From before the lock is taken until all is up, and while services die.
-        let until = common::now() + std::time::Duration::from_micros(random.below(15_000));
+        let until = common::now() + std::time::Duration::from_micros(random.below(longest));
         if random.below(2) == 0
             && let Some(pid) = last_start(&world, ["a", "b", "c"][random.index(3)])
         {
