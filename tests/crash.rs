@@ -1,9 +1,8 @@
 //! The promise itself: whatever is killed when, nothing runs twice and nothing is lost.
-#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
-#![expect(clippy::print_stderr, reason = "a seed is printed")]
 
 mod common;
 
+use common::random::Random;
 use common::{World, witness};
 
 fn service(name: &str, requires: &str) -> String {
@@ -25,63 +24,24 @@ fn all_up(world: &World) -> bool {
     ["a", "b", "c"].iter().all(|name| world.phase(name) == "up")
 }
 
-/// Kills the supervisor at one step of its first start, and starts another one.
-fn crash_at(step: &str) {
-    let Some(mut world) = World::new() else { return };
-    three(&world);
-    world.env.push(("OPM_CRASH_AT".to_owned(), step.to_owned()));
-    world.run();
-    assert_eq!(world.wait_run(), 137, "killed {step}\n{}", world.log());
-    world.env.clear();
-    world.run();
-    world.until("all three to be up", || all_up(&world));
-    world.assert_no_doubles();
-    for name in ["a", "b", "c"] {
-        let pid = world.pid(name).unwrap().to_string();
-        world.until("its first act", || last_start(&world, name).is_some());
-        assert_eq!(world.lines(&format!("{name}.starts")), [pid], "{name} was started once");
-    }
-}
-
-#[test]
-fn killed_after_the_fork_the_child_never_runs() {
-    crash_at("after-fork");
-}
-
-#[test]
-fn killed_after_the_record_the_child_never_runs() {
-    crash_at("after-record");
-}
-
-#[test]
-fn killed_after_the_go_the_child_is_adopted() {
-    crash_at("after-go");
-}
-
-#[test]
-fn killed_with_the_lock_alone_nothing_runs() {
-    let Some(mut world) = World::new() else { return };
-    three(&world);
-    world.env.push(("OPM_CRASH_AT".to_owned(), "after-lock".to_owned()));
-    world.run();
-    assert_eq!(world.wait_run(), 137);
-    assert_eq!(world.read("a.starts"), "");
-    world.env.clear();
-    world.run();
-    world.until("all three to be up", || all_up(&world));
-    world.assert_no_doubles();
-}
-
 #[test]
 fn two_hundred_kills_at_random_times_under_load_double_nothing() {
     let Some(mut world) = World::new() else { return };
     three(&world);
     let mut random = Random::new();
     let mut adopted = 0;
+    // How long it takes here until all run.
+    let began = common::now();
+    world.run();
+    world.until("their first acts", || {
+        ["a", "b", "c"].iter().all(|name| last_start(&world, name).is_some())
+    });
+    let longest = u64::try_from(began.elapsed().as_micros()).unwrap().max(15_000);
+    world.crash();
     for round in 0..200 {
         world.run();
         // From before the lock is taken until all is up, and while services die.
-        let until = common::now() + std::time::Duration::from_micros(random.below(15_000));
+        let until = common::now() + std::time::Duration::from_micros(random.below(longest));
         if random.below(2) == 0
             && let Some(pid) = last_start(&world, ["a", "b", "c"][random.index(3)])
         {
@@ -107,34 +67,36 @@ fn two_hundred_kills_at_random_times_under_load_double_nothing() {
     }
 }
 
+#[test]
+fn ready_that_was_said_to_nobody_is_heard() {
+    let Some(mut world) = World::new() else { return };
+    for (name, close) in [("closes", "exec 3>&-; "), ("keeps", "")] {
+        let script = witness(name)
+            + "while ! [ -e go ]; do sleep 0.02; done; echo >&3; "
+            + close
+            + &format!("touch {name}.said; exec sleep 1000");
+        world.service(name, &script, "ready: {fd: 3}\nstart_timeout: 15s\n");
+    }
+    world.service("never", &(witness("never") + "exec sleep 1000"), "ready: {fd: 3}\n");
+    assert_eq!(world.opm(&["apply", "--no-wait", "units"]).code, 0);
+    let names = ["closes", "keeps", "never"];
+    let all = |world: &World| names.iter().all(|name| last_start(world, name).is_some());
+    world.until("their first act", || all(&world));
+    world.crash();
+    std::fs::write(world.path("go"), "").unwrap();
+    let said = |name: &str| world.path(&format!("{name}.said")).exists();
+    world.until("their word", || said("closes") && said("keeps"));
+    assert_eq!(world.opm(&["daemon"]).code, 0, "{}", world.log());
+    world.until_phase("closes", "up");
+    world.until_phase("keeps", "up");
+    assert_eq!(world.phase("never"), "starting", "it has said nothing yet");
+    for name in names {
+        assert_eq!(world.lines(&format!("{name}.starts")).len(), 1, "{name}");
+    }
+}
+
 fn last_start(world: &World, name: &str) -> Option<String> {
     world.lines(&format!("{name}.starts")).pop()
-}
-
-/// xorshift64: a seed is enough to see a failure again.
-struct Random {
-    seed: u64,
-    state: u64,
-}
-
-impl Random {
-    fn new() -> Self {
-        let seed = std::env::var("OPM_SEED").ok().and_then(|seed| seed.parse().ok());
-        let seed = seed.unwrap_or_else(|| u64::from(std::process::id()) * 0x9e37_79b9 + 1);
-        eprintln!("seed {seed} (OPM_SEED runs it again)");
-        Self { seed, state: seed }
-    }
-
-    fn below(&mut self, limit: u64) -> u64 {
-        self.state ^= self.state << 13;
-        self.state ^= self.state >> 7;
-        self.state ^= self.state << 17;
-        self.state % limit
-    }
-
-    fn index(&mut self, limit: usize) -> usize {
-        usize::try_from(self.below(limit as u64)).unwrap()
-    }
 }
 
 #[test]

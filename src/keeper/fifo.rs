@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Read};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
@@ -57,6 +57,10 @@ impl Fifo {
     /// Whether another file is at the path now.
     pub(super) fn is_replaced(&self, path: &Path) -> bool {
         fs::metadata(path).is_ok_and(|metadata| FileId::of(&metadata) != self.id)
+    }
+
+    pub(super) fn descriptor(&self) -> RawFd {
+        self.file.as_raw_fd()
     }
 
     /// Asks for an event when there is something to read.

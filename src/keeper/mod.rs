@@ -13,6 +13,7 @@
 mod console;
 mod fifo;
 mod place;
+mod room;
 mod sink;
 pub mod split;
 mod stamp;
@@ -26,7 +27,7 @@ mod store_tests;
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::{self, File};
 use std::io::{self, ErrorKind};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -41,6 +42,7 @@ use crate::system::{
     instruction::{self, Instruction},
 };
 use console::Console;
+use room::Room;
 use sink::now_ms;
 use unit::{Shared, TURN_BYTES_MAX, Turn, Unit};
 use watch::Watch;
@@ -122,6 +124,7 @@ impl Keeper {
             out: Vec::new(),
             console: Console::open(poll.registry(), CONSOLE, options.colour),
             copy_all: options.console,
+            room: Room::new(),
         };
         Ok(Self {
             run_dir: options.run_dir.clone(),
@@ -173,6 +176,7 @@ impl Keeper {
             }
             self.take_turns();
             self.end_lines();
+            self.try_again();
             self.shared.console.flush();
         }
         self.shared.console.finish();
@@ -184,7 +188,8 @@ impl Keeper {
 
     fn timeout(&self) -> Option<Duration> {
         if self.ready.is_empty() {
-            self.part_due.map(|due| Duration::from_millis(due.saturating_sub(now_ms())))
+            sooner(self.part_due, self.shared.room.retry_at)
+                .map(|due| Duration::from_millis(due.saturating_sub(now_ms())))
         } else {
             Some(Duration::ZERO)
         }
@@ -224,13 +229,10 @@ impl Keeper {
         let known = self.tokens.get(id).copied();
         let instruction = match Instruction::read(&self.run_dir, id) {
             Ok(instruction) => instruction,
-            Err(error) => {
-                log::error!("cannot read log instruction of `{id}`: {error}");
-                return;
-            }
+            Err(error) => return self.cannot("read log instruction of", id, &error),
         };
         let token = match (instruction, known) {
-            (None, None) => return,
+            (None, None) => return self.shared.room.settle(id),
             (None, Some(token)) => {
                 if let Some(unit) = self.units.get_mut(&token) {
                     unit.leave();
@@ -256,17 +258,46 @@ impl Keeper {
         self.wake(token);
     }
 
+    /// Opens the FIFO of an instance. Where there is no descriptor left, the logs are closed; each is
+    /// opened again when it is written to.
     fn attach(&mut self, id: &InstanceId, token: Token) {
         let path = instruction::fifo_path(&self.run_dir, id);
-        if let Some(unit) = self.units.get_mut(&token)
-            && let Err(error) = unit.attach(&path, self.poll.registry(), token, &mut self.shared)
-        {
-            log::error!("cannot open `{}`: {error}", path.display());
+        let mut opened = self.open_fifo(&path, token);
+        if opened.as_ref().is_err_and(room::is_lack) {
+            self.units.values_mut().for_each(Unit::close_log);
+            opened = self.open_fifo(&path, token);
+        }
+        match opened {
+            Ok(()) => self.shared.room.settle(id),
+            Err(error) => self.cannot("open FIFO of", id, &error),
+        }
+    }
+
+    fn open_fifo(&mut self, path: &Path, token: Token) -> io::Result<()> {
+        let Some(unit) = self.units.get_mut(&token) else { return Ok(()) };
+        unit.attach(path, self.poll.registry(), token, &mut self.shared)
+    }
+
+    /// Says why an instance is not read; where something was short, it is tried again.
+    fn cannot(&mut self, doing: &str, id: &InstanceId, error: &io::Error) {
+        if !room::is_lack(error) {
+            log::error!("cannot {doing} `{id}`: {error}");
+        } else if self.shared.room.wait(id) {
+            log::error!("cannot {doing} `{id}`: {error}; trying again until this works");
+        }
+    }
+
+    /// Looks again at the instances that found no room.
+    fn try_again(&mut self) {
+        for id in self.shared.room.take_due() {
+            self.look_at(&id);
         }
     }
 
     fn stop(&mut self) {
         self.stopping = true;
+        // Nobody is taken in any more.
+        self.shared.room = Room::new();
         let tokens: Vec<Token> = self.units.keys().copied().collect();
         for token in tokens {
             if let Some(unit) = self.units.get_mut(&token) {
@@ -289,6 +320,7 @@ impl Keeper {
                     unit.end_line(&mut self.shared);
                     self.units.remove(&token);
                     self.tokens.retain(|_, other| *other != token);
+                    self.shared.room.is_made();
                     continue;
                 }
             }

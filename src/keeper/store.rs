@@ -8,6 +8,7 @@
 //! deleted, renamed or cut by others is noticed at once, and several instances may share a path.
 
 use std::io::{self, Write};
+use std::os::fd::{AsRawFd, RawFd};
 
 use nix::errno::Errno;
 
@@ -105,6 +106,16 @@ impl Store {
     pub(super) fn batch<'a>(&'a mut self, out: &'a mut Vec<u8>, stamp: Stamp) -> Batch<'a> {
         out.clear();
         Batch { store: self, out, stamp, state: State::Untouched, told: false }
+    }
+
+    /// Closes the file; the next batch opens it again.
+    pub(super) fn close(&mut self) {
+        self.open = None;
+    }
+
+    /// The open file's descriptor.
+    pub(super) fn descriptor(&self) -> Option<RawFd> {
+        self.open.as_ref().map(|open| open.file.as_raw_fd())
     }
 
     /// Makes sure that the open file is the one at the path, and that its length is known.

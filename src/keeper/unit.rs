@@ -7,6 +7,7 @@ use mio::{Registry, Token};
 
 use super::console::Console;
 use super::fifo::{Fifo, Input};
+use super::room::{self, Room};
 use super::sink::now_ms;
 use super::split::{Part, Splitter};
 use super::stamp::Stamp;
@@ -33,6 +34,8 @@ pub(super) struct Shared {
     pub(super) console: Console,
     /// Whether every line is copied, not only those of `to: console`.
     pub(super) copy_all: bool,
+    /// How many descriptors are left.
+    pub(super) room: Room,
 }
 
 /// Whether an instance needs another turn.
@@ -111,10 +114,18 @@ impl Unit {
             self.fifo = None;
         }
         if let Some(fifo) = Fifo::open(path)? {
+            if !shared.room.has_for(fifo.descriptor()) {
+                return Err(room::lack());
+            }
             fifo.register(registry, token)?;
             self.fifo = Some(fifo);
         }
         Ok(())
+    }
+
+    /// Closes the log until something is written to it.
+    pub(super) fn close_log(&mut self) {
+        self.store.close();
     }
 
     /// Has the instance forgotten as soon as what is in its FIFO now was read.
@@ -181,7 +192,7 @@ impl Unit {
         split: impl FnOnce(&mut Splitter, &[u8], &mut dyn FnMut(Part<'_>)),
     ) -> bool {
         let Self { name, splitter, in_line, store, to_console_only, .. } = self;
-        let Shared { buffer, out, console, copy_all } = shared;
+        let Shared { buffer, out, console, copy_all, room } = shared;
         let copy = *copy_all || *to_console_only;
         let mut gave = false;
         let mut batch = store.batch(out, Stamp::now());
@@ -195,6 +206,9 @@ impl Unit {
             *in_line = !part.full;
         });
         batch.finish();
+        if store.descriptor().is_some_and(|fd| !room.has_for(fd)) {
+            store.close();
+        }
         gave
     }
 }

@@ -65,9 +65,11 @@ pub(super) fn add_to(desired: &mut Desired, options: &KeeperOptions) {
     spec.process = Some(process);
     spec.enabled = needed;
     spec.restart.policy = RestartPolicy::Always;
-    // Services wait on full FIFOs meanwhile: back at once, then with growing patience.
+    // Services wait on full FIFOs meanwhile, and what is in the FIFO of one that ends is lost if we
+    // are killed too: back at once, then with growing patience, but soon.
     spec.restart.delay = Span::millis(5);
-    spec.restart.max_delay = Span::seconds(5);
+    spec.restart.max_delay = Span::seconds(1);
+    spec.restart.reset_after = Span::seconds(1);
     let mut unit = Unit::new(Arc::new(spec), SOURCE.to_owned());
     // With a default target nothing else would want it.
     unit.started = needed;

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
-use std::io::{self, ErrorKind, IoSliceMut, Read};
+use std::io::{self, ErrorKind, IoSliceMut, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg, setsockopt, sockopt};
 
-use super::SOCKET_PATH_MAX;
+use super::{SOCKET_PATH_MAX, sys};
 use crate::model::{RunId, Wall};
 
 /// Longest notify message, in bytes; the rest is cut. `sd_notify(3)` messages are far shorter.
@@ -52,6 +52,31 @@ pub(super) fn open_fifo(path: &Path, owner: Option<u32>) -> io::Result<OwnedFd> 
 pub(super) fn child_end(fifo: &OwnedFd) -> io::Result<OwnedFd> {
     let path = format!("/proc/self/fd/{}", fifo.as_raw_fd());
     Ok(fs::OpenOptions::new().read(true).write(true).open(path)?.into())
+}
+
+/// Whether anybody has a FIFO open for writing, or left something in it.
+pub(super) fn has_writer(path: &Path) -> io::Result<bool> {
+    let mut file = fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOFOLLOW)
+        .open(path)?;
+    if sys::bytes_queued(file.as_fd()) > 0 {
+        return Ok(true);
+    }
+    match file.read(&mut [0]) {
+        Ok(count) => Ok(count > 0),
+        Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(true),
+        Err(error) => Err(error),
+    }
+}
+
+/// Says in the place of one that had nobody to listen that it is ready.
+pub(super) fn say_newline(path: &Path) -> io::Result<()> {
+    let mut file = fs::OpenOptions::new()
+        .write(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOFOLLOW)
+        .open(path)?;
+    file.write_all(b"\n")
 }
 
 /// What a service said on its notify socket.

@@ -128,7 +128,6 @@ impl Linux {
             (None, Loaded::default(), Replay::default())
         } else {
             let lock = Lock::take(&dirs)?;
-            spawn::crash_point("after-lock");
             let (ledger, replay) =
                 Ledger::open(Files, &dirs.run, &ledger::name()).map_err(LockError::Failed)?;
             let mut store = Store::new(Files, &dirs.state);
@@ -874,12 +873,26 @@ impl Linux {
                 let before = channels::mark_older_than(&path, process::started_at(main.start));
                 self.wait_for_file(launch.run, path, before)
             }
-            Ready::Notify | Ready::Fd(_) => self.open_readiness(launch, ready).map(|_| ()),
+            Ready::Notify => self.open_readiness(launch, ready).map(|_| ()),
+            Ready::Fd(_) => self.reopen_ready_fifo(launch, ready),
             Ready::Started | Ready::Delay(_) | Ready::Asked(_) => Ok(()),
         };
         if let Err(error) = result {
             log::warn!("{}: {error}", launch.instance);
         }
+    }
+
+    /// A descriptor that is closed has said what it had to say, perhaps while nobody held the FIFO:
+    /// then it is lost, and is said again.
+    fn reopen_ready_fifo(&mut self, launch: &Launch, ready: &Ready) -> Result<(), StartError> {
+        let path = self.dirs.notify().join(format!("{}.ready", launch.instance));
+        let is_closed = channels::has_writer(&path).is_ok_and(|has| !has);
+        self.open_readiness(launch, ready)?;
+        if is_closed {
+            let fail = |error: std::io::Error| prepare_error(path.display(), &error);
+            channels::say_newline(&path).map_err(fail)?;
+        }
+        Ok(())
     }
 
     /// How many children we have, with and without a role; more than we can count where the kernel

@@ -84,32 +84,19 @@ pub(super) fn birth(
         }
     };
     drop(theirs);
-    crash_point("after-fork");
     let identity = process::identity_of_child(pid, pidfd.as_ref());
     if let Err(reason) = record(&identity) {
         // The gate closes with our end; the child ends with a code that is nobody's.
         drop(ours);
         return Err(BirthError::Record(reason));
     }
-    crash_point("after-record");
     let mut channel = ours;
     // A child that was killed meanwhile has closed its end: its death is told by its parent's wait.
     if let Err(error) = channel.write_all(&[GO]) {
         log::debug!("child {pid} was gone before it was let go: {error}");
     }
-    crash_point("after-go");
     channel.set_nonblocking(true).map_err(BirthError::Fork)?;
     Ok(Born { identity, channel })
-}
-
-/// In a debug build, dies here as by `kill -9` when a test asks for it; else nothing.
-pub(super) fn crash_point(name: &str) {
-    if cfg!(debug_assertions) && std::env::var("OPM_CRASH_AT").is_ok_and(|at| at == name) {
-        let own = i32::try_from(std::process::id()).unwrap_or(0);
-        if let Err(error) = sys::kill(own, crate::model::Signal::KILL) {
-            log::error!("cannot crash {name}: {error}");
-        }
-    }
 }
 
 /// Makes the child. All signals are blocked around it, so that no handler of ours runs in the copy.

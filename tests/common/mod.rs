@@ -13,6 +13,9 @@
 #![expect(dead_code, reason = "each test file uses a part")]
 #![expect(unreachable_pub, clippy::print_stderr, reason = "read the code")]
 
+mod look;
+pub mod random;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -39,8 +42,13 @@ pub fn in_shell(script: &str) -> String {
 }
 
 pub fn skip(why: &str) {
-    assert!(std::env::var("OPM_TESTS").as_deref() != Ok("all"), "may not be skipped here: {why}");
+    assert!(!tests_all(), "may not be skipped here: {why}");
     eprintln!("skipped: {why}");
+}
+
+/// Whether everything is to be tried, however long it takes.
+pub fn tests_all() -> bool {
+    std::env::var("OPM_TESTS").as_deref() == Ok("all")
 }
 
 pub fn is_root() -> bool {
@@ -93,8 +101,9 @@ impl World {
         let unshare = holder.id();
         world.holder = Some(holder);
         until("the namespace", || child_of(unshare).is_some());
-        // The namespace's own /proc is mounted before PID 1 runs.
-        until("its /proc", || world.proc().is_some_and(|proc| proc.join("2/stat").exists()));
+        // Before the namespace's own /proc is mounted, process 2 is another one's.
+        let is_sleep = |proc: PathBuf| fs::read(proc.join("2/comm")).is_ok_and(|n| n == b"sleep\n");
+        until("its /proc", || world.proc().is_some_and(is_sleep));
         Some(world)
     }
 
@@ -289,9 +298,7 @@ impl World {
         let pid = self.daemon_pid().expect("a daemon");
         self.kill("KILL", pid);
         until("the daemon's death", || !self.alive(pid));
-        for mut daemon in self.daemons.drain(..) {
-            daemon.wait().unwrap();
-        }
+        self.reap_daemons();
     }
 
     /// `kill -9` of whatever opm was started last, if it got so far as to be one.
@@ -306,42 +313,14 @@ impl World {
                 Command::new("kill").args(["-9", &pid.to_string()]).output().unwrap();
             }
         }
+        self.reap_daemons();
+    }
+
+    /// Waits for the opms that a test has ended by itself.
+    pub fn reap_daemons(&mut self) {
         for mut daemon in self.daemons.drain(..) {
             daemon.wait().unwrap();
         }
-    }
-
-    /// Whether a pid of the namespace is a process that is not dead.
-    pub fn alive(&self, pid: i32) -> bool {
-        let proc = self.proc().unwrap_or_else(|| "/proc".into());
-        let stat = fs::read_to_string(proc.join(format!("{pid}/stat"))).unwrap_or_default();
-        stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with(['Z', 'X']))
-    }
-
-    /// The pids of the namespace, zombies too.
-    pub fn pids(&self) -> Vec<i32> {
-        let proc = self.proc().expect("a namespace");
-        let entries = fs::read_dir(proc).into_iter().flatten().flatten();
-        entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
-    }
-
-    /// A line of a process's `status` file, without its name.
-    pub fn status_line(&self, pid: i32, name: &str) -> Option<String> {
-        let path = self.proc()?.join(format!("{pid}/status"));
-        let text = fs::read_to_string(path).ok()?;
-        let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-        value.map(|value| value.trim().to_owned())
-    }
-
-    /// The live processes that were started for a unit, found by their environment.
-    pub fn processes_of(&self, unit: &str) -> Vec<i32> {
-        let proc = self.proc().expect("a namespace");
-        let mark = format!("OPM_UNIT={unit}");
-        let is_of_it = |pid: &i32| {
-            let environ = fs::read(proc.join(format!("{pid}/environ"))).unwrap_or_default();
-            environ.split(|byte| *byte == 0).any(|entry| entry == mark.as_bytes())
-        };
-        self.pids().into_iter().filter(is_of_it).collect()
     }
 
     /// The pid that a file in the scratch directory holds, once it is written whole.
@@ -449,7 +428,8 @@ impl Said {
     }
 }
 
-fn child_of(pid: u32) -> Option<u32> {
+/// The first child of a process.
+pub fn child_of(pid: u32) -> Option<u32> {
     let text = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
     text.split_ascii_whitespace().next()?.parse().ok()
 }
