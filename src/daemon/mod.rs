@@ -28,6 +28,8 @@ use signals::Signals;
 
 /// Events taken from the kernel at once.
 const EVENTS_AT_ONCE: usize = 256;
+/// Calls taken from one client in a turn: one that floods us does not hold up the others.
+const CALLS_PER_TURN: usize = 64;
 /// How long processes that no unit owns get between TERM and KILL at the very end.
 const STRAYS_WAIT: Span = Span::seconds(2);
 /// How long those that were killed may take to be gone.
@@ -146,14 +148,24 @@ impl Daemon {
                 Token(number) if number >= Linux::FIRST_TOKEN => {
                     events.extend(self.supervisor.system_mut().ready(Token(number)));
                 }
-                token => self.client_ready(token),
+                token => {
+                    let gone = event.is_write_closed();
+                    if let Some(clients) = &mut self.clients {
+                        clients.stirred(token, gone);
+                    }
+                }
             }
+        }
+        let busy = self.clients.as_mut().map(Clients::take_busy).unwrap_or_default();
+        for token in busy {
+            self.hear(token);
         }
         true
     }
 
     fn wake_at(&self) -> Option<Monotonic> {
-        let waits = self.clients.as_ref().and_then(Clients::wake_at);
+        let now = self.supervisor.system().now();
+        let waits = self.clients.as_ref().and_then(|clients| clients.wake_at(now));
         [self.supervisor.wake_at(), waits].into_iter().flatten().min()
     }
 
@@ -247,17 +259,27 @@ impl Daemon {
         }
     }
 
-    fn client_ready(&mut self, token: Token) {
+    /// Answers what a client asks, one call after the other.
+    fn hear(&mut self, token: Token) {
         let Some(clients) = &mut self.clients else { return };
-        for (client, call) in clients.read(token, self.poll.registry()) {
-            let answer = calls::answer(&mut self.supervisor, &self.options, clients, client, &call);
+        for _ in 0..CALLS_PER_TURN {
+            let call = match clients.next_call(token) {
+                None => break,
+                Some(Ok(call)) => call,
+                Some(Err(failure)) => {
+                    clients.send(token, &failure.into(), self.poll.registry());
+                    clients.dismiss(token);
+                    break;
+                }
+            };
+            let answer = calls::answer(&mut self.supervisor, &self.options, clients, token, &call);
             match answer {
                 calls::Answer::Reply(reply) if !call.oneway => {
-                    clients.send(client, &reply, self.poll.registry());
+                    clients.send(token, &reply, self.poll.registry());
                 }
                 calls::Answer::Reply(_) | calls::Answer::Later => {}
                 calls::Answer::Reexec(reply) => {
-                    clients.send(client, &reply, self.poll.registry());
+                    clients.send(token, &reply, self.poll.registry());
                     self.reexec = true;
                 }
             }
