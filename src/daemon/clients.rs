@@ -16,7 +16,7 @@ use nix::sys::stat::{Mode, umask};
 
 use super::FIRST_CLIENT;
 use super::wait::Wait;
-use crate::model::Monotonic;
+use crate::model::{Monotonic, Span};
 use crate::protocol::{
     APPLY_BYTES_MAX, CALL_BYTES_MAX, CLIENTS_MAX, Call, Decoder, Failure, REPLY_BYTES_MAX, Reply,
 };
@@ -29,6 +29,8 @@ const READ_BYTES: usize = 64 * 1024;
 const UNREAD_REPLY_BYTES: usize = 256 * 1024;
 /// Clients taken in a turn.
 const ACCEPTS_PER_TURN: usize = 64;
+/// The wait before clients are taken again when there was no descriptor for one.
+const ACCEPT_AGAIN: Span = Span::seconds(1);
 
 /// The listening socket and everyone connected to it.
 pub(super) struct Clients {
@@ -38,6 +40,8 @@ pub(super) struct Clients {
     next: usize,
     /// Who may have sent more than was taken: their turn comes again without an event.
     busy: BTreeSet<Token>,
+    /// Set while clients knock for whom there is no descriptor: when to try again.
+    accept_at: Option<Monotonic>,
 }
 
 /// One connection.
@@ -138,7 +142,8 @@ impl Clients {
             .map_err(|error| SystemError::new("listen on", path.display(), error))?;
         let connected = BTreeMap::new();
         let busy = BTreeSet::new();
-        Ok(Self { path: path.to_owned(), listener, connected, next: FIRST_CLIENT, busy })
+        let (path, next) = (path.to_owned(), FIRST_CLIENT);
+        Ok(Self { path, listener, connected, next, busy, accept_at: None })
     }
 
     /// Lets the socket live on over an exec of opm; returns its descriptor.
@@ -153,15 +158,25 @@ impl Clients {
     }
 
     /// Takes some of those who knock, and asks to be told of the rest: whoever was taken is heard
-    /// first, and many a one is gone again.
-    pub(super) fn accept(&mut self, registry: &Registry) {
+    /// first, and many a one is gone again. Descriptors from `end` on are not for clients: who gets
+    /// one is turned away.
+    pub(super) fn accept(&mut self, registry: &Registry, now: Monotonic, end: u64) {
         for _ in 0..ACCEPTS_PER_TURN {
             match self.listener.accept() {
+                Ok((stream, _)) if u64::try_from(stream.as_raw_fd()).is_ok_and(|fd| fd >= end) => {
+                    log::warn!("too few descriptors for a client; it is turned away");
+                }
                 Ok((stream, _)) => self.welcome(stream, registry),
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    self.accept_at = None;
+                    return;
+                }
                 Err(error) => {
-                    log::warn!("cannot accept a client: {error}");
+                    if self.accept_at.is_none() {
+                        log::warn!("cannot accept a client: {error}; trying again");
+                    }
+                    self.accept_at = Some(now.after(ACCEPT_AGAIN));
                     return;
                 }
             }
@@ -170,6 +185,10 @@ impl Clients {
         if let Err(error) = registry.reregister(&mut self.listener, token, interest) {
             log::error!("cannot watch the control socket: {error}");
         }
+    }
+
+    pub(super) fn may_accept_again(&self, now: Monotonic) -> bool {
+        self.accept_at.is_some_and(|at| now >= at)
     }
 
     fn welcome(&mut self, mut stream: UnixStream, registry: &Registry) {
@@ -332,6 +351,7 @@ impl Clients {
                 Some(Pending::Wait(wait)) => wait.deadline(),
                 Some(Pending::Events) | None => None,
             })
+            .chain(self.accept_at)
             .min()
     }
 

@@ -78,6 +78,7 @@ struct Daemon {
     options: Options,
     reexec: bool,
     panics: Vec<Monotonic>,
+    repeats: report::Repeats,
     /// The patience of the shutdown as far as it was reported.
     hurry: Option<crate::plan::Hurry>,
 }
@@ -156,6 +157,11 @@ impl Daemon {
                 }
             }
         }
+        events.extend(self.supervisor.system_mut().look_again());
+        let now = self.supervisor.system().now();
+        if self.clients.as_ref().is_some_and(|clients| clients.may_accept_again(now)) {
+            self.accept();
+        }
         let busy = self.clients.as_mut().map(Clients::take_busy).unwrap_or_default();
         for token in busy {
             self.hear(token);
@@ -166,7 +172,8 @@ impl Daemon {
     fn wake_at(&self) -> Option<Monotonic> {
         let now = self.supervisor.system().now();
         let waits = self.clients.as_ref().and_then(|clients| clients.wake_at(now));
-        [self.supervisor.wake_at(), waits].into_iter().flatten().min()
+        let looks = self.supervisor.system().wake_at();
+        [self.supervisor.wake_at(), waits, looks].into_iter().flatten().min()
     }
 
     fn turn(&mut self, events: Vec<crate::model::Event>) {
@@ -175,7 +182,7 @@ impl Daemon {
         for notice in &notices {
             // The command of `opm run -- CMD` speaks for itself, unless there is none.
             if !self.options.stateless || report::is_failed_start(notice) {
-                report::log(&self.supervisor, notice);
+                report::log(&self.supervisor, notice, &mut self.repeats);
             }
         }
         let hurry = self.supervisor.shutdown().map(|shutdown| shutdown.hurry);
@@ -255,7 +262,8 @@ impl Daemon {
 
     fn accept(&mut self) {
         if let Some(clients) = &mut self.clients {
-            clients.accept(self.poll.registry());
+            let system = self.supervisor.system();
+            clients.accept(self.poll.registry(), system.now(), system.clients_end());
         }
     }
 

@@ -20,6 +20,8 @@ use super::env::inheritable;
 use super::instruction::{self, Instruction};
 use super::launch::{self, Launcher, Origin};
 use super::ledger::{self, Ledger};
+use super::process::Found;
+use super::room::{Later, Room};
 use super::spawn::{self, BirthError, Way};
 use super::store::Store;
 use super::{
@@ -34,8 +36,9 @@ use crate::model::{
 /// How long the death of a process that is not our child may take to be reaped by its parent, in
 /// milliseconds: until then the kernel does not tell how it ended.
 const FOREIGN_REAP_MILLIS: u8 = 20;
-/// Descriptors that are kept free of what units need for long: for clients, a new ledger, starts.
-const DESCRIPTORS_KEPT: u64 = 32;
+/// Processes without a role that are watched in one tree. When these are gone it is counted anew,
+/// and others are watched: more would only take descriptors.
+const MEMBERS_WATCHED_MAX: usize = 64;
 /// How often a tree is killed again because something in it was born meanwhile.
 const KILL_ROUNDS_MAX: usize = 16;
 
@@ -59,6 +62,8 @@ pub struct Linux {
     lasting: Option<Lasting>,
     registry: Registry,
     null: OwnedFd,
+    room: Room,
+    later: Later,
     way: Way,
     next_token: usize,
     watched: BTreeMap<Token, Watched>,
@@ -148,6 +153,8 @@ impl Linux {
             lasting,
             registry,
             null: file("/dev/null")?.into(),
+            room: Room::now(),
+            later: Later::default(),
             way: Way::Clone3,
             next_token: Self::FIRST_TOKEN,
             watched: BTreeMap::new(),
@@ -164,6 +171,40 @@ impl Linux {
     /// The directories in use.
     pub fn dirs(&self) -> &Dirs {
         &self.dirs
+    }
+
+    /// The first descriptor number that no client may have.
+    pub fn clients_end(&self) -> u64 {
+        self.room.clients_end()
+    }
+
+    /// When to look again at what could not be watched for want of a descriptor.
+    pub fn wake_at(&self) -> Option<Monotonic> {
+        self.later.at()
+    }
+
+    /// Looks again at what could not be watched, if it is time.
+    pub fn look_again(&mut self) -> Vec<Event> {
+        let mut events = Vec::new();
+        let Some(due) = self.later.take_due(self.now()) else { return events };
+        for (launch, identity) in due.processes {
+            let Launch { run, role, ref instance, .. } = launch;
+            if self.runs.contains_key(&run) && self.take_over(&launch, &identity) == Proof::Dead {
+                let outcome = Outcome::Unknown;
+                events.push(self.event(instance, Happening::Ended { run, role, outcome }));
+            }
+        }
+        for (launch, identity) in due.readiness {
+            self.reopen_readiness(&launch, &identity);
+        }
+        for run in due.trees {
+            let tree = self.runs.get(&run).and_then(|kept| kept.tree.clone());
+            if let Some(tree) = tree {
+                let left = self.watch_tree(&tree);
+                events.push(self.event(&tree.instance, Happening::Tree { run, left }));
+            }
+        }
+        events
     }
 
     /// Whether anything outlives this process.
@@ -411,11 +452,6 @@ impl Linux {
             let owner = owner_of(&launch.spec);
             let path = instruction::fifo_path(&self.dirs.run, id);
             let fifo = channels::open_fifo(&path, owner).map_err(fail)?;
-            // The lowest free number is given out: this one says how many are left.
-            let (_, limit) = self.origin.nofile;
-            if u64::try_from(fifo.as_raw_fd()).is_ok_and(|fd| fd + DESCRIPTORS_KEPT >= limit) {
-                return Err(fail(std::io::Error::from_raw_os_error(libc::EMFILE)));
-            }
             self.outputs.insert(id.clone(), fifo);
         }
         let Some(fifo) = self.outputs.get(id) else {
@@ -525,6 +561,14 @@ struct Readiness {
     extra: Vec<(&'static str, OsString)>,
 }
 
+/// Whether a process has a part in the end of a run, or only in its life.
+fn is_of_end(role: Role) -> bool {
+    match role {
+        Role::Reload | Role::PreStop(_) | Role::Stop(_) | Role::PostStop(_) => true,
+        Role::Condition | Role::PreStart(_) | Role::Main | Role::PostStart(_) => false,
+    }
+}
+
 fn prepare_error(subject: impl std::fmt::Display, error: &std::io::Error) -> StartError {
     let passing = matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM));
     StartError {
@@ -616,12 +660,21 @@ impl System for Linux {
         Ok(())
     }
 
+    fn has_room(&mut self) -> bool {
+        let is_start = |watched: &Watched| matches!(watched, Watched::Channel(_));
+        self.room.for_start(self.null.as_fd()) || !self.watched.values().any(is_start)
+    }
+
     fn spawn(&mut self, launch: &Launch, at: Monotonic) -> Result<Identity, StartError> {
         let Some(spec) = &launch.spec.process else {
             return Err(prepare_error("", &std::io::Error::other("the unit has no process")));
         };
         self.keep(&launch.instance, launch.run);
         let is_main = launch.role == Role::Main;
+        // What ends a run may take the last ones.
+        if !is_of_end(launch.role) && !self.room.for_start(self.null.as_fd()) {
+            return Err(prepare_error("", &std::io::Error::from_raw_os_error(libc::EMFILE)));
+        }
         let output = match spec.output {
             Output::Keeper => Some(self.output(launch)?),
             Output::Inherit | Output::Null => None,
@@ -724,16 +777,27 @@ impl System for Linux {
             self.unwatch(token);
         }
         self.keep(&run.instance, run.run).tree = Some(run.clone());
-        let mut left = 0u32;
+        let (mut left, mut watching) = (0u32, 0usize);
         for member in members {
-            if let (Proof::Alive, Some(pidfd)) = process::prove(&member) {
+            if watching >= MEMBERS_WATCHED_MAX {
                 left = left.saturating_add(1);
+                continue;
+            }
+            let found = process::find(&member);
+            left = left.saturating_add(u32::from(!matches!(found, Found::Dead)));
+            if let Found::Alive(Some(pidfd)) = found
+                && self.room.for_member(pidfd.as_raw_fd())
+            {
                 let fd = pidfd.as_raw_fd();
-                let watched = Watched::Member { run: run.run, pidfd };
-                if let Err(error) = self.watch(Some(run.run), fd, watched) {
-                    log::error!("cannot watch process {}: {error}", member.pid);
+                match self.watch(Some(run.run), fd, Watched::Member { run: run.run, pidfd }) {
+                    Ok(()) => watching = watching.saturating_add(1),
+                    Err(error) => log::error!("cannot watch process {}: {error}", member.pid),
                 }
             }
+        }
+        if left > 0 && watching == 0 {
+            self.later.trees.insert(run.run);
+            self.later.again(self.now());
         }
         left
     }
@@ -745,6 +809,7 @@ impl System for Linux {
             self.outputs.remove(instance);
         }
         self.files.remove(run);
+        self.later.forget(run);
         let tokens = self.runs.get(&run).map(|kept| kept.tokens.clone()).unwrap_or_default();
         for token in tokens {
             self.unwatch(token);
@@ -789,35 +854,21 @@ impl System for Linux {
     }
 
     fn adopt(&mut self, launch: &Launch, identity: &Identity, execed: bool) -> Proof {
-        let (proof, pidfd) = process::prove(identity);
-        if proof != Proof::Alive {
-            return proof;
-        }
-        let run = launch.run;
-        self.keep(&launch.instance, run);
-        let own = process::stat(identity.pid).is_some_and(|stat| stat.parent == self.own);
-        if own {
-            let child = (launch.instance.clone(), run, launch.role);
-            self.children.insert(identity.pid, child);
-        } else if let Some(pidfd) = pidfd {
-            let fd = pidfd.as_raw_fd();
-            let watched = Watched::Foreign { run, role: launch.role, pidfd };
-            if let Err(error) = self.watch(Some(run), fd, watched) {
-                return Proof::Unknown(plain(&error.to_string()));
-            }
-        } else {
-            return Proof::Unknown("this kernel has no pidfd to watch it with".to_owned());
+        match self.take_over(launch, identity) {
+            Proof::Alive => {}
+            other @ (Proof::Dead | Proof::Unknown(_)) => return other,
         }
         if launch.role == Role::Main
             && let Some(process) = &launch.spec.process
         {
             if process.output == Output::Keeper
+                && self.room.for_start(self.null.as_fd())
                 && let Err(error) = self.output(launch)
             {
                 log::warn!("{}: {error}", launch.instance);
             }
             if !execed || process.ready != Ready::Started {
-                self.reopen_readiness(launch, &process.ready, identity);
+                self.reopen_readiness(launch, identity);
             }
         }
         Proof::Alive
@@ -860,16 +911,65 @@ impl System for Linux {
 }
 
 impl Linux {
+    /// Watches a process that an earlier supervisor made, if it lives. Where that cannot be told for
+    /// want of a descriptor it counts as alive, and is looked at again.
+    fn take_over(&mut self, launch: &Launch, identity: &Identity) -> Proof {
+        let Launch { run, role, .. } = *launch;
+        let pidfd = match process::find(identity) {
+            Found::Dead => return Proof::Dead,
+            Found::Unknown(why) => return Proof::Unknown(why),
+            Found::Alive(pidfd) => pidfd,
+            Found::NoDescriptor => {
+                self.keep(&launch.instance, run);
+                self.look_later(launch, identity);
+                return Proof::Alive;
+            }
+        };
+        self.keep(&launch.instance, run);
+        if process::stat(identity.pid).is_some_and(|stat| stat.parent == self.own) {
+            self.children.insert(identity.pid, (launch.instance.clone(), run, role));
+            return Proof::Alive;
+        }
+        let Some(pidfd) = pidfd else {
+            return Proof::Unknown("this kernel has no pidfd to watch it with".to_owned());
+        };
+        let fd = pidfd.as_raw_fd();
+        if !self.room.for_adopted(fd) {
+            self.look_later(launch, identity);
+        } else if let Err(error) = self.watch(Some(run), fd, Watched::Foreign { run, role, pidfd })
+        {
+            log::warn!("{}: cannot watch process {}: {error}", launch.instance, identity.pid);
+            self.look_later(launch, identity);
+        }
+        Proof::Alive
+    }
+
+    fn look_later(&mut self, launch: &Launch, identity: &Identity) {
+        self.later.ended(launch.run, launch.role);
+        self.later.processes.push((launch.clone(), *identity));
+        self.later.again(self.now());
+    }
+
     /// For a run of an earlier supervisor: whatever it still has to say, it says to us.
-    fn reopen_readiness(&mut self, launch: &Launch, ready: &Ready, main: &Identity) {
-        let result = match ready {
+    fn reopen_readiness(&mut self, launch: &Launch, main: &Identity) {
+        let Some(process) = &launch.spec.process else { return };
+        let result = match &process.ready {
+            Ready::Started | Ready::Delay(_) => Ok(()),
+            Ready::Notify | Ready::Fd(_) | Ready::File(_)
+                if !self.room.for_start(self.null.as_fd()) =>
+            {
+                self.later.readiness.push((launch.clone(), *main));
+                self.later.again(self.now());
+                Ok(())
+            }
             Ready::File(template) => {
                 let path = self.path_of(launch, template);
                 let before = channels::mark_older_than(&path, process::started_at(main.start));
                 self.wait_for_file(launch.run, path, before)
             }
-            Ready::Notify | Ready::Fd(_) => self.open_readiness(launch, ready).map(|_| ()),
-            Ready::Started | Ready::Delay(_) => Ok(()),
+            ready @ (Ready::Notify | Ready::Fd(_)) => {
+                self.open_readiness(launch, ready).map(|_| ())
+            }
         };
         if let Err(error) = result {
             log::warn!("{}: {error}", launch.instance);
@@ -904,6 +1004,7 @@ fn give_birth(
     spawn::birth(way, prepared, &mut record).map_err(|error| {
         let (stage, reason, passing) = match error {
             BirthError::Fork(error) => (Stage::Fork, plain(&error.to_string()), true),
+            BirthError::Unseen => (Stage::Fork, "its start time cannot be read".to_owned(), true),
             BirthError::Record(reason) => (Stage::Ledger, reason, true),
         };
         StartError { stage, subject: launch.instance.to_string(), reason, passing }

@@ -59,6 +59,9 @@ pub(super) struct Born {
 pub(super) enum BirthError {
     /// No process could be made.
     Fork(io::Error),
+    /// Its start time could not be read, without which nobody could tell later whether it lives. It
+    /// was let end without exec.
+    Unseen,
     /// It could not be recorded, and was let end without exec.
     Record(String),
 }
@@ -85,9 +88,9 @@ pub(super) fn birth(
     };
     drop(theirs);
     crash_point("after-fork");
-    let identity = process::identity_of_child(pid, pidfd.as_ref());
+    // The gate closes with our end; the child ends with a code that is nobody's.
+    let identity = process::identity_of_child(pid, pidfd.as_ref()).ok_or(BirthError::Unseen)?;
     if let Err(reason) = record(&identity) {
-        // The gate closes with our end; the child ends with a code that is nobody's.
         drop(ours);
         return Err(BirthError::Record(reason));
     }

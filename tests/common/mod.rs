@@ -14,6 +14,7 @@
 #![expect(unreachable_pub, clippy::print_stderr, reason = "read the code")]
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -93,8 +94,13 @@ impl World {
         let unshare = holder.id();
         world.holder = Some(holder);
         until("the namespace", || child_of(unshare).is_some());
-        // The namespace's own /proc is mounted before PID 1 runs.
-        until("its /proc", || world.proc().is_some_and(|proc| proc.join("2/stat").exists()));
+        // The namespace's own /proc is mounted before PID 1 runs; until then ours is seen there.
+        let device = |proc: &Path| fs::metadata(proc).ok().map(|found| found.dev());
+        let ours = device(Path::new("/proc"));
+        until("its /proc", || {
+            let proc = world.proc().filter(|proc| device(proc) != ours);
+            proc.is_some_and(|proc| proc.join("2/stat").exists())
+        });
         Some(world)
     }
 
