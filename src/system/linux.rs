@@ -24,6 +24,7 @@ use super::process::Found;
 use super::room::{Later, Room};
 use super::spawn::{self, BirthError, Way};
 use super::store::Store;
+use super::tree::Ends;
 use super::{
     Dirs, Environment, Launch, Loaded, LockError, Proof, Replay, RunRef, System, SystemError,
     accounts, plain, process, sys, tree,
@@ -74,8 +75,9 @@ pub struct Linux {
     outputs: BTreeMap<InstanceId, OwnedFd>,
     files: FileWaits,
     urandom: fs::File,
-    /// Processes that were not killed with their run, for the last sweep.
     own: i32,
+    /// When this supervisor began, on the clock of start times.
+    began: u64,
 }
 
 #[derive(Debug)]
@@ -92,6 +94,7 @@ struct Kept {
     tokens: Vec<Token>,
     /// Whether its tree is watched.
     tree: Option<RunRef>,
+    ends: Ends,
     notify: Option<PathBuf>,
 }
 
@@ -101,7 +104,7 @@ enum Watched {
     /// The channel of a process that has not run its program yet.
     Channel(Box<Launching>),
     /// The end of a process that is not our child.
-    Foreign { run: RunId, role: Role, pidfd: OwnedFd },
+    Foreign { run: RunId, role: Role, pid: i32, pidfd: OwnedFd },
     /// The end of a process without a role, in a tree that is watched.
     Member { run: RunId, pidfd: OwnedFd },
     /// A notify socket.
@@ -164,6 +167,7 @@ impl Linux {
             files: FileWaits::default(),
             urandom: file("/dev/urandom")?,
             own: i32::try_from(std::process::id()).unwrap_or(0),
+            began: process::ticks_now(),
         };
         Ok((linux, loaded, replay))
     }
@@ -190,6 +194,7 @@ impl Linux {
         for (launch, identity) in due.processes {
             let Launch { run, role, ref instance, .. } = launch;
             if self.runs.contains_key(&run) && self.take_over(&launch, &identity) == Proof::Dead {
+                self.note_end(run, identity.pid);
                 let outcome = Outcome::Unknown;
                 events.push(self.event(instance, Happening::Ended { run, role, outcome }));
             }
@@ -232,6 +237,7 @@ impl Linux {
                 log::debug!("reaped {pid}, which has no role: {outcome}");
                 continue;
             };
+            self.note_end(run, pid);
             let outcome = self.drain_channel(run, role, &outcome, &mut events);
             events.push(self.event(&instance, Happening::Ended { run, role, outcome }));
         }
@@ -244,9 +250,10 @@ impl Linux {
         match self.watched.get(&token) {
             None => {}
             Some(Watched::Channel(_)) => self.channel_ready(token, &mut events),
-            Some(Watched::Foreign { run, role, pidfd }) => {
-                let (run, role) = (*run, *role);
+            Some(Watched::Foreign { run, role, pid, pidfd }) => {
+                let (run, role, pid) = (*run, *role, *pid);
                 if let Some(outcome) = foreign_end(pidfd) {
+                    self.note_end(run, pid);
                     self.unwatch(token);
                     events.extend(self.event_of(run, Happening::Ended { run, role, outcome }));
                 }
@@ -330,7 +337,18 @@ impl Linux {
         let instance = kept.instance.clone();
         let known = self.children.keys().copied().collect();
         let tree = RunRef { instance, run, leaders, adopted };
-        tree::members(&tree, &known).iter().any(|member| member.pid == pid)
+        let ends = self.ends(run);
+        tree::members(&tree, &known, &ends).iter().any(|member| member.pid == pid)
+    }
+
+    fn note_end(&mut self, run: RunId, pid: i32) {
+        if let Some(kept) = self.runs.get_mut(&run) {
+            kept.ends.note(pid, process::ticks_now());
+        }
+    }
+
+    fn ends(&self, run: RunId) -> Ends {
+        self.runs.get(&run).map_or_else(|| Ends::since(self.began), |kept| kept.ends.clone())
     }
 
     fn event(&self, instance: &InstanceId, what: Happening) -> Event {
@@ -436,10 +454,12 @@ impl Linux {
     }
 
     fn keep(&mut self, instance: &InstanceId, run: RunId) -> &mut Kept {
+        let began = self.began;
         self.runs.entry(run).or_insert_with(|| Kept {
             instance: instance.clone(),
             tokens: Vec::new(),
             tree: None,
+            ends: Ends::since(began),
             notify: None,
         })
     }
@@ -539,7 +559,7 @@ impl Linux {
             )],
             adopted: false,
         };
-        let members = tree::members(&run, &BTreeSet::new());
+        let members = tree::members(&run, &BTreeSet::new(), &Ends::default());
         let others: Vec<&Identity> = members.iter().filter(|one| one.pid != self.own).collect();
         for other in signal.iter().flat_map(|_| &others) {
             if let Some(signal) = signal
@@ -717,13 +737,14 @@ impl System for Linux {
 
     fn signal_tree(&mut self, run: &RunRef, signal: Signal) -> u32 {
         let known: BTreeSet<i32> = self.children.keys().copied().collect();
-        let members = tree::members(run, &known);
+        let members = tree::members(run, &known, &self.ends(run.run));
         // The groups first, in one call each: nothing in them can be born in between and missed.
         let mut groups = BTreeSet::new();
         for (_, leader) in &run.leaders {
             // A number alone is nobody: a dead leader's may be another unit's process by now.
             let own = self.children.get(&leader.pid).is_some_and(|(_, of, _)| *of == run.run);
-            let alive = own || members.iter().any(|member| member.pid == leader.pid);
+            let is_it = |one: &&Identity| (one.pid, one.start) == (leader.pid, leader.start);
+            let alive = own || members.iter().any(|one| is_it(&one));
             if alive
                 && groups.insert(leader.pid)
                 && let Err(error) = sys::kill(-leader.pid, signal)
@@ -745,7 +766,7 @@ impl System for Linux {
     fn kill_tree(&mut self, run: &RunRef) {
         for _ in 0..KILL_ROUNDS_MAX {
             let known: BTreeSet<i32> = self.children.keys().copied().collect();
-            let members = tree::members(run, &known);
+            let members = tree::members(run, &known, &self.ends(run.run));
             if members.is_empty() {
                 return;
             }
@@ -762,7 +783,7 @@ impl System for Linux {
             return 0;
         }
         let known: BTreeSet<i32> = self.children.keys().copied().collect();
-        let mut members = tree::members(run, &known);
+        let mut members = tree::members(run, &known, &self.ends(run.run));
         // The end of those with a role is told anyway.
         members.retain(|member| {
             let mut leaders = run.leaders.iter();
@@ -934,10 +955,10 @@ impl Linux {
             return Proof::Unknown("this kernel has no pidfd to watch it with".to_owned());
         };
         let fd = pidfd.as_raw_fd();
+        let watched = Watched::Foreign { run, role, pid: identity.pid, pidfd };
         if !self.room.for_adopted(fd) {
             self.look_later(launch, identity);
-        } else if let Err(error) = self.watch(Some(run), fd, Watched::Foreign { run, role, pidfd })
-        {
+        } else if let Err(error) = self.watch(Some(run), fd, watched) {
             log::warn!("{}: cannot watch process {}: {error}", launch.instance, identity.pid);
             self.look_later(launch, identity);
         }

@@ -53,6 +53,15 @@ pub(super) fn stat(pid: i32) -> Option<Stat> {
     parse_stat(&String::from_utf8_lossy(&bytes))
 }
 
+/// The clock of start times now: ticks since boot, hundredths of a second for programs.
+pub(super) fn ticks_now() -> u64 {
+    clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(u64::MAX, |time| {
+        let seconds = u64::try_from(time.tv_sec()).unwrap_or(0);
+        let part = u64::try_from(time.tv_nsec() / 10_000_000).unwrap_or(0);
+        seconds.saturating_mul(100).saturating_add(part)
+    })
+}
+
 /// When a process with this start time was started.
 pub(super) fn started_at(start: u64) -> Wall {
     // For programs the kernel counts in hundredths, proc_pid_stat(5).
