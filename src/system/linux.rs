@@ -22,7 +22,7 @@ use super::launch::{self, Launcher, Origin};
 use super::ledger::{self, Ledger};
 use super::process::Found;
 use super::room::{Later, Room};
-use super::spawn::{self, BirthError, Way};
+use super::spawn::{self, BirthError, Entry, Way};
 use super::store::Store;
 use super::tree::Ends;
 use super::{
@@ -1013,9 +1013,15 @@ fn give_birth(
     at: Monotonic,
     mut ledger: Option<&mut Ledger>,
 ) -> Result<spawn::Born, StartError> {
-    let mut record = |identity: &Identity| -> Result<(), String> {
+    let Launch { run, role, .. } = *launch;
+    let mut record = |entry: Entry| -> Result<(), String> {
         let Some(ledger) = ledger.as_deref_mut() else { return Ok(()) };
-        let what = Happening::Spawned { run: launch.run, role: launch.role, identity: *identity };
+        // Whoever reads of one that was let go and is dead cannot tell whether its program ran; one
+        // that was not let go has not run.
+        let what = match entry {
+            Entry::Born(identity) => Happening::Spawned { run, role, identity },
+            Entry::Goes => Happening::Execed { run, role },
+        };
         ledger.note(&Event { instance: launch.instance.clone(), at, what });
         ledger.flush().map_err(|error| {
             ledger.forget_last_note();
