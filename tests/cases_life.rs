@@ -387,3 +387,39 @@ fn case_143_a_short_run_that_succeeds_is_a_success() {
     world.apply(1);
     assert_eq!(world.lines("n").len(), 2);
 }
+
+#[test]
+fn what_is_said_while_no_supervisor_lives_is_found_later() {
+    let Some(mut world) = World::new() else { return };
+    let wait = "until [ -e now ]; do sleep 0.02; done";
+    let stay = "echo > said-$OPM_UNIT; exec sleep 1000";
+    let rules = [
+        ("fd", "echo >&3", "ready: {fd: 3}\n"),
+        ("file", "echo > units/told", "ready: {file: told}\n"),
+        // The one that is lost, opm-daemon(8): its socket died with the supervisor.
+        ("notify", ":", "ready: {notify: true}\n"),
+    ];
+    for (name, say, ready) in rules {
+        world.service(
+            name,
+            &format!("{wait}; {say}; {stay}"),
+            &format!("{ready}start_timeout: 1h\n"),
+        );
+    }
+    world.run();
+    for (name, ..) in rules {
+        world.until("it to run", || world.phase(name) == "starting" && world.pid(name).is_some());
+    }
+    let pids = rules.map(|(name, ..)| world.pid(name));
+    world.crash();
+    std::fs::write(world.path("now"), "").unwrap();
+    world.until("all to have spoken", || {
+        rules.iter().all(|(name, ..)| world.path(&format!("said-{name}")).exists())
+    });
+    world.run();
+    for name in ["fd", "file"] {
+        world.until_phase(name, "up");
+    }
+    assert_eq!(world.phase("notify"), "starting");
+    assert_eq!(rules.map(|(name, ..)| world.pid(name)), pids);
+}

@@ -8,7 +8,7 @@
     reason = "a test stops at the first surprise"
 )]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::fmt;
 use std::sync::Arc;
 
@@ -285,6 +285,9 @@ fn instance(facts: Facts, unit: &Unit, pid: i32) -> Instance {
         main: main.map(|state| process(pid, state)),
         helper: None,
         earlier: Vec::new(),
+        asked: None,
+        unhealthy: VecDeque::new(),
+        was_healthy: false,
         ready: (ready || is_up).then(|| ago(since)),
         reloaded: None,
         left,

@@ -10,7 +10,7 @@ mod common;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use common::{OPM, World};
+use common::{OPM, World, now, watch_for};
 
 /// How long `opm status` may take, in a debug build on a busy machine.
 const STATUS_MAX: Duration = Duration::from_secs(2);
@@ -32,7 +32,7 @@ fn count(world: &World, phase: &str) -> usize {
 
 /// `opm status`, which has to be quick.
 fn status(world: &World) -> String {
-    let began = common::now();
+    let began = now();
     let said = world.opm(&["status"]);
     let took = began.elapsed();
     assert_eq!(said.code, 0, "{said:?}");
@@ -56,7 +56,7 @@ fn up_and_down(count_of_units: usize, more: &str) {
     let Some(mut world) = World::new() else { return };
     many(&world, count_of_units, more);
     let before = world.pids().len();
-    let began = common::now();
+    let began = now();
     world.run();
     world.until("all to be up", || count(&world, "up") == count_of_units);
     let up = began.elapsed();
@@ -64,7 +64,7 @@ fn up_and_down(count_of_units: usize, more: &str) {
     assert!(world.pids().len() >= before + count_of_units);
     let again = world.apply(0);
     assert!(again.out.starts_with("no change"), "{again:?}");
-    let began = common::now();
+    let began = now();
     let names: Vec<String> = (0..count_of_units).map(|n| format!("s{n:04}")).collect();
     let args: Vec<&str> =
         ["stop", "--no-wait"].into_iter().chain(names.iter().map(String::as_str)).collect();
@@ -89,47 +89,183 @@ fn three_hundred_units_with_logs_come_up_and_go_down() {
     up_and_down(300, "");
 }
 
-/// `opm run` with a hard limit of 256 descriptors.
-fn run_with_few_descriptors(world: &mut World) {
+/// `opm run` with a hard limit of so many descriptors.
+fn run_with_descriptors(world: &mut World, limit: u32) {
     let mut command = world.command("sh");
-    let log = std::fs::File::create(world.path("opm.out")).unwrap();
-    command.args(["-c", "ulimit -n 256; exec \"$0\" --root root run --quiet units", OPM]);
+    let log = std::fs::File::options().append(true).create(true).open(world.path("opm.out"));
+    let log = log.unwrap();
+    let script = format!("ulimit -n {limit}; exec \"$0\" --root root run --quiet units");
+    command.args(["-c", &script, OPM]);
     command.stdout(log.try_clone().unwrap()).stderr(log);
     world.spawn(command);
+}
+
+/// How often opm complained of too few descriptors.
+fn complaints(world: &World) -> usize {
+    world.log().lines().filter(|line| line.to_lowercase().contains("too many open files")).count()
+}
+
+/// How often opm gave up the processor to wait, so far.
+fn sleeps(world: &World) -> u64 {
+    let line = world.status_line(world.daemon_pid().unwrap(), "voluntary_ctxt_switches");
+    line.unwrap().parse().unwrap()
+}
+
+/// The processor time that opm has used, in ticks.
+fn ticks(world: &World) -> u64 {
+    let path = world.proc().unwrap().join(format!("{}/stat", world.daemon_pid().unwrap()));
+    let text = std::fs::read_to_string(path).unwrap();
+    let fields = text.rsplit_once(')').unwrap().1.split_whitespace();
+    // proc_pid_stat(5): utime and stime, fields 14 and 15; the state is field 3.
+    fields.skip(11).take(2).map(|field| field.parse::<u64>().unwrap()).sum()
+}
+
+/// How many processes of opm's are not what they are to be yet.
+fn under_way_by_proc(world: &World) -> usize {
+    let is_opm = |pid: &i32| world.status_line(*pid, "Name").as_deref() == Some("opm");
+    world.pids().iter().filter(|pid| is_opm(pid)).count()
 }
 
 #[test]
 fn six_hundred_units_need_no_descriptor_each() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-    let Some(mut world) = World::new() else { return };
-    many(&world, 600, "logs: {to: null}\nrestart: {policy: always, factor: 1}\n");
-    run_with_few_descriptors(&mut world);
-    world.until("all to be up", || count(&world, "up") == 600);
-    status(&world);
-    assert_eq!(world.opm(&["shutdown"]).code, 0);
+    for limit in [64, 256] {
+        let Some(mut world) = World::new() else { return };
+        many(&world, 600, "logs: {to: null}\nrestart: {policy: always, delay: 100s}\n");
+        run_with_descriptors(&mut world, limit);
+        world.until("all to be up", || count(&world, "up") == 600);
+        // None of them failed on the way: with that delay it would not be up.
+        assert_eq!(complaints(&world), 0, "{}", world.log());
+        status(&world);
+        assert_eq!(world.opm(&["shutdown"]).code, 0);
+    }
 }
 
 #[test]
-fn with_too_few_descriptors_opm_lives_and_says_so() {
+fn starts_wait_their_turn_while_others_hold_all_descriptors() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let Some(mut world) = World::new() else { return };
-    many(&world, 300, "restart: {policy: always, delay: 1s}\n");
-    run_with_few_descriptors(&mut world);
+    // Opening a FIFO for its input keeps each from its exec until somebody opens the other end.
+    let keys = "logs: {to: null}\nstdin: {file: fifo}\nrestart: never\n";
+    many(&world, 150, &format!("{keys}pre_stop: [[sh, -c, 'echo >> stops']]\n"));
+    nix::unistd::mkfifo(&world.path("units/fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    run_with_descriptors(&mut world, 64);
+    world.until("starts under way", || {
+        world.rows().iter().filter(|row| row["pid"].is_number()).count() > 10
+    });
+    let before = world.rows().iter().filter(|row| row["pid"].is_number()).count();
+    let (slept, worked) = (sleeps(&world), ticks(&world));
+    let stays = under_way_by_proc(&world);
+    let changes = || under_way_by_proc(&world) != stays;
+    watch_for(Duration::from_secs(1), changes, "a start although there is no room");
+    let (slept, worked) = (sleeps(&world) - slept, ticks(&world) - worked);
+    assert!(slept < 20 && worked < 20, "{slept} wakeups, {worked} ticks in a second of waiting");
+    assert!(before < 64, "{before}");
+    // One that waits for its turn can be stopped.
+    let row = world.rows().into_iter().find(|row| !row["pid"].is_number()).unwrap();
+    assert_eq!(world.opm(&["stop", row["instance"].as_str().unwrap()]).code, 0);
+    let _open = std::fs::File::options().read(true).write(true).open(world.path("units/fifo"));
+    world.until("all others to be up", || count(&world, "up") == 149);
+    assert_eq!(complaints(&world), 0, "{}", world.log());
+    // What ends them takes descriptors too, all at once.
+    assert_eq!(world.opm(&["shutdown"]).code, 0);
+    assert_eq!(world.wait_run(), 0);
+    assert_eq!(world.lines("units/stops").len(), 149, "{}", world.log());
+}
+
+#[test]
+fn with_too_few_descriptors_opm_lives_and_says_so_once() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let Some(mut world) = World::new() else { return };
+    let restart = "restart: {policy: always, delay: 200ms, factor: 1}\n";
+    many(&world, 300, restart);
+    run_with_descriptors(&mut world, 256);
     let mut up = 0;
     world.until("most to be up", || {
         up = count(&world, "up");
-        up >= 200
+        up >= 190
     });
     assert!(up < 300, "there are not descriptors enough for all");
     let daemon = world.daemon_pid().unwrap();
-    let said = status(&world);
-    assert!(said.contains("oo many open files"), "{said}");
+    world.until("the others to say why", || status(&world).contains("oo many open files"));
+    // Hundreds of tries fail meanwhile.
+    world.until("a tenth try", || {
+        world.rows().iter().any(|row| row["restarts"].as_u64().unwrap() >= 10)
+    });
+    assert_eq!(complaints(&world), 1, "{}", world.log());
+    assert!(!world.log().contains("restart number"), "{}", world.log());
     // What runs can be stopped, which makes room for others.
     let running = world.rows().into_iter().find(|row| row["phase"] == "up").unwrap();
     let name = running["instance"].as_str().unwrap();
     assert_eq!(world.opm(&["stop", name]).code, 0);
-    assert!(world.log().contains("oo many open files"), "{}", world.log());
     assert!(world.alive(daemon));
     assert_eq!(world.opm(&["shutdown"]).code, 0, "{}", world.log());
     assert_eq!(world.wait_run(), 0);
+}
+
+#[test]
+fn with_too_few_descriptors_every_run_is_adopted_all_the_same() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let Some(mut world) = World::new() else { return };
+    // One that starts processes of its own, and one that says late that it is ready.
+    let ready = "ready: {file: told}\nstart_timeout: 600s\n";
+    world.service("told", "echo $$ > told.pid; exec sleep 1000", ready);
+    world.service("family", "sleep 1000 & sleep 1000 & echo > born; exec sleep 1000", "");
+    many(&world, 150, "logs: {to: null}\n");
+    world.run();
+    world.until("all to be up", || count(&world, "up") == 151 && world.path("born").exists());
+    let pids = |world: &World| -> Vec<i64> {
+        world.rows().iter().filter_map(|row| row["pid"].as_i64()).collect()
+    };
+    let before = pids(&world);
+    world.crash();
+    run_with_descriptors(&mut world, 64);
+    world.until("all to be known", || world.rows().len() == 152);
+    assert_eq!(count(&world, "up"), 151, "{}", world.log());
+    assert_eq!(count(&world, "unproven"), 0, "{}", world.log());
+    assert_eq!(pids(&world), before);
+    // The ends of those that find no descriptor are noticed too: of the first and of the last.
+    for unit in ["family", "s0000", "s0149"] {
+        let pid = world.pid(unit).unwrap();
+        world.kill("KILL", pid);
+        world.until(&format!("a new run of {unit}"), || {
+            world.phase(unit) == "up" && world.pid(unit) != Some(pid)
+        });
+    }
+    std::fs::write(world.path("units/told"), "").unwrap();
+    world.until_phase("told", "up");
+    // It does not go on looking: what is over makes room.
+    let names: Vec<String> = (0..150).map(|n| format!("s{n:04}")).collect();
+    let args: Vec<&str> = ["stop"].into_iter().chain(names.iter().map(String::as_str)).collect();
+    assert_eq!(world.opm(&args).code, 0);
+    let mut slept = (now(), sleeps(&world));
+    world.until("three seconds without a wakeup", || {
+        let so_far = sleeps(&world);
+        if so_far > slept.1 {
+            slept = (now(), so_far);
+        }
+        slept.0.elapsed() > Duration::from_secs(3)
+    });
+    assert_eq!(world.opm(&["shutdown"]).code, 0);
+}
+
+#[test]
+fn a_run_is_over_when_the_last_of_many_is_gone() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let Some(mut world) = World::new() else { return };
+    // More than are watched at once; they go one after the other, when all have begun.
+    let child = "setsid sh -c 'trap \"\" TERM; echo >> begun; read x < \"$1\"; echo >> ended' - ";
+    let script = format!(
+        "i=0; while [ $i -lt 150 ]; do i=$((i+1)); mkfifo gate$i; {child} \
+         gate$i & done; until [ \"$(wc -l < begun)\" = 150 ]; do sleep 0.02; done"
+    );
+    world.service("family", &script, "restart: never\nstop: {timeout: 600s}\n");
+    world.run();
+    world.until("the others to be left", || world.log().contains("150 others are left"));
+    for n in 1..=150 {
+        assert_eq!(world.phase("family"), "stopping", "{n}");
+        std::fs::write(world.path(&format!("gate{n}")), "\n").unwrap();
+    }
+    world.until_phase("family", "done");
+    assert_eq!(world.lines("ended").len(), 150);
 }

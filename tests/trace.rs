@@ -2,7 +2,7 @@
 //! operation, and another one takes over. Nothing may run twice, and nothing may be lost.
 //!
 //! In plain `cargo test` every so many-th stop is taken, from an offset that the seed gives
-//! (`OPM_SEED` runs it again); with `OPM_TESTS=all` every one.
+//! (`OPM_SEED` runs it again); with `OPM_EVERY_STOP=1` every one, which takes half an hour.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test stops at the first surprise")]
 #![expect(clippy::disallowed_methods, reason = "tests run programs, and wait for them")]
 
@@ -36,7 +36,7 @@ fn world() -> Option<World> {
 
 /// Where to kill, one after the other: at every `step`-th stop, or at all of them.
 fn points(step: u64) -> impl Iterator<Item = Point> {
-    let step = if common::tests_all() { 1 } else { step };
+    let step = if std::env::var_os("OPM_EVERY_STOP").is_some() { 1 } else { step };
     let mut random = common::random::Random::new();
     let offset = random.below(step);
     (0..).map(move |number| Point { call: None, stops: offset + number * step })
@@ -214,6 +214,35 @@ fn killed_at_any_system_call_of_a_start_or_a_stop() {
         assert_talked(&world, &at);
     }
     eprintln!("{rounds} kills of a start, and as many of a stop");
+}
+
+#[test]
+fn a_task_whose_start_is_cut_off_runs_as_often_as_it_may() {
+    // decisions/0013: at most once, or at least once.
+    for (policy, least, most) in [("never", 0, 1), ("on-failure", 1, 2)] {
+        let Some(mut world) = world() else { return };
+        let keys =
+            format!("restart: {{policy: {policy}, delay: 10ms, factor: 1}}\nenabled: false\n");
+        world.task("once", "echo $$ >> runs", &keys);
+        world.apply(0);
+        let offset = common::random::Random::new().below(3);
+        let call = Some((libc::SYS_clone3, 1));
+        for stops in (offset..BIRTH_STOPS).step_by(3) {
+            let before = world.lines("runs").len();
+            let begun = |world: &World| world.lines("runs").len() > before;
+            let point = Point { call, stops };
+            let (end, said) = kill_in(&mut world, point, &["start", "--no-wait", "once"], begun);
+            let at = format!("{policy}, {point:?}, {end:?}");
+            take_over(&world, &at);
+            world.until(&at, || matches!(world.phase("once").as_str(), "done" | "failed" | "down"));
+            let runs = world.lines("runs").len() - before;
+            let least = if said.code == 0 { least } else { 0 };
+            assert!((least..=most).contains(&runs), "{at}: {runs} runs\n{}", world.log());
+            // And so it stays: everything is looked at once more.
+            assert_eq!(world.opm(&["restore"]).code, 0, "{at}");
+            assert_eq!(world.lines("runs").len() - before, runs, "{at}\n{}", world.log());
+        }
+    }
 }
 
 /// A service of the version that it says it is.

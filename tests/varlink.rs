@@ -9,7 +9,7 @@
 mod common;
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -162,6 +162,85 @@ fn clients_that_misbehave_harm_nobody_else() {
     assert_well(&world, memory, "400 clients that vanished while they waited");
     world.until("all descriptors to be closed", || descriptors(&world) <= before);
     assert_eq!(world.phase("a"), "up");
+}
+
+/// A call without parameters.
+fn call(method: &str) -> Vec<u8> {
+    format!("{{\"method\":\"{method}\"}}\0").into_bytes()
+}
+
+/// So many replies.
+fn replies(stream: &UnixStream, count: usize) -> Vec<String> {
+    stream.set_read_timeout(Some(SOON)).unwrap();
+    let mut stream = BufReader::new(stream);
+    let reply = |n| {
+        let mut bytes = Vec::new();
+        let got = stream.read_until(0, &mut bytes);
+        assert!(bytes.ends_with(b"\0"), "{n} of {count} replies, then {got:?}");
+        String::from_utf8_lossy(&bytes).into_owned()
+    };
+    (0..count).map(reply).collect()
+}
+
+#[test]
+fn every_call_is_answered_in_order_however_many_come_at_once() {
+    let Some(world) = two() else { return };
+    let memory = resident(&world);
+    let (info, list) = (call("org.varlink.service.GetInfo"), call("io.opm.Control.List"));
+    // Each number, since a limit may be off by one, and more than any buffer holds.
+    for count in [1, 63, 64, 65, 128, 129, 1_000, 20_000] {
+        let calls: Vec<u8> =
+            (0..count).flat_map(|n| if n % 3 == 0 { list.clone() } else { info.clone() }).collect();
+        let client = UnixStream::connect(socket(&world)).unwrap();
+        let mut writer = client.try_clone().unwrap();
+        let answers = std::thread::scope(|scope| {
+            scope.spawn(move || writer.write_all(&calls).unwrap());
+            // Who asks one thing is not behind all of these.
+            assert_well(&world, memory, "calls at once");
+            replies(&client, count)
+        });
+        for (n, answer) in answers.iter().enumerate() {
+            let right = if n % 3 == 0 { "\"instances\"" } else { "\"vendor\"" };
+            assert!(answer.contains(right), "reply {n} of {count}: {answer}");
+        }
+    }
+    // Who hangs up its side at once has asked all the same.
+    let mut client = UnixStream::connect(socket(&world)).unwrap();
+    client.write_all(&info.repeat(200)).unwrap();
+    client.shutdown(std::net::Shutdown::Write).unwrap();
+    assert_eq!(until_hung_up(&mut client).matches("vendor").count(), 200);
+}
+
+#[test]
+fn what_was_asked_before_a_mistake_is_answered_before_it() {
+    let Some(world) = two() else { return };
+    for (good, bad) in [(1, &b"garbage\0"[..]), (1, b"{}\0"), (64, b"\xff\0"), (70, b"[]\0")] {
+        let mut client = UnixStream::connect(socket(&world)).unwrap();
+        let calls = [call("io.opm.Control.List").repeat(good), bad.to_vec(), call("x")].concat();
+        client.write_all(&calls).unwrap();
+        let said = until_hung_up(&mut client);
+        let said: Vec<&str> = said.trim_end_matches('\0').split('\0').collect();
+        assert_eq!(said.len(), good + 1, "{said:?}");
+        let (last, first) = said.split_last().unwrap();
+        assert!(last.contains("InvalidParameter"), "{last}");
+        assert!(first.iter().all(|reply| reply.contains("instances")), "{said:?}");
+    }
+}
+
+#[test]
+fn a_reply_that_comes_later_keeps_its_place() {
+    let Some(world) = two() else { return };
+    let wait =
+        br#"{"method":"io.opm.Control.Wait","parameters":{"units":["b"],"condition":"down"}}"#;
+    let mut client = UnixStream::connect(socket(&world)).unwrap();
+    client.write_all(&[&wait[..], b"\0", &call("org.varlink.service.GetInfo")].concat()).unwrap();
+    client.shutdown(std::net::Shutdown::Write).unwrap();
+    // It is heard once another's call is answered.
+    assert_eq!(world.opm(&["status"]).code, 0);
+    assert_eq!(world.opm(&["stop", "b"]).code, 0);
+    let said = until_hung_up(&mut client);
+    let (first, second) = said.split_once('\0').unwrap();
+    assert!(first.contains("reached") && second.contains("vendor"), "{said}");
 }
 
 /// Writes without waiting for the other side.

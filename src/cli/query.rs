@@ -110,12 +110,17 @@ pub(super) fn wait(global: &Global, args: &Wait) -> Outcome {
             Err(Error::new(Exit::TimedOut, message))
         }
         _ => {
-            let never: Vec<String> = waited
-                .rows
-                .iter()
-                .filter(|row| !matches!(row.phase.as_str(), "up" | "done"))
-                .map(|row| format!("`{}` is {}: {}", row.instance, row.phase, row.why))
-                .collect();
+            let is_there = |phase: &str| match args.condition.as_str() {
+                "completed" => phase == "done",
+                "down" => phase != "unproven",
+                _ => matches!(phase, "up" | "done"),
+            };
+            let why = |row: &Row| {
+                let why = if row.why.is_empty() { "" } else { ": " };
+                format!("`{}` is {}{why}{}", row.instance, row.phase, row.why)
+            };
+            let rows = waited.rows.iter().filter(|row| !is_there(&row.phase));
+            let never: Vec<String> = rows.map(why).collect();
             let message = format!("will not be {}: {}", args.condition, never.join("; "));
             Err(Error::new(Exit::Failed, message))
         }

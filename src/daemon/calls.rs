@@ -252,17 +252,12 @@ fn wait(
         let deadline = timeout.map(|millis| now.after(Span::millis(millis)));
         Ok(Wait::new(ids, goal, deadline, call.more))
     })();
-    let mut wait = match parsed {
-        Ok(wait) => wait,
-        Err(failure) => return Answer::from(Err(failure)),
-    };
-    let (reply, over) = wait.begin(supervisor);
-    match (reply, over) {
-        (Some(reply), true) => Answer::Reply(reply),
-        (reply, _) => {
+    match parsed {
+        Ok(wait) => {
             clients.set_pending(client, Pending::Wait(wait));
-            reply.map_or(Answer::Later, Answer::Reply)
+            Answer::Later
         }
+        Err(failure) => Answer::from(Err(failure)),
     }
 }
 

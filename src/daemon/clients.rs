@@ -3,7 +3,7 @@
 //! Nothing blocks on a client: input and output are buffered up to limits, and a client that does
 //! not read is dropped.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::{AsFd, AsRawFd};
@@ -16,7 +16,7 @@ use nix::sys::stat::{Mode, umask};
 
 use super::FIRST_CLIENT;
 use super::wait::Wait;
-use crate::model::Monotonic;
+use crate::model::{Monotonic, Span};
 use crate::protocol::{
     APPLY_BYTES_MAX, CALL_BYTES_MAX, CLIENTS_MAX, Call, Decoder, Failure, REPLY_BYTES_MAX, Reply,
 };
@@ -25,10 +25,12 @@ use crate::system::{self, Linux, SOCKET_PATH_MAX, SystemError};
 
 /// Bytes read from a client at once.
 const READ_BYTES: usize = 64 * 1024;
-/// Calls taken from one client in a turn: one that floods us does not hold up the others.
-const CALLS_PER_TURN: usize = 64;
+/// While so many bytes of replies wait for a client to read them, no further call of its is taken.
+const UNREAD_REPLY_BYTES: usize = 256 * 1024;
 /// Clients taken in a turn.
 const ACCEPTS_PER_TURN: usize = 64;
+/// The wait before clients are taken again when there was no descriptor for one.
+const ACCEPT_AGAIN: Span = Span::seconds(1);
 
 /// The listening socket and everyone connected to it.
 pub(super) struct Clients {
@@ -36,6 +38,10 @@ pub(super) struct Clients {
     listener: UnixListener,
     connected: BTreeMap<Token, Client>,
     next: usize,
+    /// Who may have sent more than was taken: their turn comes again without an event.
+    busy: BTreeSet<Token>,
+    /// Set while clients knock for whom there is no descriptor: when to try again.
+    accept_at: Option<Monotonic>,
 }
 
 /// One connection.
@@ -44,9 +50,15 @@ struct Client {
     decoder: Decoder,
     output: Vec<u8>,
     peer: Peer,
+    /// What it was promised and waits for: replies keep the order of calls, so that no other call
+    /// is taken meanwhile.
     pending: Option<Pending>,
-    /// Closed by the peer, or to be dropped.
+    /// Whether it may have sent more than was taken.
+    unread: bool,
+    /// No call comes any more: it has closed its side, or is to be dropped.
     over: bool,
+    /// Nobody is there to read a reply; what it asked before is done all the same.
+    gone: bool,
 }
 
 /// Who is at the other end.
@@ -129,7 +141,9 @@ impl Clients {
             .register(&mut listener, token, Interest::READABLE)
             .map_err(|error| SystemError::new("listen on", path.display(), error))?;
         let connected = BTreeMap::new();
-        Ok(Self { path: path.to_owned(), listener, connected, next: FIRST_CLIENT })
+        let busy = BTreeSet::new();
+        let (path, next) = (path.to_owned(), FIRST_CLIENT);
+        Ok(Self { path, listener, connected, next, busy, accept_at: None })
     }
 
     /// Lets the socket live on over an exec of opm; returns its descriptor.
@@ -144,15 +158,25 @@ impl Clients {
     }
 
     /// Takes some of those who knock, and asks to be told of the rest: whoever was taken is heard
-    /// first, and many a one is gone again.
-    pub(super) fn accept(&mut self, registry: &Registry) {
+    /// first, and many a one is gone again. Descriptors from `end` on are not for clients: who gets
+    /// one is turned away.
+    pub(super) fn accept(&mut self, registry: &Registry, now: Monotonic, end: u64) {
         for _ in 0..ACCEPTS_PER_TURN {
             match self.listener.accept() {
+                Ok((stream, _)) if u64::try_from(stream.as_raw_fd()).is_ok_and(|fd| fd >= end) => {
+                    log::warn!("too few descriptors for a client; it is turned away");
+                }
                 Ok((stream, _)) => self.welcome(stream, registry),
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    self.accept_at = None;
+                    return;
+                }
                 Err(error) => {
-                    log::warn!("cannot accept a client: {error}");
+                    if self.accept_at.is_none() {
+                        log::warn!("cannot accept a client: {error}; trying again");
+                    }
+                    self.accept_at = Some(now.after(ACCEPT_AGAIN));
                     return;
                 }
             }
@@ -161,6 +185,10 @@ impl Clients {
         if let Err(error) = registry.reregister(&mut self.listener, token, interest) {
             log::error!("cannot watch the control socket: {error}");
         }
+    }
+
+    pub(super) fn may_accept_again(&self, now: Monotonic) -> bool {
+        self.accept_at.is_some_and(|at| now >= at)
     }
 
     fn welcome(&mut self, mut stream: UnixStream, registry: &Registry) {
@@ -183,8 +211,16 @@ impl Clients {
         }
         let limit = if peer.may_change() { APPLY_BYTES_MAX } else { CALL_BYTES_MAX };
         let decoder = Decoder::new(limit);
-        let client =
-            Client { stream, decoder, output: Vec::new(), peer, pending: None, over: false };
+        let client = Client {
+            stream,
+            decoder,
+            output: Vec::new(),
+            peer,
+            pending: None,
+            unread: true,
+            over: false,
+            gone: false,
+        };
         self.connected.insert(token, client);
     }
 
@@ -204,41 +240,36 @@ impl Clients {
     }
 
     pub(super) fn set_pending(&mut self, token: Token, pending: Pending) {
-        if let Some(client) = self.connected.get_mut(&token) {
+        if let Some(client) = self.connected.get_mut(&token).filter(|client| !client.gone) {
             client.pending = Some(pending);
         }
     }
 
-    /// The calls that a client has sent whole by now.
-    pub(super) fn read(&mut self, token: Token, registry: &Registry) -> Vec<(Token, Call)> {
-        let Some(client) = self.connected.get_mut(&token) else { return Vec::new() };
-        let mut buffer = vec![0u8; READ_BYTES];
-        let mut calls = Vec::new();
-        loop {
-            match client.stream.read(&mut buffer) {
-                Ok(0) => {
-                    client.over = true;
-                    break;
-                }
-                Ok(length) => {
-                    client.decoder.push(buffer.get(..length).unwrap_or_default());
-                    if !client.take_calls(token, &mut calls) {
-                        break;
-                    }
-                }
-                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(_) => {
-                    client.over = true;
-                    break;
-                }
-            }
+    /// Something came from a client, it takes replies again, or it is gone.
+    pub(super) fn stirred(&mut self, token: Token, gone: bool) {
+        if let Some(client) = self.connected.get_mut(&token) {
+            client.unread = true;
+            client.gone |= gone;
+            client.pending.take_if(|_| gone);
+            self.busy.insert(token);
         }
-        // One that is told why it is dropped goes when that is written.
-        if client.over && calls.is_empty() && client.output.is_empty() {
-            self.drop_client(token, registry);
+    }
+
+    /// Those whose turn it is.
+    pub(super) fn take_busy(&mut self) -> BTreeSet<Token> {
+        std::mem::take(&mut self.busy)
+    }
+
+    /// The next call that a client has sent whole, in order, or what is wrong with what it sent.
+    pub(super) fn next_call(&mut self, token: Token) -> Option<Result<Call, Failure>> {
+        self.connected.get_mut(&token)?.next_call()
+    }
+
+    /// Nothing more is taken from a client; it goes when its replies are written.
+    pub(super) fn dismiss(&mut self, token: Token) {
+        if let Some(client) = self.connected.get_mut(&token) {
+            client.over = true;
         }
-        calls
     }
 
     /// Answers a client. One that is over stays until [`Clients::flush`]: it may have asked more.
@@ -250,15 +281,20 @@ impl Clients {
         }
     }
 
-    /// Writes what waits for a client, as far as it takes it.
+    /// Writes what waits for a client, as far as it takes it. One that has more to ask has its turn
+    /// again; one that is done goes.
     pub(super) fn flush(&mut self, token: Token, registry: &Registry) {
         let Some(client) = self.connected.get_mut(&token) else { return };
-        if !client.write() || (client.over && client.output.is_empty()) {
+        let there = client.write();
+        if !there || (client.over && client.pending.is_none() && client.output.is_empty()) {
             self.drop_client(token, registry);
+        } else if client.may_ask() {
+            self.busy.insert(token);
         }
     }
 
     fn drop_client(&mut self, token: Token, registry: &Registry) {
+        self.busy.remove(&token);
         if let Some(mut client) = self.connected.remove(&token)
             && let Err(error) = registry.deregister(&mut client.stream)
         {
@@ -304,14 +340,18 @@ impl Clients {
         }
     }
 
-    /// The nearest end of a client's patience.
-    pub(super) fn wake_at(&self) -> Option<Monotonic> {
+    /// The nearest end of a client's patience; at once where one has more to ask.
+    pub(super) fn wake_at(&self, now: Monotonic) -> Option<Monotonic> {
+        if !self.busy.is_empty() {
+            return Some(now);
+        }
         self.connected
             .values()
             .filter_map(|client| match &client.pending {
                 Some(Pending::Wait(wait)) => wait.deadline(),
                 Some(Pending::Events) | None => None,
             })
+            .chain(self.accept_at)
             .min()
     }
 
@@ -325,34 +365,34 @@ impl Clients {
 }
 
 impl Client {
-    /// Takes whole calls from the decoder. Returns whether reading goes on.
-    fn take_calls(&mut self, token: Token, calls: &mut Vec<(Token, Call)>) -> bool {
-        loop {
-            if calls.len() >= CALLS_PER_TURN {
-                log::warn!(
-                    "process {} sent more than {CALLS_PER_TURN} calls at once",
-                    self.peer.pid
-                );
-                self.over = true;
-                return false;
-            }
+    /// Whether a further call of its may be taken now.
+    fn may_ask(&self) -> bool {
+        self.unread
+            && !self.over
+            && self.pending.is_none()
+            && self.output.len() < UNREAD_REPLY_BYTES
+    }
+
+    fn next_call(&mut self) -> Option<Result<Call, Failure>> {
+        let mut buffer = Vec::new();
+        while self.may_ask() {
             match self.decoder.take() {
-                Ok(None) => return true,
-                Ok(Some(message)) => match Call::parse(&message) {
-                    Ok(call) => calls.push((token, call)),
-                    Err(reason) => {
-                        self.queue(&Failure::InvalidParameter(reason).into());
-                        self.over = true;
-                        return false;
-                    }
-                },
-                Err(error) => {
-                    self.queue(&Failure::InvalidParameter(error.to_string()).into());
-                    self.over = true;
-                    return false;
+                Ok(None) => {}
+                Ok(Some(message)) => {
+                    return Some(Call::parse(&message).map_err(Failure::InvalidParameter));
                 }
+                Err(error) => return Some(Err(Failure::InvalidParameter(error.to_string()))),
+            }
+            buffer.resize(READ_BYTES, 0u8);
+            match self.stream.read(&mut buffer) {
+                Ok(0) => self.over = true,
+                Ok(length) => self.decoder.push(buffer.get(..length).unwrap_or_default()),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => self.unread = false,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(_) => self.over = true,
             }
         }
+        None
     }
 
     fn queue(&mut self, reply: &Reply) {
@@ -360,6 +400,7 @@ impl Client {
         if self.output.len().saturating_add(bytes.len()) > REPLY_BYTES_MAX {
             log::warn!("process {} does not read its replies; it is dropped", self.peer.pid);
             self.over = true;
+            self.pending = None;
             self.output.clear();
             return;
         }

@@ -28,6 +28,8 @@ use signals::Signals;
 
 /// Events taken from the kernel at once.
 const EVENTS_AT_ONCE: usize = 256;
+/// Calls taken from one client in a turn: one that floods us does not hold up the others.
+const CALLS_PER_TURN: usize = 64;
 /// How long processes that no unit owns get between TERM and KILL at the very end.
 const STRAYS_WAIT: Span = Span::seconds(2);
 /// How long those that were killed may take to be gone.
@@ -76,6 +78,7 @@ struct Daemon {
     options: Options,
     reexec: bool,
     panics: Vec<Monotonic>,
+    repeats: report::Repeats,
     /// The patience of the shutdown as far as it was reported.
     hurry: Option<crate::plan::Hurry>,
 }
@@ -146,15 +149,31 @@ impl Daemon {
                 Token(number) if number >= Linux::FIRST_TOKEN => {
                     events.extend(self.supervisor.system_mut().ready(Token(number)));
                 }
-                token => self.client_ready(token),
+                token => {
+                    let gone = event.is_write_closed();
+                    if let Some(clients) = &mut self.clients {
+                        clients.stirred(token, gone);
+                    }
+                }
             }
+        }
+        events.extend(self.supervisor.system_mut().look_again());
+        let now = self.supervisor.system().now();
+        if self.clients.as_ref().is_some_and(|clients| clients.may_accept_again(now)) {
+            self.accept();
+        }
+        let busy = self.clients.as_mut().map(Clients::take_busy).unwrap_or_default();
+        for token in busy {
+            self.hear(token);
         }
         true
     }
 
     fn wake_at(&self) -> Option<Monotonic> {
-        let waits = self.clients.as_ref().and_then(Clients::wake_at);
-        [self.supervisor.wake_at(), waits].into_iter().flatten().min()
+        let now = self.supervisor.system().now();
+        let waits = self.clients.as_ref().and_then(|clients| clients.wake_at(now));
+        let looks = self.supervisor.system().wake_at();
+        [self.supervisor.wake_at(), waits, looks].into_iter().flatten().min()
     }
 
     fn turn(&mut self, events: Vec<crate::model::Event>) {
@@ -163,7 +182,7 @@ impl Daemon {
         for notice in &notices {
             // The command of `opm run -- CMD` speaks for itself, unless there is none.
             if !self.options.stateless || report::is_failed_start(notice) {
-                report::log(&self.supervisor, notice);
+                report::log(&self.supervisor, notice, &mut self.repeats);
             }
         }
         let hurry = self.supervisor.shutdown().map(|shutdown| shutdown.hurry);
@@ -243,21 +262,32 @@ impl Daemon {
 
     fn accept(&mut self) {
         if let Some(clients) = &mut self.clients {
-            clients.accept(self.poll.registry());
+            let system = self.supervisor.system();
+            clients.accept(self.poll.registry(), system.now(), system.clients_end());
         }
     }
 
-    fn client_ready(&mut self, token: Token) {
+    /// Answers what a client asks, one call after the other.
+    fn hear(&mut self, token: Token) {
         let Some(clients) = &mut self.clients else { return };
-        for (client, call) in clients.read(token, self.poll.registry()) {
-            let answer = calls::answer(&mut self.supervisor, &self.options, clients, client, &call);
+        for _ in 0..CALLS_PER_TURN {
+            let call = match clients.next_call(token) {
+                None => break,
+                Some(Ok(call)) => call,
+                Some(Err(failure)) => {
+                    clients.send(token, &failure.into(), self.poll.registry());
+                    clients.dismiss(token);
+                    break;
+                }
+            };
+            let answer = calls::answer(&mut self.supervisor, &self.options, clients, token, &call);
             match answer {
                 calls::Answer::Reply(reply) if !call.oneway => {
-                    clients.send(client, &reply, self.poll.registry());
+                    clients.send(token, &reply, self.poll.registry());
                 }
                 calls::Answer::Reply(_) | calls::Answer::Later => {}
                 calls::Answer::Reexec(reply) => {
-                    clients.send(client, &reply, self.poll.registry());
+                    clients.send(token, &reply, self.poll.registry());
                     self.reexec = true;
                 }
             }

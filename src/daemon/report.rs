@@ -1,16 +1,79 @@
 //! What happens, as lines of opm's own log and as events for clients.
 
+use std::collections::BTreeMap;
+
 use log::Level;
 use serde_json::{Value, json};
 
 use crate::config;
-use crate::model::{Happening, Outcome, Reason, StopCause, Verdict};
+use crate::model::{Happening, Monotonic, Outcome, Reason, Span, StartError, StopCause, Verdict};
 use crate::plan::{Hurry, Plan};
 use crate::supervisor::{Applied, Notice, Source, Supervisor};
 use crate::system::System;
 
+/// How long a failure that repeats is only counted.
+const REPEAT_SPAN: Span = Span::seconds(60);
+/// Kinds of failures that are counted apart; there are few reasons for a shortage.
+const KINDS_MAX: usize = 16;
+
+/// What was said already. A shortage meets every start of every instance, again and again: it is
+/// said once, and then now and then, with how often it was met.
+#[derive(Debug, Default)]
+pub(super) struct Repeats {
+    shortages: BTreeMap<String, Shortage>,
+}
+
+#[derive(Debug)]
+struct Shortage {
+    said: Monotonic,
+    unsaid: usize,
+}
+
+impl Repeats {
+    /// What to say of a start that failed by a shortage, if anything.
+    fn shortage(&mut self, error: &StartError, now: Monotonic) -> Option<String> {
+        let known = self.shortages.get_mut(&error.reason);
+        let others = match known {
+            Some(known) if now.since(known.said) < REPEAT_SPAN => {
+                known.unsaid = known.unsaid.saturating_add(1);
+                return None;
+            }
+            Some(known) => known.unsaid,
+            None => 0,
+        };
+        if self.shortages.len() >= KINDS_MAX {
+            self.shortages.clear();
+        }
+        self.shortages.insert(error.reason.clone(), Shortage { said: now, unsaid: 0 });
+        let others = if others > 0 {
+            format!(", as {others} more since this was said")
+        } else {
+            String::new()
+        };
+        Some(format!("{error}; it is tried again{others}"))
+    }
+}
+
+/// Whether a run failed to start by a shortage that may pass.
+fn shortage(outcome: &Outcome) -> Option<&StartError> {
+    match outcome {
+        Outcome::NotStarted(error) if error.passing => Some(error),
+        Outcome::NotStarted(_) | Outcome::Exited(_) | Outcome::Killed { .. } | Outcome::Unknown => {
+            None
+        }
+    }
+}
+
 /// Writes what happened to the log, where an operator wants to know it.
-pub(super) fn log<S: System>(supervisor: &Supervisor<S>, notice: &Notice) {
+pub(super) fn log<S: System>(supervisor: &Supervisor<S>, notice: &Notice, repeats: &mut Repeats) {
+    if let Happening::Ended { outcome, .. } = &notice.event.what
+        && let Some(error) = shortage(outcome)
+    {
+        if let Some(text) = repeats.shortage(error, supervisor.system().now()) {
+            log::error!("{}: {text}", notice.event.instance);
+        }
+        return;
+    }
     if let Some((level, text)) = line(supervisor, notice) {
         // opm's own units are of interest only when something is wrong with them.
         let own = supervisor.is_own(&notice.event.instance) && level == Level::Info;
@@ -64,7 +127,15 @@ fn line<S: System>(supervisor: &Supervisor<S>, notice: &Notice) -> Option<(Level
         Happening::Tree { left: left @ 1.., .. } => {
             (Level::Info, format!("its main process is gone, {left} others are left"))
         }
-        Happening::Settled { verdict } => settled(supervisor, verdict, &because),
+        Happening::Settled { verdict } => {
+            let by_shortage = match &notice.reason {
+                Some(Reason::Ended(Some(outcome))) => shortage(outcome).is_some(),
+                _ => false,
+            };
+            let (level, text) = settled(supervisor, verdict, &because);
+            // Said once for all that it meets.
+            (if by_shortage { Level::Debug } else { level }, text)
+        }
         Happening::Waits { on, .. } => {
             let what: Vec<String> = on.iter().map(ToString::to_string).collect();
             (Level::Info, format!("waits for {}", what.join(", ")))

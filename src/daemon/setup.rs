@@ -129,6 +129,7 @@ pub(super) fn build(mut options: Options) -> Result<Daemon, BootFailure> {
         options,
         reexec: false,
         panics: Vec::new(),
+        repeats: report::Repeats::default(),
         hurry: None,
     };
     if !same_process && let Some(dir) = daemon.options.units.clone() {

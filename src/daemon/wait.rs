@@ -7,7 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::json;
 
-use crate::model::{InstanceId, Monotonic};
+use crate::model::{Blocker, InstanceId, Kind, Monotonic, Phase, Until};
+use crate::plan::View;
 use crate::protocol::Reply;
 use crate::supervisor::{Notice, Row, Supervisor};
 use crate::system::{Linux, System};
@@ -45,26 +46,99 @@ impl Goal {
         })
     }
 
-    fn standing(self, row: &Row) -> Standing {
-        let phase = row.phase.as_str();
+    fn standing(self, phase: &Phase, kind: Option<Kind>, future: Future) -> Standing {
+        let is_task = kind == Some(Kind::Task);
         let reached = match self {
-            Self::Up => phase == "up" || phase == "done",
-            Self::Ready => (phase == "up" && row.kind != "task") || phase == "done",
-            Self::Completed => phase == "done",
-            Self::Down => matches!(phase, "down" | "done" | "failed" | "skipped"),
-            Self::Settled => row.settled,
+            Self::Up => matches!(phase, Phase::Up | Phase::Done),
+            Self::Ready => matches!(phase, Phase::Done) || (*phase == Phase::Up && !is_task),
+            Self::Completed => *phase == Phase::Done,
+            // Whoever waits for one that does not come has no process and gets none.
+            Self::Down => match phase {
+                Phase::Done | Phase::Failed { .. } | Phase::Skipped { .. } => true,
+                Phase::Down | Phase::Waiting { .. } => future == Future::Stays,
+                Phase::Starting
+                | Phase::Up
+                | Phase::Stopping { .. }
+                | Phase::Backoff { .. }
+                | Phase::Unproven { .. } => false,
+            },
+            Self::Settled => return Standing::Open,
         };
-        if reached {
-            return Standing::Reached;
+        match (reached, future) {
+            (true, _) => Standing::Reached,
+            (false, Future::Moves) => Standing::Open,
+            // It may end, or somebody may stop it.
+            (false, Future::Stays) if self == Self::Down && *phase == Phase::Up => Standing::Open,
+            (false, Future::Stays) => Standing::Hopeless,
         }
-        let rests = row.settled && !matches!(phase, "up" | "backoff" | "waiting");
-        let completes_never = self == Self::Completed && phase == "up" && row.kind != "task";
-        let is_unwanted = !row.wanted && row.settled;
-        if completes_never || (self != Self::Down && (rests || is_unwanted)) {
-            Standing::Hopeless
-        } else {
-            Standing::Open
+    }
+}
+
+/// What becomes of an instance if nobody does anything.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Future {
+    /// It will be elsewhere: something is under way, or time will tell.
+    Moves,
+    /// It is where it will be.
+    Stays,
+}
+
+/// The futures of instances, each worked out once.
+struct Futures<'a> {
+    view: View<'a>,
+    known: BTreeMap<InstanceId, Future>,
+}
+
+impl Futures<'_> {
+    fn of(&mut self, id: &InstanceId) -> Future {
+        if let Some(known) = self.known.get(id) {
+            return *known;
         }
+        // Units do not wait in a circle; if they did, nothing would come of it.
+        self.known.insert(id.clone(), Future::Stays);
+        let future = if self.stays(id) { Future::Stays } else { Future::Moves };
+        self.known.insert(id.clone(), future);
+        future
+    }
+
+    fn stays(&mut self, id: &InstanceId) -> bool {
+        let wanted = self.view.wants(id);
+        let Some(instance) = self.view.observed.get(id) else { return !wanted };
+        let unit = self.view.unit(id);
+        let anew = wanted
+            && unit.is_some_and(|unit| {
+                instance.epoch != unit.epoch_of(id) || instance.hash != unit.hash
+            });
+        match &instance.phase {
+            Phase::Down => !wanted,
+            Phase::Waiting { on, .. } => {
+                wanted && on.iter().any(|blocker| blocker.stuck && self.does_not_come(blocker))
+            }
+            Phase::Starting | Phase::Stopping { .. } | Phase::Backoff { .. } => false,
+            Phase::Up => unit.is_none_or(|unit| unit.spec.kind != Kind::Task),
+            Phase::Failed { .. } | Phase::Done | Phase::Skipped { .. } => !anew,
+            Phase::Unproven { .. } => true,
+        }
+    }
+
+    /// Whether a unit that is waited for stays where it is.
+    fn does_not_come(&mut self, blocker: &Blocker) -> bool {
+        let Some(unit) = self.view.desired.units.get(&blocker.unit) else { return true };
+        match blocker.until {
+            Until::Is(_) => {
+                let ids = unit.spec.instance_ids();
+                unit.removed || ids.iter().any(|id| self.of(id) == Future::Stays && !self.is_up(id))
+            }
+            // Of two that conflict, a task makes room by coming to its end.
+            Until::Down => {
+                let ids = self.view.instances(&blocker.unit);
+                unit.spec.kind != Kind::Task || ids.iter().any(|id| self.of(id) == Future::Stays)
+            }
+        }
+    }
+
+    fn is_up(&self, id: &InstanceId) -> bool {
+        self.view.observed.get(id).is_some_and(|instance| instance.phase == Phase::Up)
     }
 }
 
@@ -73,7 +147,11 @@ pub(super) struct Wait {
     goal: Goal,
     deadline: Option<Monotonic>,
     more: bool,
+    /// Whether nothing was looked at yet: what was asked before it has to be carried out first.
+    fresh: bool,
     standings: BTreeMap<InstanceId, Standing>,
+    /// Those that wait for others: what happens to these changes what becomes of them.
+    waiting: BTreeSet<InstanceId>,
     open: usize,
 }
 
@@ -87,52 +165,64 @@ impl Wait {
     ) -> Self {
         let open = ids.len();
         let standings = ids.into_iter().map(|id| (id, Standing::Open)).collect();
-        Self { goal, deadline, more, standings, open }
+        Self { goal, deadline, more, fresh: true, standings, waiting: BTreeSet::new(), open }
     }
 
     pub(super) fn deadline(&self) -> Option<Monotonic> {
         self.deadline
     }
 
-    /// The first look, at everything: what to tell now, and whether that is the end.
-    pub(super) fn begin(&mut self, supervisor: &Supervisor<Linux>) -> (Option<Reply>, bool) {
-        let ids: Vec<InstanceId> = self.standings.keys().cloned().collect();
-        self.open = ids.len();
-        let rows = self.look(supervisor, ids.iter());
-        self.tell(supervisor, &rows)
-    }
-
-    /// A look at what something happened to.
+    /// A look at everything, the first time, and else at what something happened to: what to tell
+    /// now, and whether that is the end.
     pub(super) fn update(
         &mut self,
         supervisor: &Supervisor<Linux>,
         notices: &[Notice],
     ) -> (Option<Reply>, bool) {
-        let touched: BTreeSet<&InstanceId> =
-            notices.iter().map(|notice| &notice.event.instance).collect();
-        let rows = self.look(supervisor, touched);
+        let touched: BTreeSet<InstanceId> = if std::mem::take(&mut self.fresh) {
+            self.standings.keys().cloned().collect()
+        } else {
+            notices.iter().map(|notice| notice.event.instance.clone()).collect()
+        };
+        let mut futures = Futures { view: supervisor.view(), known: BTreeMap::new() };
+        let mut rows = Vec::new();
+        for id in &touched {
+            if self.standings.contains_key(id) {
+                let row = supervisor.row(id);
+                self.look(&mut futures, id, row.settled);
+                rows.push(row);
+            }
+        }
+        if !touched.is_empty() && self.goal != Goal::Settled {
+            for id in self.waiting.difference(&touched).cloned().collect::<Vec<_>>() {
+                self.look(&mut futures, &id, false);
+            }
+        }
         self.tell(supervisor, &rows)
     }
 
-    fn look<'a>(
-        &mut self,
-        supervisor: &Supervisor<Linux>,
-        ids: impl IntoIterator<Item = &'a InstanceId>,
-    ) -> Vec<Row> {
-        let mut rows = Vec::new();
-        for id in ids {
-            let Some(standing) = self.standings.get_mut(id) else { continue };
-            let row = supervisor.row(id);
-            let new = self.goal.standing(&row);
-            match (*standing == Standing::Open, new == Standing::Open) {
-                (true, false) => self.open = self.open.saturating_sub(1),
-                (false, true) => self.open = self.open.saturating_add(1),
-                (true, true) | (false, false) => {}
+    fn look(&mut self, futures: &mut Futures<'_>, id: &InstanceId, settled: bool) {
+        let blank = Phase::Down;
+        let phase = futures.view.observed.get(id).map_or(&blank, |instance| &instance.phase);
+        let kind = futures.view.unit(id).map(|unit| unit.spec.kind);
+        let new = match self.goal {
+            Goal::Settled if settled => Standing::Reached,
+            goal @ (Goal::Settled | Goal::Up | Goal::Ready | Goal::Down | Goal::Completed) => {
+                goal.standing(phase, kind, futures.of(id))
             }
-            *standing = new;
-            rows.push(row);
+        };
+        if matches!(phase, Phase::Waiting { .. }) {
+            self.waiting.insert(id.clone());
+        } else {
+            self.waiting.remove(id);
         }
-        rows
+        let Some(standing) = self.standings.get_mut(id) else { return };
+        match (*standing == Standing::Open, new == Standing::Open) {
+            (true, false) => self.open = self.open.saturating_sub(1),
+            (false, true) => self.open = self.open.saturating_add(1),
+            (true, true) | (false, false) => {}
+        }
+        *standing = new;
     }
 
     fn tell(&self, supervisor: &Supervisor<Linux>, rows: &[Row]) -> (Option<Reply>, bool) {

@@ -58,6 +58,32 @@ impl<S: System> Supervisor<S> {
         }
     }
 
+    /// Whether a step makes a process, or leads to one at once.
+    pub(super) fn makes_process(&self, step: &Step) -> bool {
+        match step.action {
+            Action::Begin { .. } | Action::Spawn(..) => true,
+            Action::Climb(_, rung) => match rung {
+                Rung::PreStop(_) | Rung::PostStop(_) => true,
+                Rung::Step(n) => self.spec_of(&step.instance).is_some_and(|spec| {
+                    let step = spec.stop.steps.get(usize::from(n));
+                    step.is_some_and(|step| matches!(step.action, StopAction::Command(_)))
+                }),
+                Rung::Dependents | Rung::Kill => false,
+            },
+            Action::MarkReady(_)
+            | Action::MarkUp(_)
+            | Action::ReloadSignal(_)
+            | Action::StopBegin(..)
+            | Action::KillHelper(..)
+            | Action::WatchTree(_)
+            | Action::Settle(_)
+            | Action::Wait { .. }
+            | Action::Forget
+            | Action::StartUnit(_)
+            | Action::Shutdown(_) => false,
+        }
+    }
+
     fn happens(&mut self, id: &InstanceId, what: Happening, reason: Option<Reason>) {
         let event = self.event(id, what);
         self.apply(event, reason);

@@ -52,11 +52,13 @@ impl<S: System> Boot<S> {
             keeper: self.keeper,
             shutdown_budget: self.shutdown_budget,
             dirty: BTreeSet::new(),
+            queued: BTreeSet::new(),
             wakes: BTreeSet::new(),
             wake_of: BTreeMap::new(),
             running,
             notices: Vec::new(),
             ledger_fails: false,
+            replace_fails: None,
             minimal: false,
         };
         supervisor.adopt_all(self.same_process);

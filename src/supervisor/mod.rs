@@ -52,6 +52,8 @@ pub struct Supervisor<S> {
     shutdown_budget: Option<Span>,
     /// Instances that a new look may find something due for.
     dirty: BTreeSet<InstanceId>,
+    /// Instances whose next process is due, and waits until there is room, [`System::has_room`].
+    queued: BTreeSet<InstanceId>,
     wakes: BTreeSet<(Monotonic, InstanceId)>,
     wake_of: BTreeMap<InstanceId, Monotonic>,
     /// How many instances have a run, the log keeper's apart.
@@ -59,6 +61,8 @@ pub struct Supervisor<S> {
     notices: Vec<Notice>,
     /// Set by the first failed write to the ledger, so that it is said once.
     ledger_fails: bool,
+    /// Why the ledger could not be replaced, so that it is said once.
+    replace_fails: Option<String>,
     /// Set after too many bugs.
     minimal: bool,
 }
@@ -136,15 +140,29 @@ impl<S: System> Supervisor<S> {
             self.dirty.insert(id);
         }
         for _ in 0..ROUNDS_MAX {
-            if self.dirty.is_empty() || (self.minimal && self.shutdown.is_none()) {
+            if self.minimal && self.shutdown.is_none() {
+                break;
+            }
+            if self.dirty.is_empty() && !self.take_from_queue() {
                 break;
             }
             self.round();
         }
         self.flush();
-        if let Err(error) = self.system.compact(&self.observed, false) {
+        let failure = self.system.compact(&self.observed, false).err().map(|e| e.to_string());
+        if let Some(error) = failure.as_ref().filter(|_| failure != self.replace_fails) {
             log::warn!("{error}");
         }
+        self.replace_fails = failure;
+    }
+
+    /// Takes up one instance that waits for room, if there is some now.
+    fn take_from_queue(&mut self) -> bool {
+        if self.queued.is_empty() || !self.system.has_room() {
+            return false;
+        }
+        self.dirty.extend(self.queued.pop_first());
+        true
     }
 
     /// Looks at everything touched. Where anything wishes to stop, only wishes are carried out, so
@@ -167,6 +185,8 @@ impl<S: System> Supervisor<S> {
         for step in due {
             if wishes && !step.action.is_wish() {
                 self.dirty.insert(step.instance);
+            } else if self.makes_process(&step) && !self.system.has_room() {
+                self.queued.insert(step.instance);
             } else {
                 self.carry_out(step);
             }

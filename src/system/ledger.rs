@@ -83,6 +83,8 @@ pub struct Ledger<D: Disk = Files> {
     file: D::File,
     bytes: u64,
     bytes_compact: u64,
+    /// How long it was when it could not be replaced: not before it has grown is that tried again.
+    bytes_refused: u64,
     unwritten: Vec<u8>,
     /// Set when events were dropped because they could not be written: only a whole new ledger
     /// tells the truth then.
@@ -116,6 +118,7 @@ impl<D: Disk> Ledger<D> {
             file,
             bytes: whole,
             bytes_compact: 0,
+            bytes_refused: 0,
             unwritten: Vec::new(),
             stale: false,
         };
@@ -191,10 +194,19 @@ impl<D: Disk> Ledger<D> {
 
     /// Replaces the ledger by these facts, where it has grown enough, or `always`.
     pub fn compact(&mut self, observed: &Observed, always: bool) -> Result<(), SystemError> {
-        let limit = COMPACT_BYTES_MIN.saturating_add(self.bytes_compact.saturating_mul(3));
+        let limit = COMPACT_BYTES_MIN
+            .saturating_add(self.bytes_compact.saturating_mul(3))
+            .max(self.bytes_refused.saturating_add(COMPACT_BYTES_MIN));
         if !always && !self.stale && self.bytes <= limit {
             return Ok(());
         }
+        self.bytes_refused = self.bytes;
+        self.replace(observed)?;
+        self.bytes_refused = 0;
+        Ok(())
+    }
+
+    fn replace(&mut self, observed: &Observed) -> Result<(), SystemError> {
         let mut text = Vec::new();
         for (id, facts) in observed.iter() {
             let snapshot = Snapshot {
@@ -245,4 +257,37 @@ pub(super) fn name() -> String {
     let namespace = fs::metadata("/proc/self/ns/pid").map_or(0, |metadata| metadata.ino());
     let first = process::stat(1).map_or(0, |stat| stat.start);
     format!("ledger-{}-{namespace}-{first}.jsonl", sys::boot_id())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Happening, Monotonic, RunId, UnitName};
+
+    #[test]
+    fn a_ledger_that_cannot_be_replaced_is_not_tried_at_every_turn() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut ledger, _) = Ledger::open(Files, dir.path(), "ledger-a").unwrap();
+        // Something that cannot be removed like a file is where the new one has to go.
+        fs::create_dir_all(ledger.path.with_extension("new").join("in the way")).unwrap();
+        let event = Event {
+            instance: InstanceId::single(&UnitName::parse("a").unwrap()),
+            at: Monotonic::default(),
+            what: Happening::Reloaded { run: RunId(1) },
+        };
+        let observed = Observed::default();
+        let mut refused = Vec::new();
+        while ledger.bytes < 4 * COMPACT_BYTES_MIN {
+            ledger.note(&event);
+            ledger.flush().unwrap();
+            if ledger.compact(&observed, false).is_err() {
+                refused.push(ledger.bytes / COMPACT_BYTES_MIN);
+            }
+        }
+        assert_eq!(refused, [1, 2, 3], "once for so many bytes more");
+        assert!(ledger.compact(&observed, true).is_err());
+        fs::remove_dir_all(ledger.path.with_extension("new")).unwrap();
+        ledger.compact(&observed, true).unwrap();
+        assert_eq!(ledger.bytes, 0);
+    }
 }

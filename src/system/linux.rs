@@ -20,8 +20,11 @@ use super::env::inheritable;
 use super::instruction::{self, Instruction};
 use super::launch::{self, Launcher, Origin};
 use super::ledger::{self, Ledger};
-use super::spawn::{self, BirthError, Way};
+use super::process::Found;
+use super::room::{Later, Room};
+use super::spawn::{self, BirthError, Entry, Way};
 use super::store::Store;
+use super::tree::Ends;
 use super::{
     Dirs, Environment, Launch, Loaded, LockError, Proof, Replay, RunRef, System, SystemError,
     accounts, plain, process, sys, tree,
@@ -34,8 +37,9 @@ use crate::model::{
 /// How long the death of a process that is not our child may take to be reaped by its parent, in
 /// milliseconds: until then the kernel does not tell how it ended.
 const FOREIGN_REAP_MILLIS: u8 = 20;
-/// Descriptors that are kept free of what units need for long: for clients, a new ledger, starts.
-const DESCRIPTORS_KEPT: u64 = 32;
+/// Processes without a role that are watched in one tree. When these are gone it is counted anew,
+/// and others are watched: more would only take descriptors.
+const MEMBERS_WATCHED_MAX: usize = 64;
 /// How often a tree is killed again because something in it was born meanwhile.
 const KILL_ROUNDS_MAX: usize = 16;
 
@@ -59,6 +63,8 @@ pub struct Linux {
     lasting: Option<Lasting>,
     registry: Registry,
     null: OwnedFd,
+    room: Room,
+    later: Later,
     way: Way,
     next_token: usize,
     watched: BTreeMap<Token, Watched>,
@@ -69,8 +75,9 @@ pub struct Linux {
     outputs: BTreeMap<InstanceId, OwnedFd>,
     files: FileWaits,
     urandom: fs::File,
-    /// Processes that were not killed with their run, for the last sweep.
     own: i32,
+    /// When this supervisor began, on the clock of start times.
+    began: u64,
 }
 
 #[derive(Debug)]
@@ -87,6 +94,7 @@ struct Kept {
     tokens: Vec<Token>,
     /// Whether its tree is watched.
     tree: Option<RunRef>,
+    ends: Ends,
     notify: Option<PathBuf>,
 }
 
@@ -96,7 +104,7 @@ enum Watched {
     /// The channel of a process that has not run its program yet.
     Channel(Box<Launching>),
     /// The end of a process that is not our child.
-    Foreign { run: RunId, role: Role, pidfd: OwnedFd },
+    Foreign { run: RunId, role: Role, pid: i32, pidfd: OwnedFd },
     /// The end of a process without a role, in a tree that is watched.
     Member { run: RunId, pidfd: OwnedFd },
     /// A notify socket.
@@ -147,6 +155,8 @@ impl Linux {
             lasting,
             registry,
             null: file("/dev/null")?.into(),
+            room: Room::now(),
+            later: Later::default(),
             way: Way::Clone3,
             next_token: Self::FIRST_TOKEN,
             watched: BTreeMap::new(),
@@ -156,6 +166,7 @@ impl Linux {
             files: FileWaits::default(),
             urandom: file("/dev/urandom")?,
             own: i32::try_from(std::process::id()).unwrap_or(0),
+            began: process::ticks_now(),
         };
         Ok((linux, loaded, replay))
     }
@@ -163,6 +174,41 @@ impl Linux {
     /// The directories in use.
     pub fn dirs(&self) -> &Dirs {
         &self.dirs
+    }
+
+    /// The first descriptor number that no client may have.
+    pub fn clients_end(&self) -> u64 {
+        self.room.clients_end()
+    }
+
+    /// When to look again at what could not be watched for want of a descriptor.
+    pub fn wake_at(&self) -> Option<Monotonic> {
+        self.later.at()
+    }
+
+    /// Looks again at what could not be watched, if it is time.
+    pub fn look_again(&mut self) -> Vec<Event> {
+        let mut events = Vec::new();
+        let Some(due) = self.later.take_due(self.now()) else { return events };
+        for (launch, identity) in due.processes {
+            let Launch { run, role, ref instance, .. } = launch;
+            if self.runs.contains_key(&run) && self.take_over(&launch, &identity) == Proof::Dead {
+                self.note_end(run, identity.pid);
+                let outcome = Outcome::Unknown;
+                events.push(self.event(instance, Happening::Ended { run, role, outcome }));
+            }
+        }
+        for (launch, identity) in due.readiness {
+            self.reopen_readiness(&launch, &identity);
+        }
+        for run in due.trees {
+            let tree = self.runs.get(&run).and_then(|kept| kept.tree.clone());
+            if let Some(tree) = tree {
+                let left = self.watch_tree(&tree);
+                events.push(self.event(&tree.instance, Happening::Tree { run, left }));
+            }
+        }
+        events
     }
 
     /// Whether anything outlives this process.
@@ -190,6 +236,7 @@ impl Linux {
                 log::debug!("reaped {pid}, which has no role: {outcome}");
                 continue;
             };
+            self.note_end(run, pid);
             let outcome = self.drain_channel(run, role, &outcome, &mut events);
             events.push(self.event(&instance, Happening::Ended { run, role, outcome }));
         }
@@ -202,9 +249,10 @@ impl Linux {
         match self.watched.get(&token) {
             None => {}
             Some(Watched::Channel(_)) => self.channel_ready(token, &mut events),
-            Some(Watched::Foreign { run, role, pidfd }) => {
-                let (run, role) = (*run, *role);
+            Some(Watched::Foreign { run, role, pid, pidfd }) => {
+                let (run, role, pid) = (*run, *role, *pid);
                 if let Some(outcome) = foreign_end(pidfd) {
+                    self.note_end(run, pid);
                     self.unwatch(token);
                     events.extend(self.event_of(run, Happening::Ended { run, role, outcome }));
                 }
@@ -288,7 +336,18 @@ impl Linux {
         let instance = kept.instance.clone();
         let known = self.children.keys().copied().collect();
         let tree = RunRef { instance, run, leaders, adopted };
-        tree::members(&tree, &known).iter().any(|member| member.pid == pid)
+        let ends = self.ends(run);
+        tree::members(&tree, &known, &ends).iter().any(|member| member.pid == pid)
+    }
+
+    fn note_end(&mut self, run: RunId, pid: i32) {
+        if let Some(kept) = self.runs.get_mut(&run) {
+            kept.ends.note(pid, process::ticks_now());
+        }
+    }
+
+    fn ends(&self, run: RunId) -> Ends {
+        self.runs.get(&run).map_or_else(|| Ends::since(self.began), |kept| kept.ends.clone())
     }
 
     fn event(&self, instance: &InstanceId, what: Happening) -> Event {
@@ -394,10 +453,12 @@ impl Linux {
     }
 
     fn keep(&mut self, instance: &InstanceId, run: RunId) -> &mut Kept {
+        let began = self.began;
         self.runs.entry(run).or_insert_with(|| Kept {
             instance: instance.clone(),
             tokens: Vec::new(),
             tree: None,
+            ends: Ends::since(began),
             notify: None,
         })
     }
@@ -410,11 +471,6 @@ impl Linux {
             let owner = owner_of(&launch.spec);
             let path = instruction::fifo_path(&self.dirs.run, id);
             let fifo = channels::open_fifo(&path, owner).map_err(fail)?;
-            // The lowest free number is given out: this one says how many are left.
-            let (_, limit) = self.origin.nofile;
-            if u64::try_from(fifo.as_raw_fd()).is_ok_and(|fd| fd + DESCRIPTORS_KEPT >= limit) {
-                return Err(fail(std::io::Error::from_raw_os_error(libc::EMFILE)));
-            }
             self.outputs.insert(id.clone(), fifo);
         }
         let Some(fifo) = self.outputs.get(id) else {
@@ -502,7 +558,7 @@ impl Linux {
             )],
             adopted: false,
         };
-        let members = tree::members(&run, &BTreeSet::new());
+        let members = tree::members(&run, &BTreeSet::new(), &Ends::default());
         let others: Vec<&Identity> = members.iter().filter(|one| one.pid != self.own).collect();
         for other in signal.iter().flat_map(|_| &others) {
             if let Some(signal) = signal
@@ -522,6 +578,19 @@ struct Readiness {
     owned: Vec<(OwnedFd, RawFd)>,
     /// Variables.
     extra: Vec<(&'static str, OsString)>,
+}
+
+/// Whether a process has a part in the end of a run, or only in its life.
+fn is_of_end(role: Role) -> bool {
+    match role {
+        Role::Reload | Role::PreStop(_) | Role::Stop(_) | Role::PostStop(_) => true,
+        Role::Condition
+        | Role::PreStart(_)
+        | Role::Main
+        | Role::PostStart(_)
+        | Role::ReadyProbe
+        | Role::HealthProbe => false,
+    }
 }
 
 fn prepare_error(subject: impl std::fmt::Display, error: &std::io::Error) -> StartError {
@@ -615,12 +684,21 @@ impl System for Linux {
         Ok(())
     }
 
+    fn has_room(&mut self) -> bool {
+        let is_start = |watched: &Watched| matches!(watched, Watched::Channel(_));
+        self.room.for_start(self.null.as_fd()) || !self.watched.values().any(is_start)
+    }
+
     fn spawn(&mut self, launch: &Launch, at: Monotonic) -> Result<Identity, StartError> {
         let Some(spec) = &launch.spec.process else {
             return Err(prepare_error("", &std::io::Error::other("the unit has no process")));
         };
         self.keep(&launch.instance, launch.run);
         let is_main = launch.role == Role::Main;
+        // What ends a run may take the last ones.
+        if !is_of_end(launch.role) && !self.room.for_start(self.null.as_fd()) {
+            return Err(prepare_error("", &std::io::Error::from_raw_os_error(libc::EMFILE)));
+        }
         // A question is no word of the unit's.
         let to = if launch.role.is_probe() { Output::Null } else { spec.output };
         let output = match to {
@@ -669,13 +747,14 @@ impl System for Linux {
 
     fn signal_tree(&mut self, run: &RunRef, signal: Signal) -> u32 {
         let known: BTreeSet<i32> = self.children.keys().copied().collect();
-        let members = tree::members(run, &known);
+        let members = tree::members(run, &known, &self.ends(run.run));
         // The groups first, in one call each: nothing in them can be born in between and missed.
         let mut groups = BTreeSet::new();
         for (_, leader) in &run.leaders {
             // A number alone is nobody: a dead leader's may be another unit's process by now.
             let own = self.children.get(&leader.pid).is_some_and(|(_, of, _)| *of == run.run);
-            let alive = own || members.iter().any(|member| member.pid == leader.pid);
+            let is_it = |one: &&Identity| (one.pid, one.start) == (leader.pid, leader.start);
+            let alive = own || members.iter().any(|one| is_it(&one));
             if alive
                 && groups.insert(leader.pid)
                 && let Err(error) = sys::kill(-leader.pid, signal)
@@ -697,7 +776,7 @@ impl System for Linux {
     fn kill_tree(&mut self, run: &RunRef) {
         for _ in 0..KILL_ROUNDS_MAX {
             let known: BTreeSet<i32> = self.children.keys().copied().collect();
-            let members = tree::members(run, &known);
+            let members = tree::members(run, &known, &self.ends(run.run));
             if members.is_empty() {
                 return;
             }
@@ -714,7 +793,7 @@ impl System for Linux {
             return 0;
         }
         let known: BTreeSet<i32> = self.children.keys().copied().collect();
-        let mut members = tree::members(run, &known);
+        let mut members = tree::members(run, &known, &self.ends(run.run));
         // The end of those with a role is told anyway.
         members.retain(|member| {
             let mut leaders = run.leaders.iter();
@@ -729,16 +808,27 @@ impl System for Linux {
             self.unwatch(token);
         }
         self.keep(&run.instance, run.run).tree = Some(run.clone());
-        let mut left = 0u32;
+        let (mut left, mut watching) = (0u32, 0usize);
         for member in members {
-            if let (Proof::Alive, Some(pidfd)) = process::prove(&member) {
+            if watching >= MEMBERS_WATCHED_MAX {
                 left = left.saturating_add(1);
+                continue;
+            }
+            let found = process::find(&member);
+            left = left.saturating_add(u32::from(!matches!(found, Found::Dead)));
+            if let Found::Alive(Some(pidfd)) = found
+                && self.room.for_member(pidfd.as_raw_fd())
+            {
                 let fd = pidfd.as_raw_fd();
-                let watched = Watched::Member { run: run.run, pidfd };
-                if let Err(error) = self.watch(Some(run.run), fd, watched) {
-                    log::error!("cannot watch process {}: {error}", member.pid);
+                match self.watch(Some(run.run), fd, Watched::Member { run: run.run, pidfd }) {
+                    Ok(()) => watching = watching.saturating_add(1),
+                    Err(error) => log::error!("cannot watch process {}: {error}", member.pid),
                 }
             }
+        }
+        if left > 0 && watching == 0 {
+            self.later.trees.insert(run.run);
+            self.later.again(self.now());
         }
         left
     }
@@ -750,6 +840,7 @@ impl System for Linux {
             self.outputs.remove(instance);
         }
         self.files.remove(run);
+        self.later.forget(run);
         let tokens = self.runs.get(&run).map(|kept| kept.tokens.clone()).unwrap_or_default();
         for token in tokens {
             self.unwatch(token);
@@ -794,35 +885,21 @@ impl System for Linux {
     }
 
     fn adopt(&mut self, launch: &Launch, identity: &Identity, execed: bool) -> Proof {
-        let (proof, pidfd) = process::prove(identity);
-        if proof != Proof::Alive {
-            return proof;
-        }
-        let run = launch.run;
-        self.keep(&launch.instance, run);
-        let own = process::stat(identity.pid).is_some_and(|stat| stat.parent == self.own);
-        if own {
-            let child = (launch.instance.clone(), run, launch.role);
-            self.children.insert(identity.pid, child);
-        } else if let Some(pidfd) = pidfd {
-            let fd = pidfd.as_raw_fd();
-            let watched = Watched::Foreign { run, role: launch.role, pidfd };
-            if let Err(error) = self.watch(Some(run), fd, watched) {
-                return Proof::Unknown(plain(&error.to_string()));
-            }
-        } else {
-            return Proof::Unknown("this kernel has no pidfd to watch it with".to_owned());
+        match self.take_over(launch, identity) {
+            Proof::Alive => {}
+            other @ (Proof::Dead | Proof::Unknown(_)) => return other,
         }
         if launch.role == Role::Main
             && let Some(process) = &launch.spec.process
         {
             if process.output == Output::Keeper
+                && self.room.for_start(self.null.as_fd())
                 && let Err(error) = self.output(launch)
             {
                 log::warn!("{}: {error}", launch.instance);
             }
             if !execed || process.ready != Ready::Started {
-                self.reopen_readiness(launch, &process.ready, identity);
+                self.reopen_readiness(launch, identity);
             }
         }
         Proof::Alive
@@ -865,17 +942,64 @@ impl System for Linux {
 }
 
 impl Linux {
+    /// Watches a process that an earlier supervisor made, if it lives. Where that cannot be told for
+    /// want of a descriptor it counts as alive, and is looked at again.
+    fn take_over(&mut self, launch: &Launch, identity: &Identity) -> Proof {
+        let Launch { run, role, .. } = *launch;
+        let pidfd = match process::find(identity) {
+            Found::Dead => return Proof::Dead,
+            Found::Unknown(why) => return Proof::Unknown(why),
+            Found::Alive(pidfd) => pidfd,
+            Found::NoDescriptor => {
+                self.keep(&launch.instance, run);
+                self.look_later(launch, identity);
+                return Proof::Alive;
+            }
+        };
+        self.keep(&launch.instance, run);
+        if process::stat(identity.pid).is_some_and(|stat| stat.parent == self.own) {
+            self.children.insert(identity.pid, (launch.instance.clone(), run, role));
+            return Proof::Alive;
+        }
+        let Some(pidfd) = pidfd else {
+            return Proof::Unknown("this kernel has no pidfd to watch it with".to_owned());
+        };
+        let fd = pidfd.as_raw_fd();
+        let watched = Watched::Foreign { run, role, pid: identity.pid, pidfd };
+        if !self.room.for_adopted(fd) {
+            self.look_later(launch, identity);
+        } else if let Err(error) = self.watch(Some(run), fd, watched) {
+            log::warn!("{}: cannot watch process {}: {error}", launch.instance, identity.pid);
+            self.look_later(launch, identity);
+        }
+        Proof::Alive
+    }
+
+    fn look_later(&mut self, launch: &Launch, identity: &Identity) {
+        self.later.ended(launch.run, launch.role);
+        self.later.processes.push((launch.clone(), *identity));
+        self.later.again(self.now());
+    }
+
     /// For a run of an earlier supervisor: whatever it still has to say, it says to us.
-    fn reopen_readiness(&mut self, launch: &Launch, ready: &Ready, main: &Identity) {
-        let result = match ready {
+    fn reopen_readiness(&mut self, launch: &Launch, main: &Identity) {
+        let Some(process) = &launch.spec.process else { return };
+        let result = match &process.ready {
+            Ready::Started | Ready::Delay(_) | Ready::Asked(_) => Ok(()),
+            Ready::Notify | Ready::Fd(_) | Ready::File(_)
+                if !self.room.for_start(self.null.as_fd()) =>
+            {
+                self.later.readiness.push((launch.clone(), *main));
+                self.later.again(self.now());
+                Ok(())
+            }
             Ready::File(template) => {
                 let path = self.path_of(launch, template);
                 let before = channels::mark_older_than(&path, process::started_at(main.start));
                 self.wait_for_file(launch.run, path, before)
             }
-            Ready::Notify => self.open_readiness(launch, ready).map(|_| ()),
-            Ready::Fd(_) => self.reopen_ready_fifo(launch, ready),
-            Ready::Started | Ready::Delay(_) | Ready::Asked(_) => Ok(()),
+            ready @ Ready::Notify => self.open_readiness(launch, ready).map(|_| ()),
+            ready @ Ready::Fd(_) => self.reopen_ready_fifo(launch, ready),
         };
         if let Err(error) = result {
             log::warn!("{}: {error}", launch.instance);
@@ -911,9 +1035,15 @@ fn give_birth(
     at: Monotonic,
     mut ledger: Option<&mut Ledger>,
 ) -> Result<spawn::Born, StartError> {
-    let mut record = |identity: &Identity| -> Result<(), String> {
+    let Launch { run, role, .. } = *launch;
+    let mut record = |entry: Entry| -> Result<(), String> {
         let Some(ledger) = ledger.as_deref_mut() else { return Ok(()) };
-        let what = Happening::Spawned { run: launch.run, role: launch.role, identity: *identity };
+        // Whoever reads of one that was let go and is dead cannot tell whether its program ran; one
+        // that was not let go has not run.
+        let what = match entry {
+            Entry::Born(identity) => Happening::Spawned { run, role, identity },
+            Entry::Goes => Happening::Execed { run, role },
+        };
         ledger.note(&Event { instance: launch.instance.clone(), at, what });
         ledger.flush().map_err(|error| {
             ledger.forget_last_note();
@@ -923,6 +1053,7 @@ fn give_birth(
     spawn::birth(way, prepared, &mut record).map_err(|error| {
         let (stage, reason, passing) = match error {
             BirthError::Fork(error) => (Stage::Fork, plain(&error.to_string()), true),
+            BirthError::Unseen => (Stage::Fork, "its start time cannot be read".to_owned(), true),
             BirthError::Record(reason) => (Stage::Ledger, reason, true),
         };
         StartError { stage, subject: launch.instance.to_string(), reason, passing }

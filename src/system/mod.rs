@@ -14,6 +14,7 @@ mod launch;
 mod ledger;
 mod linux;
 mod process;
+mod room;
 mod spawn;
 mod store;
 mod sys;
@@ -135,6 +136,12 @@ pub trait System {
 
     /// Whether the conditions of a unit hold that need no command; else which does not.
     fn conditions(&mut self, id: &InstanceId, index: u32, spec: &Spec) -> Result<(), String>;
+
+    /// Whether a process may be made now. If not, others that are on their way up hold what it would
+    /// need: the exec or the end of one of them is an event, and then is the time to ask again.
+    fn has_room(&mut self) -> bool {
+        true
+    }
 
     /// Makes one process: it is in the ledger before it runs its program. `at` stamps the entry.
     /// The events of its later life come from the system's loop.

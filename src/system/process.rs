@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use nix::time::{ClockId, clock_gettime};
 
-use super::{Proof, SystemError, sys};
+use super::{SystemError, sys};
 use crate::model::{Identity, Signal, Wall};
 
 /// What `/proc/PID/stat` says, `proc_pid_stat(5)`.
@@ -43,10 +43,23 @@ pub fn parse_stat(text: &str) -> Option<Stat> {
     Some(Stat { state, parent, group, session, start })
 }
 
+fn stat_path(pid: i32) -> String {
+    format!("/proc/{pid}/stat")
+}
+
 /// What the kernel says about a process; `None` when there is none.
 pub(super) fn stat(pid: i32) -> Option<Stat> {
-    let bytes = std::fs::read(format!("/proc/{pid}/stat")).ok()?;
+    let bytes = std::fs::read(stat_path(pid)).ok()?;
     parse_stat(&String::from_utf8_lossy(&bytes))
+}
+
+/// The clock of start times now: ticks since boot, hundredths of a second for programs.
+pub(super) fn ticks_now() -> u64 {
+    clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(u64::MAX, |time| {
+        let seconds = u64::try_from(time.tv_sec()).unwrap_or(0);
+        let part = u64::try_from(time.tv_nsec() / 10_000_000).unwrap_or(0);
+        seconds.saturating_mul(100).saturating_add(part)
+    })
 }
 
 /// When a process with this start time was started.
@@ -74,47 +87,68 @@ fn inode(pidfd: &OwnedFd) -> Option<u64> {
 }
 
 /// The identity of a child that we have just made and not reaped: nobody else can have its number.
-pub(super) fn identity_of_child(pid: i32, pidfd: Option<&OwnedFd>) -> Identity {
-    let start = stat(pid).map_or(0, |stat| stat.start);
-    Identity { pid, start, inode: pidfd.and_then(inode) }
+/// Without a start time it would be mistaken for dead: then it has none.
+pub(super) fn identity_of_child(pid: i32, pidfd: Option<&OwnedFd>) -> Option<Identity> {
+    let start = stat(pid)?.start;
+    Some(Identity { pid, start, inode: pidfd.and_then(inode) })
+}
+
+/// What is found of a process with a known identity.
+#[derive(Debug)]
+pub(super) enum Found {
+    /// It lives. The handle cannot go stale; a kernel before 5.3 has none.
+    Alive(Option<OwnedFd>),
+    /// It is gone.
+    Dead,
+    /// It can be neither proven nor excluded.
+    Unknown(String),
+    /// Nobody can look now: there is no descriptor to be had.
+    NoDescriptor,
+}
+
+/// Whether an error says that there is no descriptor to be had now.
+fn is_shortage(error: &std::io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM))
 }
 
 /// Whether the process that has this identity lives; if so, a handle on it.
 ///
 /// The handle is opened first and the start time read after: from then on it cannot go stale.
-pub(super) fn prove(identity: &Identity) -> (Proof, Option<OwnedFd>) {
+pub(super) fn find(identity: &Identity) -> Found {
     let pidfd = match sys::pidfd_open(identity.pid) {
         Ok(pidfd) => Some(pidfd),
+        Err(error) if is_shortage(&error) => return Found::NoDescriptor,
         Err(error) => match error.raw_os_error() {
-            Some(libc::ESRCH | libc::EINVAL) => return (Proof::Dead, None),
+            Some(libc::ESRCH | libc::EINVAL) => return Found::Dead,
             // No such call here: the start time alone has to do.
             _ => None,
         },
     };
-    let Some(stat) = stat(identity.pid) else {
-        let hidden = sys::exists(identity.pid);
-        return if hidden {
-            let why = format!("process {} exists and /proc does not show it", identity.pid);
-            (Proof::Unknown(why), None)
+    let stat = match std::fs::read(stat_path(identity.pid)) {
+        Ok(bytes) => parse_stat(&String::from_utf8_lossy(&bytes)),
+        Err(error) if is_shortage(&error) => return Found::NoDescriptor,
+        Err(_) => None,
+    };
+    let Some(stat) = stat else {
+        return if sys::exists(identity.pid) {
+            Found::Unknown(format!("process {} exists and /proc does not show it", identity.pid))
         } else {
-            (Proof::Dead, None)
+            Found::Dead
         };
     };
     if stat.start != identity.start || stat.is_dead() {
-        return (Proof::Dead, None);
+        return Found::Dead;
     }
     match (&pidfd, identity.inode) {
-        (Some(fd), Some(known)) if inode(fd).is_some_and(|inode| inode != known) => {
-            (Proof::Dead, None)
-        }
-        _ => (Proof::Alive, pidfd),
+        (Some(fd), Some(known)) if inode(fd).is_some_and(|inode| inode != known) => Found::Dead,
+        _ => Found::Alive(pidfd),
     }
 }
 
 /// Sends a signal to the process with this identity, through a handle that was proven; one that is
 /// gone is no error.
 pub(super) fn signal(identity: &Identity, signal: Signal) -> Result<(), SystemError> {
-    with_proven(identity, |pidfd| match pidfd {
+    with_found(identity, |pidfd| match pidfd {
         Some(pidfd) => sys::pidfd_send_signal(pidfd.as_fd(), signal),
         None => sys::kill(identity.pid, signal),
     })
@@ -123,24 +157,22 @@ pub(super) fn signal(identity: &Identity, signal: Signal) -> Result<(), SystemEr
 /// Kills the process with this identity, which leads a group, with that group: while it lives,
 /// nobody else's group has its number.
 pub(super) fn kill_group(identity: &Identity) -> Result<(), SystemError> {
-    with_proven(identity, |_| sys::kill(-identity.pid, Signal::KILL))
+    with_found(identity, |_| sys::kill(-identity.pid, Signal::KILL))
 }
 
-fn with_proven(
+fn with_found(
     identity: &Identity,
     send: impl FnOnce(Option<OwnedFd>) -> std::io::Result<()>,
 ) -> Result<(), SystemError> {
-    let result = match prove(identity) {
-        (Proof::Alive, pidfd) => send(pidfd),
-        (Proof::Dead, _) => return Ok(()),
-        (Proof::Unknown(why), _) => {
-            return Err(SystemError::new("signal process", identity.pid, why));
-        }
+    let fail = |reason: String| Err(SystemError::new("signal process", identity.pid, reason));
+    let result = match find(identity) {
+        Found::Alive(pidfd) => send(pidfd),
+        Found::Dead => return Ok(()),
+        Found::Unknown(why) => return fail(why),
+        Found::NoDescriptor => return fail("there is no descriptor to be had".to_owned()),
     };
     match result {
-        Err(error) if error.raw_os_error() != Some(libc::ESRCH) => {
-            Err(SystemError::new("signal process", identity.pid, error))
-        }
+        Err(error) if error.raw_os_error() != Some(libc::ESRCH) => fail(error.to_string()),
         _ => Ok(()),
     }
 }
@@ -170,8 +202,8 @@ mod tests {
     fn we_are_who_we_are() {
         let pid = i32::try_from(std::process::id()).unwrap();
         let own = Identity { pid, start: stat(pid).unwrap().start, inode: None };
-        assert_eq!(prove(&own).0, Proof::Alive);
+        assert!(matches!(find(&own), Found::Alive(_)));
         let other = Identity { start: own.start + 1, ..own };
-        assert_eq!(prove(&other).0, Proof::Dead);
+        assert!(matches!(find(&other), Found::Dead));
     }
 }

@@ -2,9 +2,10 @@
 //!
 //! 1. A channel (a socket pair) is made; the child is born and waits on it, see `child.rs`.
 //! 2. `record` writes the child's identity to the ledger, with one write.
-//! 3. One byte on the channel lets the child go. If we die before, it sees the end of the channel
-//!    and ends without exec; if we die after, it is in the ledger. So no program ever runs that
-//!    the ledger does not know.
+//! 3. `record` writes that it is let go, and one byte on the channel does so. If we die before, it
+//!    sees the end of the channel and ends without exec; if we die after, it is in the ledger. So no
+//!    program ever runs that the ledger does not know, and none that has run is taken for one that
+//!    has not.
 //! 4. Our end of the channel becomes readable when the child has exec'd (end of file: it is
 //!    close-on-exec) or could not (a report).
 #![expect(unsafe_code, reason = "clone3 and fork return twice")]
@@ -54,11 +55,23 @@ pub(super) struct Born {
     pub(super) channel: UnixStream,
 }
 
+/// What has to be in the ledger before the next step of a start.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Entry {
+    /// The child that was born.
+    Born(Identity),
+    /// It is let go: from now on it may have run.
+    Goes,
+}
+
 /// Why there is no child.
 #[derive(Debug)]
 pub(super) enum BirthError {
     /// No process could be made.
     Fork(io::Error),
+    /// Its start time could not be read, without which nobody could tell later whether it lives. It
+    /// was let end without exec.
+    Unseen,
     /// It could not be recorded, and was let end without exec.
     Record(String),
 }
@@ -67,7 +80,7 @@ pub(super) enum BirthError {
 pub(super) fn birth(
     way: &mut Way,
     prepared: &Prepared,
-    record: &mut dyn FnMut(&Identity) -> Result<(), String>,
+    record: &mut dyn FnMut(Entry) -> Result<(), String>,
 ) -> Result<Born, BirthError> {
     let (ours, theirs) = sys::socket_pair().map_err(BirthError::Fork)?;
     let pointers = Pointers::of(prepared);
@@ -84,12 +97,10 @@ pub(super) fn birth(
         }
     };
     drop(theirs);
-    let identity = process::identity_of_child(pid, pidfd.as_ref());
-    if let Err(reason) = record(&identity) {
-        // The gate closes with our end; the child ends with a code that is nobody's.
-        drop(ours);
-        return Err(BirthError::Record(reason));
-    }
+    // The gate closes with our end; the child ends with a code that is nobody's.
+    let identity = process::identity_of_child(pid, pidfd.as_ref()).ok_or(BirthError::Unseen)?;
+    record(Entry::Born(identity)).map_err(BirthError::Record)?;
+    record(Entry::Goes).map_err(BirthError::Record)?;
     let mut channel = ours;
     // A child that was killed meanwhile has closed its end: its death is told by its parent's wait.
     if let Err(error) = channel.write_all(&[GO]) {

@@ -17,6 +17,7 @@ mod look;
 pub mod random;
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -101,9 +102,13 @@ impl World {
         let unshare = holder.id();
         world.holder = Some(holder);
         until("the namespace", || child_of(unshare).is_some());
-        // Before the namespace's own /proc is mounted, process 2 is another one's.
-        let is_sleep = |proc: PathBuf| fs::read(proc.join("2/comm")).is_ok_and(|n| n == b"sleep\n");
-        until("its /proc", || world.proc().is_some_and(is_sleep));
+        // The namespace's own /proc is mounted before PID 1 runs; until then ours is seen there.
+        let device = |proc: &Path| fs::metadata(proc).ok().map(|found| found.dev());
+        let ours = device(Path::new("/proc"));
+        until("its /proc", || {
+            let proc = world.proc().filter(|proc| device(proc) != ours);
+            proc.is_some_and(|proc| proc.join("2/stat").exists())
+        });
         Some(world)
     }
 

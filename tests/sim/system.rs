@@ -315,6 +315,18 @@ impl System for Simulated {
             return Err(start_error(Stage::Ledger, &error.reason));
         }
         tick(&self.machine);
+        let what = Happening::Execed { run, role: launch.role };
+        self.ledger.note(&Event { instance: launch.instance.clone(), at, what });
+        if let Err(error) = self.ledger.flush() {
+            self.ledger.forget_last_note();
+            let mut machine = self.machine.borrow_mut();
+            if !goes_early {
+                machine.close_gates();
+                machine.reap_one(&identity);
+            }
+            return Err(start_error(Stage::Ledger, &error.reason));
+        }
+        tick(&self.machine);
         if !goes_early {
             goes(self);
         }

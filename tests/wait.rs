@@ -1,0 +1,157 @@
+//! What a wait promises, for every goal and every phase.
+#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
+mod common;
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+
+use common::World;
+
+/// What a wait says when it has not come to an end in this time.
+const PATIENCE_MILLIS: u32 = 700;
+
+/// Sends these calls at once, and returns a reader of their replies.
+fn ask(world: &World, calls: &[String]) -> BufReader<UnixStream> {
+    let mut stream = UnixStream::connect(world.root().join("run/control.sock")).unwrap();
+    let bytes: Vec<u8> = calls.iter().flat_map(|call| [call.as_bytes(), b"\0"].concat()).collect();
+    stream.write_all(&bytes).unwrap();
+    BufReader::new(stream)
+}
+
+fn reply(from: &mut BufReader<UnixStream>) -> serde_json::Value {
+    let mut bytes = Vec::new();
+    from.read_until(0, &mut bytes).unwrap();
+    bytes.pop();
+    serde_json::from_slice(&bytes).unwrap()
+}
+
+fn wait_call(unit: &str, goal: &str, millis: u32) -> String {
+    format!(
+        "{{\"method\":\"io.opm.Control.Wait\",\"parameters\":{{\"units\":[\"{unit}\"],\
+         \"condition\":\"{goal}\",\"timeout_ms\":{millis}}}}}"
+    )
+}
+
+const GOALS: [&str; 5] = ["up", "ready", "down", "completed", "settled"];
+
+/// For each unit how a wait for each of [`GOALS`] ends: `+` reached, `!` it will not be, `.` it may
+/// still come.
+const TABLE: [(&str, &str, &str); 19] = [
+    ("up", "up", "++.!+"),
+    ("held", "down", "!!+!+"),
+    ("off", "down", "!!+!+"),
+    ("waits-for-held", "waiting", "!!+!+"),
+    ("waits-for-waits", "waiting", "!!+!+"),
+    ("waits-for-off", "waiting", "!!+!+"),
+    ("backoff", "backoff", "....+"),
+    ("waits-for-backoff", "waiting", "....+"),
+    ("failed", "failed", "!!+!+"),
+    ("waits-for-failed", "waiting", "!!+!+"),
+    ("waits-for-both", "waiting", "!!+!+"),
+    ("done", "done", "+++++"),
+    ("task", "up", "+...."),
+    ("waits-for-task", "waiting", "....."),
+    ("skipped", "skipped", "!!+!+"),
+    ("starting", "starting", "....."),
+    ("waits-for-starting", "waiting", "....."),
+    ("stopping", "stopping", "....."),
+    ("rival", "waiting", "....."),
+];
+
+fn a_world_with_every_phase() -> Option<World> {
+    let mut world = World::new()?;
+    let stays = "exec sleep 1000";
+    world.service("up", stays, "");
+    world.service("held", stays, "");
+    world.service("off", stays, "enabled: false\n");
+    world.service("backoff", "exit 1", "restart: {policy: always, delay: 600s, max_delay: 600s}\n");
+    world.service("failed", "exit 1", "restart: never\n");
+    world.task("done", "exit 0", "");
+    world.task("task", stays, "");
+    world.service("skipped", stays, "conditions: {path_exists: [nowhere]}\n");
+    world.service("starting", stays, "ready: {notify: true}\nstart_timeout: 600s\n");
+    world.service("rival", stays, "conflicts: [stopping]\nenabled: false\n");
+    let stubborn = "trap '' TERM; echo > trap; while :; do sleep 0.05; done";
+    world.service("stopping", stubborn, "stop: {timeout: 600s}\n");
+    for base in ["held", "off", "backoff", "failed", "task", "starting"] {
+        world.service(&format!("waits-for-{base}"), stays, &format!("requires: [{base}]\n"));
+    }
+    world.service("waits-for-waits", stays, "requires: [waits-for-held]\n");
+    world.service("waits-for-both", stays, "requires: [backoff, failed]\n");
+    world.run();
+    world.until("its trap", || world.path("trap").exists());
+    world.until_phase("stopping", "up");
+    assert_eq!(world.opm(&["stop", "held"]).code, 0);
+    assert_eq!(world.opm(&["start", "--no-wait", "rival"]).code, 0);
+    for (unit, phase, _) in TABLE {
+        world.until_phase(unit, phase);
+    }
+    Some(world)
+}
+
+#[test]
+fn a_wait_ends_or_goes_on_as_the_manual_says_for_every_phase() {
+    let Some(world) = a_world_with_every_phase() else { return };
+    let mut open = Vec::new();
+    for (unit, _, ends) in TABLE {
+        for (goal, end) in GOALS.into_iter().zip(ends.chars()) {
+            let call = wait_call(unit, goal, PATIENCE_MILLIS);
+            open.push((unit, goal, end, ask(&world, &[call])));
+        }
+    }
+    let mut wrong = Vec::new();
+    for (unit, goal, end, mut from) in open {
+        let reply = reply(&mut from);
+        let right = match end {
+            '+' => "reached",
+            '!' => "failed",
+            _ => "timeout",
+        };
+        let result = &reply["parameters"]["result"];
+        if result != right {
+            wrong.push(format!("{unit}, for {goal}: {result}, not {right}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}\n{}", world.opm(&["status"]).out);
+}
+
+#[test]
+fn a_wait_ends_when_what_its_unit_waits_for_can_come_no_more() {
+    let Some(world) = a_world_with_every_phase() else { return };
+    // Nothing happens to the unit itself by that: it waits as before.
+    let wait = |goal| ask(&world, &[wait_call("waits-for-backoff", goal, 20_000)]);
+    let (mut up, mut down) = (wait("up"), wait("down"));
+    assert_eq!(world.opm(&["status"]).code, 0, "they are heard before this");
+    assert_eq!(world.opm(&["stop", "backoff"]).code, 0);
+    assert_eq!(reply(&mut up)["parameters"]["result"], "failed");
+    assert_eq!(reply(&mut down)["parameters"]["result"], "reached");
+    let said = world.opm(&["wait", "waits-for-backoff"]);
+    assert_eq!(said.code, 1, "{said:?}");
+    assert!(said.err.contains("`waits-for-backoff` is waiting: waits for `backoff`"), "{said:?}");
+    let said = world.opm(&["wait", "--for", "completed", "up"]);
+    assert_eq!((said.code, said.err.as_str()), (1, "opm: will not be completed: `up` is up\n"));
+    // What a stop takes along, and what waited before.
+    for unit in ["up", "starting", "waits-for-starting", "backoff", "task"] {
+        assert_eq!(world.opm(&["stop", unit]).code, 0, "{unit}");
+        assert_eq!(world.opm(&["wait", "--for", "down", unit]).code, 0, "{unit}");
+    }
+}
+
+#[test]
+fn a_wait_sees_what_was_asked_just_before_it() {
+    let Some(mut world) = World::new() else { return };
+    world.service("once", "[ -e good ] || exit 1; exec sleep 1000", "restart: never\n");
+    world.run();
+    world.until_phase("once", "failed");
+    std::fs::write(world.path("good"), "").unwrap();
+    for goal in ["settled", "up", "ready"] {
+        let start = "{\"method\":\"io.opm.Control.Restart\",\"parameters\":{\"units\":[\"once\"]}}";
+        let mut from = ask(&world, &[start.to_owned(), wait_call("once", goal, 30_000)]);
+        reply(&mut from);
+        let waited = reply(&mut from);
+        assert_eq!(waited["parameters"]["result"], "reached", "{goal}: {waited}");
+        assert_eq!(waited["parameters"]["instances"][0]["phase"], "up", "{goal}: {waited}");
+        assert_eq!(world.opm(&["stop", "once"]).code, 0);
+    }
+}
