@@ -158,6 +158,7 @@ goldens! {
     ready_file
     reload_missing
     several_without_names
+    shell_quotes_apart
     shell_words
     signals
     sizes
