@@ -95,8 +95,9 @@ impl Template {
 
     /// A text in which nothing is special.
     pub fn literal(text: &str) -> Self {
-        let parts = vec![Part::Literal(text.to_owned())];
-        Self { raw: text.replace("${", "$${"), parts }
+        // As when it is read back: no part is empty.
+        let parts = (!text.is_empty()).then(|| Part::Literal(text.to_owned()));
+        Self { parts: parts.into_iter().collect(), raw: text.replace("${", "$${") }
     }
 
     /// The text as it was written.
@@ -214,6 +215,10 @@ mod tests {
             let template = Template::parse(raw).unwrap();
             let json = serde_json::to_string(&template).unwrap();
             assert_eq!(serde_json::from_str::<Template>(&json).unwrap(), template);
+        }
+        for text in ["", "a ${x} $", "$${"] {
+            let literal = Template::literal(text);
+            assert_eq!(Template::parse(literal.raw()), Ok(literal), "{text:?}");
         }
     }
 }
