@@ -75,6 +75,20 @@ pub fn replay_text(text: &[u8]) -> Replay {
     replay
 }
 
+/// The text of a ledger that says these facts and nothing of how they came about.
+pub fn compact_text(observed: &Observed) -> Result<Vec<u8>, serde_json::Error> {
+    let mut text = Vec::new();
+    for (id, facts) in observed.iter() {
+        let snapshot = Snapshot {
+            instance: std::borrow::Cow::Borrowed(id),
+            facts: std::borrow::Cow::Borrowed(facts),
+        };
+        serde_json::to_writer(&mut text, &snapshot)?;
+        text.push(b'\n');
+    }
+    Ok(text)
+}
+
 /// The ledger of this boot and pid namespace.
 #[derive(Debug)]
 pub struct Ledger<D: Disk = Files> {
@@ -195,17 +209,8 @@ impl<D: Disk> Ledger<D> {
         if !always && !self.stale && self.bytes <= limit {
             return Ok(());
         }
-        let mut text = Vec::new();
-        for (id, facts) in observed.iter() {
-            let snapshot = Snapshot {
-                instance: std::borrow::Cow::Borrowed(id),
-                facts: std::borrow::Cow::Borrowed(facts),
-            };
-            if let Err(error) = serde_json::to_writer(&mut text, &snapshot) {
-                return Err(SystemError::new("write to ledger", self.path.display(), error));
-            }
-            text.push(b'\n');
-        }
+        let text = compact_text(observed)
+            .map_err(|error| SystemError::new("write to ledger", self.path.display(), error))?;
         let fail =
             |error: std::io::Error| SystemError::new("replace ledger", self.path.display(), error);
         let new = self.path.with_extension("new");
