@@ -126,12 +126,19 @@ impl Template {
     }
 }
 
+/// Longest piece of a wrong `${…}` that an error repeats, in characters; the rest is cut off.
+const REPEATED_CHARS_MAX: usize = 60;
+
 /// The variable between `${` and `}`.
 fn variable(inside: &str) -> Result<Variable, String> {
+    let shown = match inside.char_indices().nth(REPEATED_CHARS_MAX) {
+        Some((end, _)) => format!("{}…", inside.get(..end).unwrap_or_default()),
+        None => inside.to_owned(),
+    };
     if let Some(rest) = inside.strip_prefix("env:") {
         let (name, default) = rest.split_once(":-").unwrap_or((rest, ""));
         if name.is_empty() || name.contains(['=', ':']) {
-            return Err(format!("`${{{inside}}}` names no environment variable"));
+            return Err(format!("`${{{shown}}}` names no environment variable"));
         }
         return Ok(Variable::Env { name: name.to_owned(), default: default.to_owned() });
     }
@@ -144,7 +151,7 @@ fn variable(inside: &str) -> Result<Variable, String> {
             Err(format!("`${{{inside}}}` is not supported yet"))
         }
         _ => Err(format!(
-            "unknown variable `${{{inside}}}`; known are env:NAME, env:NAME:-default, unit.name, \
+            "unknown variable `${{{shown}}}`; known are env:NAME, env:NAME:-default, unit.name, \
              unit.dir, instance, instance.index (write `$${{` for a literal `${{`)"
         )),
     }
