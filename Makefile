@@ -4,7 +4,7 @@ PREFIX = /usr/local
 DESTDIR =
 CARGO = cargo
 
-.PHONY: all check test soak install
+.PHONY: all check test soak fuzz install
 
 all:
 	$(CARGO) build --release --locked
@@ -22,6 +22,17 @@ HOURS = 1
 
 soak:
 	HOURS=$(HOURS) $(CARGO) test --release --test sim -- --ignored --nocapture soak
+
+# One target of fuzz/README.md, for so many seconds, with inputs of at most so many bytes.
+TARGET = yaml
+TIME = 600
+LENGTH = 4096
+
+fuzz:
+	mkdir -p fuzz/work/$(TARGET) fuzz/artifacts
+	cd fuzz && $(CARGO) run --release --locked --bin $(TARGET) -- work/$(TARGET) corpus/$(TARGET) -dict=dict \
+		-max_len=$(LENGTH) -max_total_time=$(TIME) -timeout=10 -rss_limit_mb=1024 \
+		-artifact_prefix=artifacts/$(TARGET)- -print_final_stats=1
 
 install: all
 	install -D -m 755 target/release/opm $(DESTDIR)$(PREFIX)/bin/opm

@@ -10,7 +10,7 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
 use super::decode::{Decoded, Reference, Tie};
-use super::diagnostic::{Diagnostic, Spot};
+use super::diagnostic::{Diagnostic, Spot, quoted};
 use super::source::MISTAKES_MAX;
 use super::suggest;
 use crate::model::{
@@ -23,6 +23,9 @@ const LOOPS_MAX: usize = 10;
 
 /// Most places told of one loop; the rest of it is in the message.
 const LOOP_PLACES_MAX: usize = 12;
+
+/// Most names in the message about a loop; others are counted. A loop of all units is one too.
+const LOOP_NAMES_MAX: usize = 64;
 
 /// Most unknown names for which the nearest one is looked for; each looks at all names.
 const SUGGESTED_MAX: usize = 100;
@@ -190,7 +193,8 @@ impl<'a> Set<'a> {
                     writers.insert(path, (id, Some(spot)));
                     continue;
                 };
-                let message = format!("`{first}` and `{id}` would both write `{}`", path.display());
+                let path = quoted(&path.to_string_lossy());
+                let message = format!("`{first}` and `{id}` would both write {path}");
                 let mut clash = Diagnostic::error(spot.clone(), &message);
                 if first.unit == id.unit {
                     clash.help("put `${instance}` into the path");
@@ -243,7 +247,10 @@ fn loop_of(names: &[UnitName], units: &BTreeMap<&UnitName, &Decoded>) -> Option<
         Some((format!("`{from}` waits for `{to}`"), reference.spot.clone()))
     });
     let (text, spot) = places.next()?;
-    let mut path: Vec<String> = names.iter().map(|name| format!("`{name}`")).collect();
+    let mut path: Vec<String> =
+        names.iter().take(LOOP_NAMES_MAX).map(|name| format!("`{name}`")).collect();
+    let left = names.len().saturating_sub(path.len());
+    path.extend((left > 0).then(|| format!("{left} more")));
     path.extend(path.first().cloned());
     let mut diagnostic =
         Diagnostic::error(spot, &format!("dependency loop: {}", path.join(" -> ")));

@@ -177,7 +177,7 @@ pub(super) fn printable(text: &str) -> String {
 }
 
 /// Control characters, and those that turn the direction of text or take no room.
-fn is_unprintable(c: char) -> bool {
+pub(super) fn is_unprintable(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
 }

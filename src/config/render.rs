@@ -1,10 +1,11 @@
 //! Mistakes as people read them: the line, the caret, what would be right, and a count.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use annotate_snippets::{AnnotationKind, Group, Level, Origin, Renderer, Snippet};
 
-use super::diagnostic::{Diagnostic, Place, Severity, printable};
+use super::diagnostic::{Diagnostic, Place, Severity, is_unprintable, printable};
 use super::source::{Source, SourceFile};
 use crate::model::FilePath;
 
@@ -121,9 +122,10 @@ fn show<'a>(
     let Some(text) = sources.line(place) else {
         return group.element(Origin::path(path).line(line).char_column(column));
     };
+    let text = drawable(text);
     let skipped = column.saturating_sub(1);
     let bytes = |text: &str, chars: usize| text.chars().take(chars).map(char::len_utf8).sum();
-    let from: usize = bytes(text, skipped);
+    let from: usize = bytes(&text, skipped);
     let inside: usize =
         bytes(text.get(from..).unwrap_or_default(), usize::try_from(length).unwrap_or(usize::MAX));
     let kind = if is_primary { AnnotationKind::Primary } else { AnnotationKind::Context };
@@ -132,6 +134,17 @@ fn show<'a>(
         annotation = annotation.label(label);
     }
     group.element(Snippet::source(text).path(path).line_start(line).annotation(annotation))
+}
+
+/// A line without what acts on a terminal, one character for one. The control characters of ASCII
+/// are left to the drawing, which has pictures of them.
+fn drawable(line: &str) -> Cow<'_, str> {
+    let is_left_out = |c: char| is_unprintable(c) && !c.is_ascii();
+    if line.contains(is_left_out) {
+        line.replace(is_left_out, "\u{fffd}").into()
+    } else {
+        line.into()
+    }
 }
 
 #[cfg(test)]
@@ -166,6 +179,17 @@ error: unknown key `restrat`
 1 error in 1 file; nothing was changed
 ";
         assert_eq!(drawn("name: web\nrestrat: on-failure\n", 1, false), expected);
+    }
+
+    #[test]
+    fn nothing_of_a_line_acts_on_a_terminal() {
+        for c in (0..0x2_ffff).filter_map(char::from_u32).filter(|c| *c != '\n') {
+            if is_unprintable(c) {
+                let out = drawn(&format!("é{c} restrat: x{c}"), 1, false);
+                assert!(!out.contains(|c: char| c != '\n' && is_unprintable(c)), "{c:?}: {out:?}");
+                assert!(out.contains("restrat: x"), "{c:?}: {out:?}");
+            }
+        }
     }
 
     #[test]

@@ -74,13 +74,18 @@ impl Backward {
         Ok(back)
     }
 
-    /// Goes to the end of a file: behind its last full line.
+    /// Goes to the end of a file: behind its last full line, where it may grow.
     fn enter(&mut self, segment: Segment) -> io::Result<()> {
         self.base = segment.file.metadata()?.len();
         self.block.clear();
         let after = self.older.back().copied().unwrap_or(0);
         let offset = self.base;
+        let is_finished = segment.number.is_some();
         self.at = Some(Start { segment, offset, after });
+        if is_finished {
+            // What stands behind the last newline is a line too: it grows no more.
+            return Ok(());
+        }
         while !self.block.contains(&b'\n') && self.block.len() < LINE_BYTES_MAX && self.fill()? {}
         if let Some(end) = self.block.iter().rposition(|byte| *byte == b'\n') {
             self.block.truncate(end + 1);
@@ -137,7 +142,8 @@ impl Backward {
             }
         }
         let start = loop {
-            // Without its last byte, which is the newline of the record that we look at.
+            // Without its last byte, which is the newline of the record that we look at; or none,
+            // at the end of a file.
             let before = self.block.split_last().map_or(&[][..], |(_, before)| before);
             match before.iter().rposition(|byte| *byte == b'\n') {
                 Some(end) => break end + 1,

@@ -67,6 +67,21 @@ fn records_of_several_instances_come_by_time() {
 }
 
 #[test]
+fn the_rest_of_a_finished_file_is_a_line_from_both_ends() {
+    let root = tempfile::tempdir().unwrap();
+    let log = root.path().join("a");
+    append(&log.join("00000001.log"), b"one\ntwo");
+    append(&log.join("00000002.log"), b"three");
+    append(&log.join("current"), b"four\nunfinished");
+    let all = ["one", "two", "three", "four"];
+    assert_eq!(texts(&query(root.path(), &[], None)), all);
+    for lines in 0..6 {
+        let expected = &all[all.len() - lines.min(all.len())..];
+        assert_eq!(texts(&query(root.path(), &[], Some(lines))), expected, "{lines}");
+    }
+}
+
+#[test]
 fn last_lines_come_from_one_instance_and_never_fail() {
     let root = two_logs();
     let texts = |instance, lines| -> Vec<Vec<u8>> {

@@ -95,8 +95,9 @@ impl Template {
 
     /// A text in which nothing is special.
     pub fn literal(text: &str) -> Self {
-        let parts = vec![Part::Literal(text.to_owned())];
-        Self { raw: text.replace("${", "$${"), parts }
+        // As when it is read back: no part is empty.
+        let parts = (!text.is_empty()).then(|| Part::Literal(text.to_owned()));
+        Self { parts: parts.into_iter().collect(), raw: text.replace("${", "$${") }
     }
 
     /// The text as it was written.
@@ -125,12 +126,19 @@ impl Template {
     }
 }
 
+/// Longest piece of a wrong `${…}` that an error repeats, in characters; the rest is cut off.
+const REPEATED_CHARS_MAX: usize = 60;
+
 /// The variable between `${` and `}`.
 fn variable(inside: &str) -> Result<Variable, String> {
+    let shown = match inside.char_indices().nth(REPEATED_CHARS_MAX) {
+        Some((end, _)) => format!("{}…", inside.get(..end).unwrap_or_default()),
+        None => inside.to_owned(),
+    };
     if let Some(rest) = inside.strip_prefix("env:") {
         let (name, default) = rest.split_once(":-").unwrap_or((rest, ""));
         if name.is_empty() || name.contains(['=', ':']) {
-            return Err(format!("`${{{inside}}}` names no environment variable"));
+            return Err(format!("`${{{shown}}}` names no environment variable"));
         }
         return Ok(Variable::Env { name: name.to_owned(), default: default.to_owned() });
     }
@@ -143,7 +151,7 @@ fn variable(inside: &str) -> Result<Variable, String> {
             Err(format!("`${{{inside}}}` is not supported yet"))
         }
         _ => Err(format!(
-            "unknown variable `${{{inside}}}`; known are env:NAME, env:NAME:-default, unit.name, \
+            "unknown variable `${{{shown}}}`; known are env:NAME, env:NAME:-default, unit.name, \
              unit.dir, instance, instance.index (write `$${{` for a literal `${{`)"
         )),
     }
@@ -214,6 +222,10 @@ mod tests {
             let template = Template::parse(raw).unwrap();
             let json = serde_json::to_string(&template).unwrap();
             assert_eq!(serde_json::from_str::<Template>(&json).unwrap(), template);
+        }
+        for text in ["", "a ${x} $", "$${"] {
+            let literal = Template::literal(text);
+            assert_eq!(Template::parse(literal.raw()), Ok(literal), "{text:?}");
         }
     }
 }

@@ -81,15 +81,18 @@ pub(super) fn say_newline(path: &Path) -> io::Result<()> {
 
 /// What a service said on its notify socket.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Message {
-    pub(super) ready: bool,
-    pub(super) status: Option<String>,
-    pub(super) sender: Option<i32>,
+pub struct NotifyMessage {
+    /// Whether it is ready.
+    pub ready: bool,
+    /// How it is doing, in its words.
+    pub status: Option<String>,
+    /// Who said so.
+    pub sender: Option<i32>,
 }
 
 /// Reads the assignments of a message, `sd_notify(3)`. Unknown ones are passed over.
-fn parse_message(bytes: &[u8]) -> Message {
-    let mut message = Message::default();
+pub fn parse_notify(bytes: &[u8]) -> NotifyMessage {
+    let mut message = NotifyMessage::default();
     for line in bytes.split(|byte| *byte == b'\n') {
         if line == b"READY=1" {
             message.ready = true;
@@ -139,7 +142,7 @@ impl NotifySocket {
     }
 
     /// The next message, if one is there.
-    pub(super) fn receive(&self) -> Option<Message> {
+    pub(super) fn receive(&self) -> Option<NotifyMessage> {
         let mut bytes = [0u8; MESSAGE_BYTES_MAX];
         let mut parts = [IoSliceMut::new(&mut bytes)];
         let mut space = nix::cmsg_space!(nix::sys::socket::UnixCredentials);
@@ -161,8 +164,8 @@ impl NotifySocket {
                 Err(_) => return None,
             }
         };
-        let message = parse_message(bytes.get(..length).unwrap_or_default());
-        Some(Message { sender, ..message })
+        let message = parse_notify(bytes.get(..length).unwrap_or_default());
+        Some(NotifyMessage { sender, ..message })
     }
 }
 
@@ -285,10 +288,10 @@ mod tests {
 
     #[test]
     fn messages_are_lines_of_assignments() {
-        let message = parse_message(b"STATUS=almost\xff\nREADY=1\nX=1\nREADY=0");
+        let message = parse_notify(b"STATUS=almost\xff\nREADY=1\nX=1\nREADY=0");
         assert!(message.ready);
         assert_eq!(message.status.as_deref(), Some("almost\u{fffd}"));
-        assert_eq!(parse_message(b"READY=11"), Message::default());
+        assert_eq!(parse_notify(b"READY=11"), NotifyMessage::default());
     }
 
     #[test]

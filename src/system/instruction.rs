@@ -80,7 +80,12 @@ impl Instruction {
         };
         let mut json = Vec::new();
         file.take(INSTRUCTION_BYTES_MAX).read_to_end(&mut json)?;
-        serde_json::from_slice(&json).map(Some).map_err(io::Error::other)
+        Self::parse(&json).map(Some)
+    }
+
+    /// Reads the text of an instruction.
+    pub fn parse(json: &[u8]) -> io::Result<Self> {
+        serde_json::from_slice(json).map_err(io::Error::other)
     }
 }
 

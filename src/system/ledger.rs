@@ -22,6 +22,10 @@ const COMPACT_BYTES_MIN: u64 = 64 * 1024;
 /// Largest ledger that is read, in bytes; 10,000 instances need about 10 MB.
 const LEDGER_BYTES_MAX: u64 = 256 * 1024 * 1024;
 
+/// Most lines that are told one by one when they cannot be read; others are counted. More is a file
+/// that something else wrote over.
+const PROBLEMS_MAX: usize = 100;
+
 /// Most bytes of events that wait while the ledger cannot be written.
 const UNWRITTEN_BYTES_MAX: usize = 1024 * 1024;
 
@@ -47,32 +51,52 @@ pub fn replay_text(text: &[u8]) -> Replay {
     let mut replay = Replay::default();
     let mut lines = text.split(|byte| *byte == b'\n').peekable();
     let mut number = 0usize;
+    let mut unread = 0usize;
     while let Some(line) = lines.next() {
         number += 1;
-        if lines.peek().is_none() {
-            if !line.is_empty() {
-                replay.problems.push(format!("line {number} is unfinished"));
-            }
-            break;
-        }
-        if line.starts_with(b"{\"s\":") {
-            match serde_json::from_slice::<Snapshot<'_>>(line) {
-                Ok(snapshot) => {
-                    let facts = snapshot.facts.into_owned();
-                    replay.observed.insert(snapshot.instance.into_owned(), facts);
-                }
-                Err(error) => replay.problems.push(format!("line {number}: {error}")),
-            }
+        let read = if lines.peek().is_some() {
+            read_line(line, &mut replay.observed).map_err(|error| format!("line {number}: {error}"))
+        } else if line.is_empty() {
+            Ok(())
         } else {
-            match serde_json::from_slice::<Event>(line) {
-                Ok(event) => {
-                    replay.observed.apply(&event);
-                }
-                Err(error) => replay.problems.push(format!("line {number}: {error}")),
+            Err(format!("line {number} is unfinished"))
+        };
+        if let Err(problem) = read {
+            unread += 1;
+            if unread <= PROBLEMS_MAX {
+                replay.problems.push(problem);
             }
         }
     }
+    if let Some(left @ 1..) = unread.checked_sub(PROBLEMS_MAX) {
+        replay.problems.push(format!("{left} more lines cannot be read"));
+    }
     replay
+}
+
+/// Takes one line into the facts.
+fn read_line(line: &[u8], observed: &mut Observed) -> Result<(), serde_json::Error> {
+    if line.starts_with(b"{\"s\":") {
+        let snapshot: Snapshot<'_> = serde_json::from_slice(line)?;
+        observed.insert(snapshot.instance.into_owned(), snapshot.facts.into_owned());
+    } else {
+        observed.apply(&serde_json::from_slice(line)?);
+    }
+    Ok(())
+}
+
+/// The text of a ledger that says these facts and nothing of how they came about.
+pub fn compact_text(observed: &Observed) -> Result<Vec<u8>, serde_json::Error> {
+    let mut text = Vec::new();
+    for (id, facts) in observed.iter() {
+        let snapshot = Snapshot {
+            instance: std::borrow::Cow::Borrowed(id),
+            facts: std::borrow::Cow::Borrowed(facts),
+        };
+        serde_json::to_writer(&mut text, &snapshot)?;
+        text.push(b'\n');
+    }
+    Ok(text)
 }
 
 /// The ledger of this boot and pid namespace.
@@ -207,17 +231,8 @@ impl<D: Disk> Ledger<D> {
     }
 
     fn replace(&mut self, observed: &Observed) -> Result<(), SystemError> {
-        let mut text = Vec::new();
-        for (id, facts) in observed.iter() {
-            let snapshot = Snapshot {
-                instance: std::borrow::Cow::Borrowed(id),
-                facts: std::borrow::Cow::Borrowed(facts),
-            };
-            if let Err(error) = serde_json::to_writer(&mut text, &snapshot) {
-                return Err(SystemError::new("write to ledger", self.path.display(), error));
-            }
-            text.push(b'\n');
-        }
+        let text = compact_text(observed)
+            .map_err(|error| SystemError::new("write to ledger", self.path.display(), error))?;
         let fail =
             |error: std::io::Error| SystemError::new("replace ledger", self.path.display(), error);
         let new = self.path.with_extension("new");
@@ -289,5 +304,18 @@ mod tests {
         fs::remove_dir_all(ledger.path.with_extension("new")).unwrap();
         ledger.compact(&observed, true).unwrap();
         assert_eq!(ledger.bytes, 0);
+    }
+
+    #[test]
+    fn lines_that_cannot_be_read_are_told_up_to_a_number() {
+        let known = b"{\"i\":\"a\",\"t\":1,\"e\":{\"waits\":{\"on\":[],\"fresh\":true}}}\n";
+        for (bad, told) in [(1, 1), (PROBLEMS_MAX, PROBLEMS_MAX), (5_000, PROBLEMS_MAX + 1)] {
+            let replay = replay_text(&[&b"x\n".repeat(bad)[..], known].concat());
+            assert_eq!(replay.problems.len(), told, "{bad}");
+            assert_eq!(replay.observed.iter().count(), 1, "what can be read is taken");
+        }
+        let last = replay_text(&b"x\n".repeat(5_000)).problems.pop();
+        assert_eq!(last.as_deref(), Some("4900 more lines cannot be read"));
+        assert_eq!(replay_text(b"x").problems, ["line 1 is unfinished"]);
     }
 }

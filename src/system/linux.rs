@@ -301,7 +301,7 @@ impl Linux {
         }
     }
 
-    fn notified(&self, run: RunId, message: channels::Message, events: &mut Vec<Event>) {
+    fn notified(&self, run: RunId, message: channels::NotifyMessage, events: &mut Vec<Event>) {
         if let Some(pid) = message.sender
             && !self.is_of_run(pid, run)
         {

@@ -23,10 +23,11 @@ mod tree;
 use std::fmt;
 use std::sync::Arc;
 
+pub use channels::{NotifyMessage, parse_notify};
 pub use dirs::{Dirs, LockError, SOCKET_PATH_MAX};
 pub use disk::{Disk, Files};
 pub use env::Environment;
-pub use ledger::{Ledger, Replay, replay_text};
+pub use ledger::{Ledger, Replay, compact_text, replay_text};
 pub use linux::{Linux, Options};
 pub use process::{Stat, parse_stat};
 pub use store::{Loaded, Store, decode as decode_saved, encode as encode_saved};

@@ -181,9 +181,12 @@ impl<D: Disk> Store<D> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
     use std::fs;
+    use std::sync::Arc;
 
     use super::*;
+    use crate::model::{Kind, Spec, Unit, UnitName};
 
     fn state(generation: u64) -> Desired {
         Desired { generation, ..Desired::default() }
@@ -229,6 +232,20 @@ mod tests {
         fs::create_dir(store.current()).unwrap();
         let error = store.load().unwrap_err();
         assert_eq!(error.doing, "read saved state");
+    }
+
+    #[test]
+    fn any_number_of_a_spec_is_read_back_as_it_was() {
+        let mut factor = 1.0_f64;
+        for _ in 0..1_000 {
+            factor = factor * 1.002_260_146_354_716_3 + 1e-9;
+            let name = UnitName::parse("web").unwrap();
+            let mut spec = Spec::new(Kind::Service, name.clone());
+            (spec.restart.factor, spec.restart.jitter) = (factor, factor.fract());
+            let unit = Unit::new(Arc::new(spec), String::new());
+            let desired = Desired { generation: 1, units: BTreeMap::from([(name, unit)]) };
+            assert_eq!(decode(&encode(&desired).unwrap()), Ok(desired), "{factor}");
+        }
     }
 
     #[test]

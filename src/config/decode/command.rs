@@ -58,10 +58,10 @@ impl Decoder<'_, '_> {
         self.template(key, node)?;
         let words = match split_words(text) {
             Ok(words) => words,
-            Err(open) => {
-                let at = self.inside(node, text, open.at);
+            Err(error) => {
+                let at = self.inside(node, text, error.at);
                 let at = if at == node.at { at } else { At::new(at.start, 1) };
-                self.sink.error(at, format!("`{key}`: {}", open.problem));
+                self.sink.error(at, format!("`{key}`: {}", error.problem));
                 return None;
             }
         };
@@ -71,8 +71,18 @@ impl Decoder<'_, '_> {
                 "no shell runs this; write `shell:` instead of `command:`, or quote the word",
             );
         }
-        // The whole text was a template, and a `${…}` is never split, so each word is one too.
-        words.iter().map(|word| Template::parse(&word.text).ok()).collect()
+        let mut templates = Vec::with_capacity(words.len());
+        for word in words {
+            match Template::parse(&word.text) {
+                Ok(template) => templates.push(template),
+                // The whole text was a template; but a quote may end inside of a `${…}`.
+                Err(error) => {
+                    self.sink.error(node.at, format!("`{key}`: {}", error.problem));
+                    return None;
+                }
+            }
+        }
+        Some(templates)
     }
 
     /// A text for `/bin/sh -c`.
@@ -131,14 +141,14 @@ struct Word {
 
 /// Why a text cannot be split, and the byte where that begins.
 #[derive(Debug, PartialEq)]
-struct OpenQuote {
+struct SplitError {
     at: usize,
     problem: &'static str,
 }
 
 /// Splits as a shell does: blanks part words; `'…'`, `"…"` and `\` keep them together. `${…}` stays
 /// whole, whatever is in it; `$`, `*` and `~` are themselves.
-fn split_words(text: &str) -> Result<Vec<Word>, OpenQuote> {
+fn split_words(text: &str) -> Result<Vec<Word>, SplitError> {
     let mut words = Vec::new();
     let mut word: Option<Word> = None;
     let mut rest = text;
@@ -151,19 +161,20 @@ fn split_words(text: &str) -> Result<Vec<Word>, OpenQuote> {
             continue;
         }
         let current = word.get_or_insert_with(|| Word { text: String::new(), is_bare: true });
+        let before = current.text.len();
         current.is_bare &= !matches!(c, '\'' | '"' | '\\');
         rest = match c {
             '\'' => {
                 let problem = "`'` without its end";
-                let (inside, after) = after.split_once('\'').ok_or(OpenQuote { at, problem })?;
+                let (inside, after) = after.split_once('\'').ok_or(SplitError { at, problem })?;
                 current.text.push_str(inside);
                 after
             }
             '"' => double_quoted(after, &mut current.text)
-                .ok_or(OpenQuote { at, problem: "`\"` without its end" })?,
+                .map_err(|problem| SplitError { at, problem })?,
             '\\' => {
                 let next = after.chars().next();
-                let next = next.ok_or(OpenQuote { at, problem: "`\\` at the end" })?;
+                let next = next.ok_or(SplitError { at, problem: "`\\` at the end" })?;
                 if next != '\n' {
                     current.text.push(next);
                 }
@@ -171,20 +182,35 @@ fn split_words(text: &str) -> Result<Vec<Word>, OpenQuote> {
             }
             _ => plain(rest, &mut current.text),
         };
+        if is_torn(&current.text, before) {
+            return Err(SplitError { at, problem: TORN });
+        }
     }
     words.extend(word);
     Ok(words)
 }
 
-/// Takes what is between double quotes; gives what follows them.
-fn double_quoted<'t>(mut rest: &'t str, out: &mut String) -> Option<&'t str> {
+/// What [`is_torn`] finds, in words.
+const TORN: &str = "`$` and `{` are quoted apart; write `$${` for a literal `${`";
+
+/// Whether what was quoted as `$` would be read as the beginning of a `${` or `$${` with what was
+/// added to the word from this byte on.
+fn is_torn(word: &str, added: usize) -> bool {
+    let (before, added) = word.split_at_checked(added).unwrap_or((word, ""));
+    before.ends_with('$') && (added.starts_with('{') || added.starts_with("${"))
+}
+
+/// Takes what is between double quotes; gives what follows them, or what is wrong.
+fn double_quoted<'t>(mut rest: &'t str, out: &mut String) -> Result<&'t str, &'static str> {
+    const OPEN: &str = "`\"` without its end";
     loop {
-        let c = rest.chars().next()?;
+        let c = rest.chars().next().ok_or(OPEN)?;
         let after = rest.get(c.len_utf8()..).unwrap_or_default();
+        let before = out.len();
         rest = match c {
-            '"' => return Some(after),
+            '"' => return Ok(after),
             '\\' => {
-                let next = after.chars().next()?;
+                let next = after.chars().next().ok_or(OPEN)?;
                 match next {
                     '"' | '\\' | '$' | '`' => out.push(next),
                     '\n' => {}
@@ -194,6 +220,9 @@ fn double_quoted<'t>(mut rest: &'t str, out: &mut String) -> Option<&'t str> {
             }
             _ => plain(rest, out),
         };
+        if is_torn(out, before) {
+            return Err(TORN);
+        }
     }
 }
 
@@ -236,6 +265,23 @@ mod tests {
             ("a\\\nb", &["ab"]),
         ] {
             assert_eq!(split(text), words, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_dollar_and_a_brace_that_are_quoted_apart_make_no_variable() {
+        for (text, at) in [
+            ("a '$'{HOME}", 5),
+            ("a b\\${unit.name}", 5),
+            ("'$'${unit.name}", 3),
+            ("a \"b\\${unit.name}\"", 2),
+            ("$\\\n{x}", 3),
+            ("'$''{'", 3),
+        ] {
+            assert_eq!(split_words(text), Err(SplitError { at, problem: TORN }), "{text}");
+        }
+        for text in ["$$${x}", "'$'$${x}", "'$' {x}", "'$$${x}'"] {
+            assert!(split_words(text).is_ok(), "{text}");
         }
     }
 
