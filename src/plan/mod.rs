@@ -22,7 +22,7 @@ pub use order::{Standing, blockers, standing};
 pub use probe::{failures, is_unhealthy};
 pub use restart::verdict;
 pub use start::reload_action;
-pub use why::why;
+pub use why::{health, why};
 
 use std::collections::BTreeSet;
 

@@ -1,7 +1,7 @@
 //! The chain from how an instance is to the cause of it.
 
 use super::View;
-use crate::model::{InstanceId, Phase, StopCause, Until};
+use crate::model::{InstanceId, Phase, Ready, StopCause, Until};
 
 /// Longest chain that is told; longer ones are cut, loops cannot be.
 const CHAIN_MAX: usize = 32;
@@ -61,12 +61,16 @@ fn link(view: &View<'_>, id: &InstanceId, lines: &mut Vec<String>) -> Option<Ins
         }
         Phase::Starting => {
             let helper = instance.run.as_ref().and_then(crate::model::Run::helper_alive);
-            say(helper.map_or_else(
-                || "its run has begun and is not ready".to_owned(),
-                |role| format!("its {role} runs"),
-            ));
+            let ready = unit_ready(view, id);
+            say(match (helper, ready) {
+                (Some(role), _) => format!("its {role} runs"),
+                (None, Some(Ready::Asked(probe))) => {
+                    format!("`{}` has not said yet that it is ready", probe.question.words())
+                }
+                (None, _) => "its run has begun and is not ready".to_owned(),
+            });
         }
-        Phase::Up => say("it is wanted, and ready".to_owned()),
+        Phase::Up => say(health(view, id).unwrap_or("it is wanted, and ready".to_owned())),
         Phase::Stopping { cause, rung, .. } => {
             say(format!("{cause} ({rung})"));
             if let StopCause::Dependency(unit) | StopCause::DependencyRestarted(unit) = cause {
@@ -102,6 +106,22 @@ fn unwanted(view: &View<'_>, id: &InstanceId) -> String {
     } else {
         "it is about to start".to_owned()
     }
+}
+
+/// How an instance says that it is ready.
+fn unit_ready<'a>(view: &View<'a>, id: &InstanceId) -> Option<&'a Ready> {
+    view.unit(id)?.spec.process.as_ref().map(|process| &process.ready)
+}
+
+/// What is wrong with the health of an instance that is up, if anything is.
+pub fn health(view: &View<'_>, id: &InstanceId) -> Option<String> {
+    let spec = &view.unit(id)?.spec;
+    let health = spec.health.as_ref()?;
+    let run = view.observed.get(id)?.run.as_ref()?;
+    let count = super::failures(health, run);
+    let how = if count >= health.retries { "unhealthy" } else { "doubtful" };
+    let words = health.probe.question.words();
+    (count > 0).then(|| format!("{how}: `{words}` failed {count} times in a row"))
 }
 
 #[cfg(test)]

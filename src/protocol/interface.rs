@@ -43,6 +43,7 @@ type Instance (
   held_by: ?string,
   says: ?string,
   adopted: bool,
+  healthy: ?bool,
   restart_in_ms: ?int,
   description: ?string,
   labels: [string]string,

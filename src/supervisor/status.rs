@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Supervisor;
 use super::keeper_unit::is_internal;
-use crate::model::{InstanceId, Kind, Life, Phase};
+use crate::model::{InstanceId, Kind, Life, Phase, Run, Unit};
 use crate::plan;
 use crate::system::System;
 
@@ -26,6 +26,9 @@ pub struct Row {
     pub wanted: bool,
     /// Whether its readiness rule is met.
     pub ready: bool,
+    /// Whether its health checks succeed; absent where there are none.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub healthy: Option<bool>,
     /// Its main process.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pid: Option<i32>,
@@ -60,6 +63,13 @@ pub struct Row {
     pub settled: bool,
 }
 
+/// Whether a run that is ready is healthy, where anybody asks.
+fn healthy(unit: Option<&Unit>, run: Option<&Run>) -> Option<bool> {
+    let (spec, run) = (&unit?.spec, run?);
+    let is_asked = spec.health.is_some() && run.ready.is_some();
+    is_asked.then(|| !plan::is_unhealthy(spec, run))
+}
+
 impl<S: System> Supervisor<S> {
     /// How one instance is.
     pub fn row(&self, id: &InstanceId) -> Row {
@@ -73,7 +83,7 @@ impl<S: System> Supervisor<S> {
         let last = instance.and_then(|instance| instance.last.as_ref());
         let wanted = view.wants(id);
         let why = match phase {
-            Phase::Up => String::new(),
+            Phase::Up => plan::health(&view, id).unwrap_or_default(),
             Phase::Down
             | Phase::Waiting { .. }
             | Phase::Starting
@@ -97,6 +107,7 @@ impl<S: System> Supervisor<S> {
                 .map_or(0, |instance| now.since(instance.since).as_nanos() / 1_000_000),
             wanted,
             ready: run.is_some_and(|run| run.ready.is_some()),
+            healthy: healthy(unit, run),
             pid: main
                 .filter(|main| matches!(main.state, Life::Running(_) | Life::Born))
                 .and_then(|main| main.identity)

@@ -21,9 +21,10 @@ const START_PERIOD: Span = Span::seconds(30);
 
 impl Decoder<'_, '_> {
     pub(super) fn ready(&mut self, node: &Node) -> Option<Ready> {
+        let errors = self.sink.errors();
         let fields = self.fields("ready", node)?;
         let (key, value) =
-            self.one_of("ready", node, &fields, &["expect", "interval", "timeout"])?;
+            self.one_of("ready", node, errors, &fields, &["expect", "interval", "timeout"])?;
         let name = key.name();
         let is_question = matches!(name, "tcp" | "unix" | "http" | "exec");
         for other in ["interval", "timeout", "expect"] {
@@ -45,18 +46,19 @@ impl Decoder<'_, '_> {
             "delay" => self.span(key.path, value).map(Ready::Delay),
             "file" => self.path(key.path, value).map(Ready::File),
             _ => {
-                let question = self.question(key, value, fields.get("expect"))?;
+                let question = self.question(key, value, fields.get("expect"));
                 let interval = self.interval("ready.interval", &fields, READY_INTERVAL);
                 let timeout = self.interval("ready.timeout", &fields, TIMEOUT);
-                Some(Ready::Asked(Probe { question, interval, timeout }))
+                Some(Ready::Asked(Probe { question: question?, interval, timeout }))
             }
         }
     }
 
     pub(super) fn health(&mut self, node: &Node) -> Option<Health> {
+        let errors = self.sink.errors();
         let fields = self.fields("health", node)?;
         let beside = ["interval", "timeout", "retries", "start_period", "on_failure"];
-        let (key, value) = self.one_of("health", node, &fields, &beside)?;
+        let (key, value) = self.one_of("health", node, errors, &fields, &beside)?;
         let question = self.question(key, value, None);
         let interval = self.interval("health.interval", &fields, HEALTH_INTERVAL);
         let timeout = self.interval("health.timeout", &fields, TIMEOUT);
@@ -81,11 +83,13 @@ impl Decoder<'_, '_> {
         })
     }
 
-    /// The one rule in a map that has other keys beside it.
+    /// The one rule in a map that has other keys beside it. `errors`: how many there were before the
+    /// map was looked at; one that is wrong is not missing too.
     fn one_of<'n>(
         &mut self,
         parent: &'static str,
         node: &Node,
+        errors: usize,
         fields: &Fields<'n>,
         beside: &[&str],
     ) -> Option<(&'static Key, &'n Node)> {
@@ -95,8 +99,10 @@ impl Decoder<'_, '_> {
             .collect();
         let mut said = legal.iter().filter_map(|key| Some((*key, fields.get(key.name())?)));
         let Some((key, value)) = said.next() else {
-            let names: Vec<&str> = legal.iter().map(|key| key.name()).collect();
-            self.sink.error(node.at, format!("`{parent}` needs {}", alternatives(&names)));
+            if self.sink.errors() == errors {
+                let names: Vec<&str> = legal.iter().map(|key| key.name()).collect();
+                self.sink.error(node.at, format!("`{parent}` needs {}", alternatives(&names)));
+            }
             return None;
         };
         for (other, entry) in said {

@@ -1,0 +1,199 @@
+//! Whether a unit is ready, and whether it is healthy, where opm asks: with real servers, and with
+//! questions that hang.
+#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
+mod common;
+
+use common::{World, skip, watch_for};
+use std::time::Duration;
+
+/// Answers on whatever it is told, once the file `go` is there; `status` is what HTTP gets.
+const SERVER: &str = r#"
+import os, socket, sys, time
+kind, where, status = sys.argv[1:4]
+while not os.path.exists("go"):
+    time.sleep(0.01)
+if kind == "unix":
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(where)
+else:
+    listener = socket.create_server(("127.0.0.1", int(where)))
+listener.listen()
+while True:
+    peer, _ = listener.accept()
+    if kind == "http":
+        peer.recv(4096)
+        peer.sendall(b"HTTP/1.1 " + status.encode() + b" Whatever\r\nContent-Length: 0\r\n\r\n")
+    peer.close()
+"#;
+
+fn world() -> Option<World> {
+    if !std::process::Command::new("python3").arg("-V").output().is_ok_and(|o| o.status.success()) {
+        skip("needs python3");
+        return None;
+    }
+    let world = World::new()?;
+    std::fs::write(world.path("server.py"), SERVER).unwrap();
+    Some(world)
+}
+
+/// A port that nobody has.
+fn free_port() -> u16 {
+    std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port()
+}
+
+fn server(kind: &str, place: &str, status: u16) -> String {
+    format!("exec python3 server.py {kind} {place} {status}")
+}
+
+#[test]
+fn a_unit_is_ready_when_its_address_answers_and_not_before() {
+    let Some(mut world) = world() else { return };
+    let (tcp, http, redirected) = (free_port(), free_port(), free_port());
+    let asks = |how: &str| format!("ready: {{{how}, interval: 50ms}}\n");
+    let unit = |world: &World, name: &str, script: String, ready: String| {
+        world.service(name, &script, &ready);
+    };
+    let tcp_at = asks(&format!("tcp: \"localhost:{tcp}\""));
+    unit(&world, "tcp", server("tcp", &tcp.to_string(), 0), tcp_at);
+    unit(&world, "unix", server("unix", "sock", 0), asks("unix: ../sock"));
+    let http_at = asks(&format!("http: \"http://127.0.0.1:{http}/healthz\""));
+    unit(&world, "http", server("http", &http.to_string(), 200), http_at);
+    let redirected_at = asks(&format!("http: \"http://127.0.0.1:{redirected}/\", expect: 302"));
+    unit(&world, "redirected", server("http", &redirected.to_string(), 302), redirected_at);
+    world.unit("file", &(common::in_shell("exec sleep 1000") + &asks("exec: [test, -e, go]")));
+    let all = ["tcp", "unix", "http", "redirected", "file"];
+    world.run();
+    for name in all {
+        world.until_phase(name, "starting");
+    }
+    let any_up = || all.iter().any(|name| world.phase(name) == "up");
+    watch_for(Duration::from_millis(300), any_up, "nobody is ready before it answers");
+    std::fs::write(world.path("go"), "").unwrap();
+    for name in all {
+        world.until_phase(name, "up");
+        assert_eq!(world.row(name)["restarts"], 0, "{name}");
+    }
+    world.assert_no_doubles();
+}
+
+#[test]
+fn another_status_is_no_answer() {
+    let Some(mut world) = world() else { return };
+    std::fs::write(world.path("go"), "").unwrap();
+    let port = free_port();
+    let ready = format!(
+        "ready: {{http: \"http://127.0.0.1:{port}/\", interval: 50ms}}\nstart_timeout: 1500ms\n\
+         restart: never\n"
+    );
+    world.service("sick", &server("http", &port.to_string(), 503), &ready);
+    world.run();
+    world.until_phase("sick", "failed");
+    let why = world.opm(&["why", "sick"]).out;
+    assert!(why.contains("not ready in time"), "{why}");
+}
+
+#[test]
+fn a_question_that_hangs_is_killed_with_its_group_and_never_joined_by_another() {
+    let Some(mut world) = world() else { return };
+    // Each question leaves a child, and says so when it finds another one.
+    let ask = "exec 9>>lock; flock -n 9 || echo two >> doubles; echo $$ >> asks; \
+               sleep 1000 & echo $! >> asks; wait";
+    let ready = format!(
+        "ready: {{exec: [sh, -c, {}], interval: 10ms, timeout: 150ms}}\nstart_timeout: 1h\n",
+        serde_json::to_string(ask).unwrap()
+    );
+    world.service("slow", "exec sleep 1000", &ready);
+    world.run();
+    world.until("five questions", || world.lines("asks").len() >= 10);
+    assert_eq!(world.opm(&["stop", "slow"]).code, 0);
+    for pid in world.lines("asks") {
+        assert!(!world.alive(pid.parse().unwrap()), "{pid} is left over");
+    }
+    assert_eq!(world.read("doubles"), "");
+}
+
+const HEALTH: &str = "health: {exec: [sh, -c, 'echo >> asks; test -e well'], interval: 50ms, \
+                      retries: 3, start_period: 0s}\nrestart: {policy: always, delay: 10ms}\n";
+
+#[test]
+fn an_unhealthy_run_is_ended_and_another_follows() {
+    let Some(mut world) = world() else { return };
+    std::fs::write(world.path("well"), "").unwrap();
+    world.service("a", "exec sleep 1000", HEALTH);
+    world.run();
+    world.until("it is asked", || world.lines("asks").len() >= 3);
+    let pid = world.pid("a");
+    assert_eq!(
+        (world.row("a")["healthy"].as_bool(), world.phase("a").as_str()),
+        (Some(true), "up")
+    );
+    std::fs::remove_file(world.path("well")).unwrap();
+    world.until("another run", || world.pid("a").is_some_and(|new| Some(new) != pid));
+    assert!(world.log().contains("health check failed too often"), "{}", world.log());
+    std::fs::write(world.path("well"), "").unwrap();
+    world.until("it is well", || world.row("a")["healthy"] == true);
+    world.assert_no_doubles();
+}
+
+#[test]
+fn failures_in_the_start_period_do_not_count_and_a_success_ends_it() {
+    let Some(mut world) = world() else { return };
+    world.service("a", "exec sleep 1000", &HEALTH.replace("start_period: 0s", "start_period: 1h"));
+    world.run();
+    world.until("more failures than it may have", || world.lines("asks").len() > 6);
+    assert_eq!((world.row("a")["restarts"].as_u64(), world.phase("a").as_str()), (Some(0), "up"));
+    std::fs::write(world.path("well"), "").unwrap();
+    let asked = world.lines("asks").len();
+    world.until("a success", || world.lines("asks").len() > asked + 1);
+    std::fs::remove_file(world.path("well")).unwrap();
+    world.until("another run", || world.row("a")["restarts"].as_u64() > Some(0));
+}
+
+#[test]
+fn health_that_is_only_shown_ends_nothing() {
+    let Some(mut world) = world() else { return };
+    let keys = HEALTH.replace("start_period: 0s", "start_period: 0s, on_failure: none");
+    world.service("a", "exec sleep 1000", &keys);
+    world.run();
+    world.until("it is unhealthy", || world.row("a")["healthy"] == false);
+    let row = world.row("a");
+    assert_eq!((row["phase"].as_str(), row["restarts"].as_u64()), (Some("up"), Some(0)));
+    assert!(row["why"].as_str().unwrap().starts_with("unhealthy: `exec sh` failed"), "{row}");
+    std::fs::write(world.path("well"), "").unwrap();
+    world.until("it is well again", || world.row("a")["healthy"] == true);
+}
+
+#[test]
+fn memory_is_that_of_all_processes_of_the_run() {
+    let Some(mut world) = world() else { return };
+    let hog = "sleep 1000 & exec python3 -c 'import time; x = b\"x\" * 60000000; time.sleep(1000)'";
+    let keys = "health: {memory: 40M, interval: 100ms, retries: 1, start_period: 0s}\n\
+                restart: {policy: never}\n";
+    world.service("hog", hog, keys);
+    world.service("small", "exec sleep 1000", keys);
+    world.run();
+    world.until_phase("hog", "failed");
+    world.until_phase("small", "up");
+    assert_eq!(world.row("small")["healthy"], true);
+}
+
+#[test]
+fn a_supervisor_that_dies_between_question_and_answer_asks_again() {
+    let Some(mut world) = world() else { return };
+    std::fs::write(world.path("well"), "").unwrap();
+    world.service("a", "exec sleep 1000", HEALTH);
+    world.run();
+    world.until_phase("a", "up");
+    let pid = world.pid("a");
+    for _ in 0..5 {
+        let asked = world.lines("asks").len();
+        world.until("it is asked", || world.lines("asks").len() > asked);
+        world.crash();
+        world.run();
+        world.until_phase("a", "up");
+    }
+    world.until("it is well", || world.row("a")["healthy"] == true);
+    assert_eq!((world.pid("a"), world.lines("a.starts").len()), (pid, 0));
+    world.assert_no_doubles();
+}
