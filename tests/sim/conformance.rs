@@ -12,7 +12,7 @@ use opm::model::{
 };
 use opm::system::{Dirs, Launch, Linux, Options, Proof, RunRef, System, become_subreaper};
 
-use crate::machine::Setting;
+use crate::setting::Setting;
 use crate::story::name;
 use crate::system::Simulated;
 use crate::world::World;

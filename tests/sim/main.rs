@@ -6,10 +6,11 @@
 //! make soak HOURS=1                                          # new seeds, as many as there is time for
 //! ```
 //!
-//! - `machine.rs`, `drive.rs`, `program.rs`: processes, clocks and a disk that forgets.
+//! - `machine.rs`, `drive.rs`, `program.rs`: processes, clocks and a disk that forgets; `setting.rs`:
+//!   what they are like, and what goes wrong.
 //! - `system.rs`: the supervisor's seam to them, with the real ledger and saved state.
 //! - `world.rs`: what the daemon's loop does.
-//! - `check.rs`: what must hold. `story.rs`: random worlds. `small.rs`: all small ones.
+//! - `scene.rs`: what was seen. `check.rs`: what must hold of it. `file.rs`, `story.rs`: random worlds. `small.rs`: all small ones.
 //! - `points.rs`: one life, cut off at each of its operations. `planted.rs`: faults to be found.
 #![expect(
     clippy::unwrap_used,
@@ -25,10 +26,13 @@ mod chance;
 mod check;
 mod conformance;
 mod drive;
+mod file;
 mod machine;
 mod planted;
 mod points;
 mod program;
+mod scene;
+mod setting;
 mod small;
 mod story;
 mod system;

@@ -4,7 +4,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::machine::Fault;
+use crate::setting::Fault;
 use crate::story::Story;
 
 /// A fault that takes more seeds is one that the simulator does not find.

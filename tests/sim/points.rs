@@ -4,7 +4,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::machine::{Doom, Setting};
+use crate::setting::{Doom, Setting};
 use crate::story::Story;
 
 /// The life of three units, up to its end; cut off at an operation, if that comes.

@@ -9,8 +9,8 @@ use opm::model::{
     ProcessSpec, Ready, Span, Spec, StartLimit, Strength, Template, Unit, UnitName,
 };
 
-use crate::check::Seen;
-use crate::machine::Setting;
+use crate::scene::Seen;
+use crate::setting::Setting;
 use crate::story::name;
 use crate::world::{World, verdict};
 

@@ -14,9 +14,10 @@ use opm::system::{
     Disk, Launch, Ledger, Loaded, Proof, Replay, RunRef, Store, System, SystemError,
 };
 
-use crate::check::Seen;
-use crate::machine::{Fault, Life, Owner, Parent, Shared, Wire, tick};
+use crate::machine::{Life, Owner, Parent, Shared, Wire, tick};
 use crate::program::program;
+use crate::scene::Seen;
+use crate::setting::Fault;
 
 const RUN_DIR: &str = "/run/opm";
 const STATE_DIR: &str = "/state";

@@ -9,8 +9,10 @@ use opm::model::{Action, Event, Happening, Monotonic, Role, RunId, Span};
 use opm::supervisor::{Boot, KeeperOptions, Supervisor};
 use opm::system::{Launch, System};
 
-use crate::check::{Checks, Seen};
-use crate::machine::{Doom, Fault, Machine, Setting, Shared};
+use crate::check::Checks;
+use crate::machine::{Machine, Shared};
+use crate::scene::Seen;
+use crate::setting::{Doom, Fault, Setting};
 use crate::system::Simulated;
 
 /// Most turns until a wait is over; more is a supervisor that spins.
