@@ -125,6 +125,35 @@ fn case_006_a_frozen_supervisor_keeps_others_out() {
 }
 
 #[test]
+fn case_006_a_directory_that_is_replaced_lets_nobody_in_beside_the_owner() {
+    let Some(world) = with_web() else { return };
+    let (pid, daemon) = (world.pid("web").unwrap(), world.daemon_pid());
+    for name in ["state", "run"] {
+        let (dir, old) = (world.root().join(name), world.root().join("old"));
+        fs::rename(&dir, &old).unwrap();
+        for args in [&["daemon"][..], &["run", "units"]] {
+            let mut command = world.command("timeout");
+            command.arg("5").arg(common::OPM).arg("--root").arg(world.root()).args(args);
+            let output = command.output().unwrap();
+            assert_eq!(output.status.code(), Some(4), "{name}, {args:?}: {output:?}");
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert!(said.contains(&format!("process {} holds", daemon.unwrap())), "{said}");
+        }
+        fs::remove_dir_all(&dir).unwrap();
+        fs::rename(&old, &dir).unwrap();
+    }
+    assert_eq!((world.pid("web"), world.daemon_pid()), (Some(pid), daemon));
+    // Over an exec it is owned too, and one owner restarts what ends, once.
+    assert_eq!(world.opm(&["reexec"]).code, 0);
+    fs::rename(world.root().join("state"), world.root().join("old")).unwrap();
+    assert_eq!(world.opm(&["daemon"]).code, 4);
+    world.kill("KILL", pid);
+    started(&world, "web", 2);
+    world.until_phase("web", "up");
+    world.assert_no_doubles();
+}
+
+#[test]
 fn case_007_a_stranger_with_a_recorded_pid_is_left_alone() {
     let Some(mut world) = with_web() else { return };
     let pid = world.pid("web").unwrap();

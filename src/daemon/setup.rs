@@ -1,6 +1,6 @@
 //! Building the daemon: what the process needs, the lock, the control socket, the first state.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{CString, OsString};
 use std::fmt;
 use std::fs;
@@ -244,20 +244,17 @@ pub(super) fn exec_again(
         }
         Err(reason) => return error(&reason),
     };
-    let Some((name, fd)) = linux.hand_over_lock() else {
+    let Some(locks) = linux.hand_over_lock() else {
         return error(&"it keeps no state to hand over");
     };
     let args: Result<Vec<CString>, _> =
         options.arguments.iter().map(|arg| CString::new(arg.as_bytes())).collect();
     let listener = clients.map(|clients| (LISTEN_FD, clients.hand_over()));
-    let handed: Vec<(OsString, OsString)> = [(name, fd)]
-        .into_iter()
-        .chain(listener)
-        .map(|(name, fd)| (OsString::from(name), OsString::from(fd.to_string())))
-        .collect();
+    let handed: BTreeMap<&str, i32> = locks.into_iter().chain(listener).collect();
+    let values = handed.iter().map(|(name, fd)| (OsString::from(name), fd.to_string().into()));
     let env: Result<Vec<CString>, _> = std::env::vars_os()
-        .filter(|(known, _)| known != name && known != LISTEN_FD)
-        .chain(handed)
+        .filter(|(known, _)| known.to_str().is_none_or(|known| !handed.contains_key(known)))
+        .chain(values)
         .map(|(name, value)| CString::new([name.as_bytes(), b"=", value.as_bytes()].concat()))
         .collect();
     let (Ok(args), Ok(env)) = (args, env) else { return error(&"an argument holds a NUL byte") };

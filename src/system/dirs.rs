@@ -18,6 +18,10 @@ pub const SOCKET_PATH_MAX: usize = 107;
 const ORPHANED_LOCK_WAIT: Span = Span::seconds(5);
 /// Variable that hands the lock over an exec.
 const LOCK_FD: &str = "OPM_LOCK_FD";
+/// The same for the lock on the run directory.
+const RUN_LOCK_FD: &str = "OPM_RUN_LOCK_FD";
+/// The file in a locked directory that names the holder, for people and for messages.
+const HOLDER: &str = "lock";
 
 /// The directories of one opm.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -137,14 +141,15 @@ fn make(dir: &Path, mode: u32) -> Result<(), SystemError> {
 
 /// The lock that makes one supervisor the owner of a state directory.
 ///
-/// It is on the directory itself, so that no file that somebody removes can take it away. And it
-/// belongs to the open directory, so that a child that has not reached exec holds it too: a new
-/// supervisor cannot read the ledger while a half-started child of the old one exists.
+/// It is on the directory itself, so that no file that somebody removes can take it away; and on the
+/// run directory too, so that nobody comes in beside us where one of them is removed or replaced:
+/// the ledger is in the other. It belongs to the open directories, so that a child that has not
+/// reached exec holds it too: a new supervisor cannot read the ledger while a half-started child of
+/// the old one exists.
 #[derive(Debug)]
 pub(super) struct Lock {
-    dir: File,
-    /// The file that names the holder, for people and for messages.
-    name: PathBuf,
+    state: File,
+    run: File,
 }
 
 /// Why the lock could not be had.
@@ -180,61 +185,66 @@ impl std::error::Error for LockError {}
 impl Lock {
     /// Takes the lock, or the one that the program before us handed over by exec.
     pub(super) fn take(dirs: &Dirs) -> Result<Self, LockError> {
-        let path = dirs.state.clone();
-        let name = path.join("lock");
-        let fail = |error: std::io::Error| {
-            LockError::Failed(SystemError::new("lock", path.display(), error))
-        };
-        let mut dir = File::open(&path).map_err(fail)?;
-        if let Some(inherited) = handed_over(&dir) {
-            dir = inherited;
-        }
-        let mut waited = Span::ZERO;
-        while let Err(error) = dir.try_lock() {
-            let fs::TryLockError::WouldBlock = error else {
-                return Err(fail(std::io::Error::from(error)));
-            };
-            let pid = holder(&name);
-            // A holder that wrote its pid and lives is a supervisor. One that is dead has left a
-            // child between fork and exec, which ends by itself.
-            let alive =
-                pid.is_none_or(|pid| super::process::stat(pid).is_some_and(|s| !s.is_dead()));
-            if alive || waited >= ORPHANED_LOCK_WAIT {
-                return Err(LockError::Held { pid, path });
+        let state = lock(&dirs.state, LOCK_FD)?;
+        let run = lock(&dirs.run, RUN_LOCK_FD)?;
+        for dir in [&dirs.state, &dirs.run] {
+            let name = dir.join(HOLDER);
+            if let Err(error) = sign(&name) {
+                // A full disk does not unlock; only the message to others will be poorer.
+                log::warn!("cannot write {}: {error}", name.display());
             }
-            waited = Span::nanos(waited.as_nanos().saturating_add(Span::millis(5).as_nanos()));
-            // Waiting for another process's exec; there is nothing to poll for.
-            nix::poll::poll(&mut [], nix::poll::PollTimeout::from(5u8))
-                .map_err(|e| fail(e.into()))?;
         }
-        let lock = Self { dir, name };
-        if let Err(error) = lock.sign() {
-            // A full disk does not unlock; only the message to others will be poorer.
-            log::warn!("cannot write {}: {error}", lock.name.display());
-        }
-        Ok(lock)
+        Ok(Self { state, run })
     }
 
-    fn sign(&self) -> std::io::Result<()> {
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&self.name)?;
-        writeln!(file, "{}", std::process::id())
-    }
-
-    /// Lets the lock live on over an exec of opm; returns the variable that says where it is.
-    pub(super) fn hand_over(&self) -> (&'static str, RawFd) {
-        sys::set_inheritable(self.dir.as_fd(), true);
-        (LOCK_FD, self.dir.as_raw_fd())
+    /// Lets the lock live on over an exec of opm; returns the variables that say where it is.
+    pub(super) fn hand_over(&self) -> [(&'static str, RawFd); 2] {
+        self.set_inheritable(true);
+        [(LOCK_FD, self.state.as_raw_fd()), (RUN_LOCK_FD, self.run.as_raw_fd())]
     }
 
     /// The exec failed: children must not inherit the lock beyond their own exec.
     pub(super) fn take_back(&self) {
-        sys::set_inheritable(self.dir.as_fd(), false);
+        self.set_inheritable(false);
     }
+
+    fn set_inheritable(&self, inheritable: bool) {
+        sys::set_inheritable(self.state.as_fd(), inheritable);
+        sys::set_inheritable(self.run.as_fd(), inheritable);
+    }
+}
+
+/// Locks a directory, or takes its lock over from the program before us.
+fn lock(path: &Path, variable: &str) -> Result<File, LockError> {
+    let fail =
+        |error: std::io::Error| LockError::Failed(SystemError::new("lock", path.display(), error));
+    let mut dir = File::open(path).map_err(fail)?;
+    if let Some(inherited) = handed_over(&dir, variable) {
+        dir = inherited;
+    }
+    let mut waited = Span::ZERO;
+    while let Err(error) = dir.try_lock() {
+        let fs::TryLockError::WouldBlock = error else {
+            return Err(fail(std::io::Error::from(error)));
+        };
+        let pid = holder(&path.join(HOLDER));
+        // A holder that wrote its pid and lives is a supervisor. One that is dead has left a child
+        // between fork and exec, which ends by itself.
+        let alive = pid.is_none_or(|pid| super::process::stat(pid).is_some_and(|s| !s.is_dead()));
+        if alive || waited >= ORPHANED_LOCK_WAIT {
+            return Err(LockError::Held { pid, path: path.to_owned() });
+        }
+        waited = Span::nanos(waited.as_nanos().saturating_add(Span::millis(5).as_nanos()));
+        // Waiting for another process's exec; there is nothing to poll for.
+        nix::poll::poll(&mut [], nix::poll::PollTimeout::from(5u8)).map_err(|e| fail(e.into()))?;
+    }
+    Ok(dir)
+}
+
+fn sign(name: &Path) -> std::io::Result<()> {
+    let mut options = OpenOptions::new();
+    let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(name)?;
+    writeln!(file, "{}", std::process::id())
 }
 
 fn holder(name: &Path) -> Option<i32> {
@@ -244,8 +254,8 @@ fn holder(name: &Path) -> Option<i32> {
 }
 
 /// The descriptor that an opm before us left open for us, if it is the lock's.
-fn handed_over(file: &File) -> Option<File> {
-    let fd: RawFd = std::env::var(LOCK_FD).ok()?.parse().ok()?;
+fn handed_over(file: &File, variable: &str) -> Option<File> {
+    let fd: RawFd = std::env::var(variable).ok()?.parse().ok()?;
     let (ours, theirs) = (file.metadata().ok()?, fs::metadata(format!("/proc/self/fd/{fd}")).ok()?);
     if (ours.dev(), ours.ino()) != (theirs.dev(), theirs.ino()) || fd == file.as_raw_fd() {
         return None;

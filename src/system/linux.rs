@@ -216,8 +216,8 @@ impl Linux {
         self.lasting.is_some()
     }
 
-    /// Keeps the lock over an exec; returns the variable that hands it over.
-    pub fn hand_over_lock(&self) -> Option<(&'static str, RawFd)> {
+    /// Keeps the lock over an exec; returns the variables that hand it over.
+    pub fn hand_over_lock(&self) -> Option<[(&'static str, RawFd); 2]> {
         self.lasting.as_ref().map(|lasting| lasting.lock.hand_over())
     }
 
