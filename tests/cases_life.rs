@@ -197,7 +197,10 @@ fn case_053_a_restarted_base_takes_its_dependents_along() {
     let Some(world) = World::new() else { return };
     let chain = [("base", ""), ("mid", "requires: [base]\n"), ("top", "requires: [mid]\n")];
     for (name, requires) in chain {
-        let script = format!("echo {name} >> order; echo >&3; exec sleep 1000");
+        let script = format!(
+            "trap 'echo -{name} >> order; exit' TERM; echo {name} >> order; echo >&3; \
+             while :; do sleep 0.02; done"
+        );
         world.service(name, &script, &format!("{requires}ready: {{fd: 3}}\n"));
     }
     world.apply(0);
@@ -207,7 +210,8 @@ fn case_053_a_restarted_base_takes_its_dependents_along() {
     for ((name, _), old) in chain.iter().zip(before) {
         assert!(old.is_some() && world.pid(name) != old, "{name}");
     }
-    assert_eq!(world.lines("order"), ["base", "mid", "top", "base", "mid", "top"]);
+    let order = ["base", "mid", "top", "-top", "-mid", "-base", "base", "mid", "top"];
+    assert_eq!(world.lines("order"), order);
 }
 
 #[test]
