@@ -65,8 +65,11 @@ fn a_world_with_every_phase() -> Option<World> {
     world.service("up", stays, "");
     world.service("held", stays, "");
     world.service("off", stays, "enabled: false\n");
-    world.service("backoff", "exit 1", "restart: {policy: always, delay: 600s, max_delay: 600s}\n");
-    world.service("failed", "exit 1", "restart: never\n");
+    // These say that they are ready, and do not: else what waits for them may be up for a moment.
+    let ready = "ready: {fd: 3}\n";
+    let late = "restart: {policy: always, delay: 600s, max_delay: 600s}\n";
+    world.service("backoff", "exit 1", &format!("{late}{ready}"));
+    world.service("failed", "exit 1", &format!("restart: never\n{ready}"));
     world.task("done", "exit 0", "");
     world.task("task", stays, "");
     world.service("skipped", stays, "conditions: {path_exists: [nowhere]}\n");

@@ -100,11 +100,6 @@ impl Check for Starts {
                 // with what was started, or whose instance was started, is held otherwise.
                 self.held.retain(|unit| desired.units.get(unit).is_some_and(|unit| !unit.removed));
             }
-            // The hook after a run that was let go in the ledger, and perhaps nowhere else, is no
-            // start.
-            Seen::Goes { owner } if matches!(owner.role, Some(Role::PostStop(_))) => {
-                self.begun.insert(owner.run);
-            }
             Seen::Goes { owner } if self.begun.insert(owner.run) => {
                 return self.judge(scene, owner);
             }

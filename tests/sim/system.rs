@@ -293,13 +293,14 @@ impl System for Simulated {
             }
             machine.fork(Some(owner.clone()), &program(launch), says)
         };
-        let goes = |system: &Self| {
-            let mut machine = system.machine.borrow_mut();
-            machine.see(Seen::Goes { owner: owner.clone() });
-            machine.open_gate(&identity);
-        };
+        // It is let go when that is in the ledger; that it goes is seen from then on, whether or not
+        // there is time to open the gate.
+        let is_let_go =
+            |system: &Self| system.machine.borrow_mut().see(Seen::Goes { owner: owner.clone() });
+        let goes = |system: &Self| system.machine.borrow_mut().open_gate(&identity);
         let goes_early = self.has_fault(Fault::NoGate) || self.has_fault(Fault::LedgerAfterGo);
         if goes_early {
+            is_let_go(self);
             goes(self);
         }
         tick(&self.machine);
@@ -326,6 +327,9 @@ impl System for Simulated {
                 machine.reap_one(&identity);
             }
             return Err(start_error(Stage::Ledger, &error.reason));
+        }
+        if !goes_early {
+            is_let_go(self);
         }
         tick(&self.machine);
         if !goes_early {
