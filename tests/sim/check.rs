@@ -100,6 +100,9 @@ impl Check for Starts {
                 // with what was started, or whose instance was started, is held otherwise.
                 self.held.retain(|unit| desired.units.get(unit).is_some_and(|unit| !unit.removed));
             }
+            Seen::Known { run } => {
+                self.begun.insert(*run);
+            }
             Seen::Goes { owner } if self.begun.insert(owner.run) => {
                 return self.judge(scene, owner);
             }

@@ -18,6 +18,8 @@ pub(crate) enum Seen {
     Goes {
         owner: Owner,
     },
+    /// The ledger knows a run that a supervisor before began.
+    Known { run: RunId },
     /// A process runs its program.
     Begins {
         pid: i32,
@@ -193,6 +195,7 @@ impl Scene {
             // Who asks twice has no patience for order.
             Seen::Shutdown => self.is_ordered = Some(self.is_ordered.is_none()),
             Seen::Goes { .. }
+            | Seen::Known { .. }
             | Seen::Signalled { .. }
             | Seen::Released { .. }
             | Seen::Asks { .. }

@@ -409,6 +409,7 @@ impl System for Simulated {
 
     fn adopt(&mut self, launch: &Launch, identity: &Identity, _: bool) -> Proof {
         self.verb();
+        self.machine.borrow_mut().see(Seen::Known { run: launch.run });
         let is_hidden = {
             let machine = self.machine.borrow();
             machine.now < machine.hidden_until
