@@ -94,7 +94,7 @@ fn another_status_is_no_answer() {
 }
 
 #[test]
-fn a_question_that_hangs_is_killed_with_its_group_and_never_joined_by_another() {
+fn case_061_a_question_that_hangs_is_killed_with_its_group_and_never_joined_by_another() {
     let Some(mut world) = world() else { return };
     // Each question leaves a child, and says so when it finds another one.
     let ask = "exec 9>>lock; flock -n 9 || echo two >> doubles; echo $$ >> asks; \
@@ -137,7 +137,26 @@ fn an_unhealthy_run_is_ended_and_another_follows() {
 }
 
 #[test]
-fn failures_in_the_start_period_do_not_count_and_a_success_ends_it() {
+fn case_046_a_run_that_is_killed_while_it_is_unhealthy_is_followed_by_another() {
+    let Some(mut world) = world() else { return };
+    std::fs::write(world.path("well"), "").unwrap();
+    world.service("a", "exec sleep 1000", HEALTH);
+    world.run();
+    for _ in 0..5 {
+        world.until("it is well", || world.row("a")["healthy"] == true);
+        let pid = world.pid("a").unwrap();
+        let asked = world.lines("asks").len();
+        std::fs::remove_file(world.path("well")).unwrap();
+        world.until("it is asked", || world.lines("asks").len() > asked);
+        world.kill("KILL", pid);
+        std::fs::write(world.path("well"), "").unwrap();
+        world.until("another run", || world.pid("a").is_some_and(|new| new != pid));
+    }
+    world.assert_no_doubles();
+}
+
+#[test]
+fn case_059_failures_in_the_start_period_do_not_count_and_a_success_ends_it() {
     let Some(mut world) = world() else { return };
     world.service("a", "exec sleep 1000", &HEALTH.replace("start_period: 0s", "start_period: 1h"));
     world.run();
@@ -169,11 +188,12 @@ fn memory_is_that_of_all_processes_of_the_run() {
     let Some(mut world) = world() else { return };
     let hog = "sleep 1000 & exec python3 -c 'import time; x = b\"x\" * 60000000; time.sleep(1000)'";
     let keys = "health: {memory: 40M, interval: 100ms, retries: 1, start_period: 0s}\n\
-                restart: {policy: never}\n";
+                restart: {policy: never, delay: 50ms}\n";
     world.service("hog", hog, keys);
     world.service("small", "exec sleep 1000", keys);
     world.run();
-    world.until_phase("hog", "failed");
+    // Its policy is about ends, and not about health.
+    world.until("another run", || world.row("hog")["restarts"].as_u64() > Some(0));
     world.until_phase("small", "up");
     assert_eq!(world.row("small")["healthy"], true);
 }

@@ -98,7 +98,7 @@ pub struct Health {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum HealthAction {
-    /// The run is ended, and has failed.
+    /// The run is ended, and another one follows, whatever the restart policy.
     Restart,
     /// It is shown.
     None,

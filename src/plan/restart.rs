@@ -166,6 +166,8 @@ pub fn verdict(unit: &Unit, instance: &Instance, end: &End, wanted: bool) -> Ver
 fn final_verdict(unit: &Unit, end: &End) -> Option<Verdict> {
     let success = is_success(&unit.spec, end);
     let again = match unit.spec.restart.policy {
+        // `health` asks for it, and is the nearer word.
+        _ if end.cause == StopCause::Unhealthy => true,
         RestartPolicy::Always => true,
         RestartPolicy::OnFailure => !success,
         RestartPolicy::Never => false,

@@ -55,7 +55,7 @@ fn live(seed: u64, says_all: bool) -> Result<(), String> {
     let mut story = Story::new(seed, None);
     story.live().map_err(|why| {
         if says_all {
-            eprintln!("{}\n{}", story.files(), story.world.timeline.join("\n"));
+            eprintln!("{}\n{}", story.files(), world::lines(&story.world.timeline));
         }
         format!("seed {seed}: {why}\nrun it alone: SEED={seed} cargo test --test sim random")
     })

@@ -19,7 +19,9 @@ pub(crate) enum Seen {
         owner: Owner,
     },
     /// The ledger knows a run that a supervisor before began.
-    Known { run: RunId },
+    Known {
+        run: RunId,
+    },
     /// A process runs its program.
     Begins {
         pid: i32,

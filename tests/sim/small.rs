@@ -248,7 +248,7 @@ fn a_wish_to_stop_has_spread_before_anything_starts() {
     world.machine().now = now.after(Span::millis(50));
     world.act(|supervisor| supervisor.stop(&["a".to_owned()], "me", "").unwrap());
     world.pass(Span::seconds(1));
-    let timeline = world.timeline.join("\n");
+    let timeline = crate::world::lines(&world.timeline);
     let has = |text: &str| timeline.contains(text);
     assert!(has("b PreStart(0) of") && !has("b Main of"), "{timeline}");
     assert!(matches!(small.phase(&mut world, 1), Phase::Waiting { .. }));

@@ -12,7 +12,7 @@ use crate::file::File;
 use crate::scene::Seen;
 use crate::setting::{Doom, Fault, Setting, Trouble};
 use crate::system::Simulated;
-use crate::world::{World, verdict};
+use crate::world::{Moment, World, verdict};
 
 pub(crate) const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
 
@@ -448,8 +448,9 @@ impl Story {
             self.world.crash();
             let from = self.world.timeline.len();
             self.world.pass(CONVERGED_AFTER);
-            let went = self.world.timeline[from..].iter().find(|line| line.contains("  Goes {"));
-            if let Some(line) = went {
+            let mut after = self.world.timeline[from..].iter();
+            let went = after.find(|moment| matches!(moment, Moment::Seen(_, Seen::Goes { .. })));
+            if let Some(line) = went.and_then(Moment::line) {
                 return Err(format!("a restore started something: {line}"));
             }
             self.expect_all()?;

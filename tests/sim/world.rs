@@ -29,7 +29,7 @@ pub(crate) struct World {
     supervisor: Option<Supervisor<Simulated>>,
     pub(crate) checks: Checks,
     /// What happened, for people.
-    pub(crate) timeline: Vec<String>,
+    pub(crate) timeline: Vec<Moment>,
     panics: Vec<Monotonic>,
     is_minimal: bool,
     /// How often a supervisor came to an end in order.
@@ -80,7 +80,7 @@ impl World {
     }
 
     pub(crate) fn wrong(&mut self, text: String) {
-        self.timeline.push(format!("             WRONG: {text}"));
+        self.timeline.push(Moment::Text(format!("WRONG: {text}")));
         self.checks.wrongs.push(text);
     }
 
@@ -90,12 +90,9 @@ impl World {
         for (at, seen) in seen {
             let wrongs = self.checks.wrongs.len();
             self.checks.see(at, &seen);
-            if let Some(text) = line(&seen) {
-                let millis = at.since(Monotonic::default()).as_millis_up();
-                self.timeline.push(format!("{millis:>8} ms  {text}"));
-            }
+            self.timeline.push(Moment::Seen(at, seen));
             for wrong in &self.checks.wrongs[wrongs..] {
-                self.timeline.push(format!("             WRONG: {wrong}"));
+                self.timeline.push(Moment::Text(format!("WRONG: {wrong}")));
             }
         }
     }
@@ -132,7 +129,7 @@ impl World {
                 self.is_minimal = false;
                 self.machine.borrow_mut().tell_child();
             }
-            Ok(Err(why)) => self.timeline.push(format!("             cannot boot: {why}")),
+            Ok(Err(why)) => self.timeline.push(Moment::Text(format!("cannot boot: {why}"))),
             Err(payload) => match payload.downcast::<Doom>() {
                 // A panic at boot is no different from a kill.
                 Ok(doom) if *doom == Doom::PowerLoss => self.lose_power(),
@@ -193,7 +190,7 @@ impl World {
 
     /// What the daemon does: PID 1 goes on, others end with a code and are adopted back.
     fn panicked(&mut self) {
-        self.timeline.push("             a panic".to_owned());
+        self.timeline.push(Moment::Text("a panic".to_owned()));
         let (is_pid_one, now, is_deaf) = {
             let mut machine = self.machine.borrow_mut();
             machine.close_gates();
@@ -377,8 +374,37 @@ impl World {
     }
 }
 
-/// What was seen, in one line for people.
-fn line(seen: &Seen) -> Option<String> {
+/// Something that happened, for people who look for the cause of a failure.
+#[derive(Debug)]
+pub(crate) enum Moment {
+    Seen(Monotonic, Seen),
+    Text(String),
+}
+
+impl Moment {
+    /// A line for it, where it is worth one.
+    pub(crate) fn line(&self) -> Option<String> {
+        match self {
+            Self::Seen(at, seen) => {
+                let millis = at.since(Monotonic::default()).as_millis_up();
+                words(seen).map(|text| format!("{millis:>8} ms  {text}"))
+            }
+            Self::Text(text) => Some(format!("             {text}")),
+        }
+    }
+
+    fn is_wrong(&self) -> bool {
+        matches!(self, Self::Text(text) if text.starts_with("WRONG"))
+    }
+}
+
+/// Lines for all that happened.
+pub(crate) fn lines(moments: &[Moment]) -> String {
+    moments.iter().filter_map(Moment::line).collect::<Vec<_>>().join("\n")
+}
+
+/// What was seen, in a few words.
+fn words(seen: &Seen) -> Option<String> {
     Some(match seen {
         Seen::Goes { owner } => format!("{owner} goes"),
         Seen::Begins { pid, owner } => format!("{owner} runs as {pid}"),
@@ -412,8 +438,8 @@ pub(crate) fn verdict(world: &World) -> Result<(), String> {
     if wrongs.is_empty() {
         return Ok(());
     }
-    let first = world.timeline.iter().position(|line| line.contains("WRONG"));
+    let first = world.timeline.iter().position(Moment::is_wrong);
     let end = first.map_or(world.timeline.len(), |first| first + 1);
-    let from = end.saturating_sub(40);
-    Err(format!("{wrongs:#?}\n{}", world.timeline[from..end].join("\n")))
+    let from = end.saturating_sub(80);
+    Err(format!("{wrongs:#?}\n{}", lines(&world.timeline[from..end])))
 }
