@@ -21,7 +21,7 @@ const HAPPENINGS: u64 = 24;
 /// By then everything is where it belongs once faults are over: the longest wait before a restart
 /// (2 s in these files), the longest start (5 s), the longest stop (1 s) for each of five units in a
 /// chain, and a passing shortage.
-const CONVERGED_AFTER: Span = Span::seconds(60);
+const CONVERGED_AFTER: Span = Span::seconds(40);
 /// A quiet time in which a supervisor that is at rest does nothing at all.
 const QUIET: Span = Span::seconds(3_600);
 

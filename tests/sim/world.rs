@@ -32,6 +32,8 @@ pub(crate) struct World {
     pub(crate) timeline: Vec<Moment>,
     panics: Vec<Monotonic>,
     is_minimal: bool,
+    /// Whether each turn is compared with a look at everything.
+    compares: bool,
     /// How often a supervisor came to an end in order.
     pub(crate) closed: u32,
 }
@@ -49,6 +51,7 @@ impl World {
             timeline: Vec::new(),
             panics: Vec::new(),
             is_minimal: false,
+            compares: seed.is_multiple_of(3),
             closed: 0,
         }
     }
@@ -336,7 +339,8 @@ impl World {
 
     /// What the turn left undone must not be due.
     fn compare_with_a_full_look(&mut self) {
-        if self.is_minimal {
+        // A look at everything is a fifth of a world's cost: one world in three has it.
+        if self.is_minimal || !self.compares {
             return;
         }
         let Some(supervisor) = self.supervisor.as_ref() else { return };
