@@ -26,13 +26,14 @@ const SIZES: [usize; 12] = [
     0,
 ];
 
-/// The first byte says how many of the next ones are sizes of chunks, which take turns; the rest is
-/// the stream. The same lines come out however it is cut, and none of it is lost or doubled, also
-/// where an unfinished line was given out of turn.
+/// The first byte says how many of the next ones are sizes of chunks, which take turns, and from
+/// [`GROWS`] on that some bytes of the rest are to grow; the rest is the stream. The same lines come
+/// out however it is cut, and none of it is lost or doubled, also where an unfinished line was given
+/// out of turn.
 pub fn split(bytes: &[u8]) {
     let Some((count, rest)) = bytes.split_first() else { return };
     let (sizes, stream) = rest.split_at(usize::from(count % 8).min(rest.len()));
-    let stream = expanded(stream, PART_BYTES_MAX, 4);
+    let stream = expanded(stream, *count, PART_BYTES_MAX, 4);
     let expected = model(&stream);
     assert_eq!(parts_of(&[&stream], |_| false), expected);
     let chunks = cut(&stream, sizes);
@@ -99,9 +100,15 @@ fn model(stream: &[u8]) -> Vec<Part> {
     parts
 }
 
-/// The bytes, with a few that stand for long runs: of nearly, exactly and just over `limit` bytes,
-/// of a thousand bytes, and of many newlines. Not more than `most` long ones.
-fn expanded(bytes: &[u8], limit: usize, most: usize) -> Vec<u8> {
+/// A first byte from here on has some bytes grow. Most inputs do without: they are faster.
+const GROWS: u8 = 0xc0;
+
+/// The bytes, where `first` says so with a few that stand for long runs: of nearly, exactly and just
+/// over `limit` bytes, of a thousand bytes, and of many newlines. Not more than `most` long ones.
+fn expanded(bytes: &[u8], first: u8, limit: usize, most: usize) -> Vec<u8> {
+    if first < GROWS {
+        return bytes.to_vec();
+    }
     let mut long = 0;
     let mut stream = Vec::new();
     for byte in bytes {
@@ -134,19 +141,21 @@ thread_local! {
     static PLACE: RefCell<tempfile::TempDir> = RefCell::new(tempfile::tempdir().unwrap());
 }
 
-/// The first byte is how many records are asked for; the rest is what is in the files of one or two
-/// logs. All lines come out, once and in order; the last ones are the last of all.
+/// The first byte is how many records are asked for, and from [`GROWS`] on that some bytes are to
+/// grow; the rest is what is in the files of one or two logs. All lines come out, once and in order;
+/// the last ones are the last of all.
 pub fn reader(bytes: &[u8]) {
     let Some((count, rest)) = bytes.split_first() else { return };
-    PLACE.with_borrow(|place| read_back(place.path(), usize::from(count % 32), rest));
+    PLACE.with_borrow(|place| read_back(place.path(), *count, rest));
 }
 
-fn read_back(dir: &Path, count: usize, bytes: &[u8]) {
+fn read_back(dir: &Path, first: u8, bytes: &[u8]) {
+    let count = usize::from(first % 32);
     let names = ["a", "b@1"];
     let mut logs: Vec<Log> = Vec::new();
     for (n, name) in names.iter().enumerate() {
         let of_log = bytes.splitn(2, |byte| *byte == NEXT_LOG).nth(n);
-        logs.push(of_log.map_or(Log::default(), |bytes| write_log(&dir.join(name), bytes)));
+        logs.push(of_log.map_or(Log::default(), |bytes| write_log(&dir.join(name), first, bytes)));
         if of_log.is_none() {
             drop(fs::remove_dir_all(dir.join(name)));
         }
@@ -197,14 +206,14 @@ struct Log {
 }
 
 /// Writes the files of one log.
-fn write_log(dir: &Path, bytes: &[u8]) -> Log {
+fn write_log(dir: &Path, first: u8, bytes: &[u8]) -> Log {
     fs::create_dir_all(dir).unwrap();
     let files: Vec<&[u8]> = bytes.splitn(FILES_MAX, |byte| *byte == NEXT_FILE).collect();
     let mut lines = Vec::new();
     for number in 1..FILES_MAX {
         let path = dir.join(format!("{number:08}.log"));
         if number < files.len() {
-            let text = expanded(files[number - 1], 16 * 1024, 3);
+            let text = expanded(files[number - 1], first, 16 * 1024, 3);
             fs::write(path, &text).unwrap();
             let is_open = text.last().is_some_and(|last| *last != b'\n');
             lines.extend(text);
@@ -213,7 +222,7 @@ fn write_log(dir: &Path, bytes: &[u8]) -> Log {
             drop(fs::remove_file(path));
         }
     }
-    let mut text = expanded(files[files.len() - 1], 64 * 1024, 17);
+    let mut text = expanded(files[files.len() - 1], first, 64 * 1024, 17);
     fs::write(dir.join("current"), &text).unwrap();
     let full = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
     let unfinished = text.split_off(full);
