@@ -174,8 +174,9 @@ impl<D: Disk> Ledger<D> {
         self.unwritten.truncate(end);
     }
 
-    /// The facts after what is written and what is noted; `None` where some of it is lost.
-    pub fn recall(&self) -> Option<Replay> {
+    /// The facts after what is written and what is noted; `None` where some of it is lost. How far
+    /// the last write came is looked up too, since it may have broken off.
+    pub fn recall(&mut self) -> Option<Replay> {
         if self.stale {
             return None;
         }
@@ -186,6 +187,10 @@ impl<D: Disk> Ledger<D> {
                 return None;
             }
         };
+        self.bytes = length(&text);
+        if text.ends_with(&self.unwritten) {
+            self.unwritten.clear();
+        }
         text.extend_from_slice(&self.unwritten);
         Some(replay_text(&text))
     }

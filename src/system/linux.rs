@@ -916,7 +916,7 @@ impl System for Linux {
     }
 
     fn recall(&mut self) -> Option<Replay> {
-        self.lasting.as_ref()?.ledger.recall()
+        self.lasting.as_mut()?.ledger.recall()
     }
 
     fn compact(&mut self, observed: &Observed, always: bool) -> Result<(), SystemError> {
