@@ -141,7 +141,7 @@ fn is_lost(view: &View<'_>, need: &Need) -> bool {
             Phase::Failed { .. } | Phase::Skipped { .. } => {
                 instance.epoch == unit.epoch_of(id) || !view.wants(id)
             }
-            Phase::Stopping { cause, .. } => cause.spreads(),
+            Phase::Stopping { cause, .. } => cause.spreads() || !view.wants(id),
             Phase::Done => !completes,
             Phase::Down | Phase::Waiting { .. } | Phase::Backoff { .. } => !view.wants(id),
             Phase::Starting | Phase::Up | Phase::Unproven { .. } => false,
@@ -181,6 +181,8 @@ pub(super) fn dependents_are_up(view: &View<'_>, id: &InstanceId, cause: &StopCa
         match (&instance.phase, &instance.run) {
             // One that ended by itself comes back only where it is wanted.
             (Phase::Stopping { cause, .. }, Some(_)) => cause.spreads() || !view.wants(other),
+            // Nobody knows whether it is there.
+            (Phase::Unproven { .. }, _) => true,
             (_, run) => run.is_none(),
         }
     });

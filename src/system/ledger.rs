@@ -180,7 +180,9 @@ impl<D: Disk> Ledger<D> {
         if self.stale {
             return None;
         }
-        let mut text = match self.disk.read(&self.path, LEDGER_BYTES_MAX + 1) {
+        let read = || self.disk.read(&self.path, LEDGER_BYTES_MAX + 1);
+        // What is known without it is less: once more is worth it.
+        let mut text = match read().or_else(|_| read()) {
             Ok(text) => text,
             Err(error) => {
                 log::error!("cannot read ledger `{}`: {error}", self.path.display());

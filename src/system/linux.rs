@@ -887,7 +887,16 @@ impl System for Linux {
     fn adopt(&mut self, launch: &Launch, identity: &Identity, execed: bool) -> Proof {
         match self.take_over(launch, identity) {
             Proof::Alive => {}
-            other @ (Proof::Dead | Proof::Unknown(_)) => return other,
+            Proof::Dead => {
+                // Its end is told here, and not once more when it is reaped: another process may
+                // have its role by then.
+                let known = self.children.get(&identity.pid).map(|(_, run, role)| (*run, *role));
+                if known == Some((launch.run, launch.role)) {
+                    self.children.remove(&identity.pid);
+                }
+                return Proof::Dead;
+            }
+            other @ Proof::Unknown(_) => return other,
         }
         if launch.role == Role::Main
             && let Some(process) = &launch.spec.process

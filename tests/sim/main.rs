@@ -50,6 +50,17 @@ const FAILURES_MAX: usize = 8;
 /// Seeds of a plain `cargo test`.
 const SEEDS: u64 = 2_000;
 
+/// Seeds of worlds in which a soak found a fault.
+const FOUND: [u64; 7] = [
+    30_126_062_604_127_187,
+    30_126_062_604_128_453,
+    30_126_062_604_130_338,
+    30_126_062_604_130_981,
+    30_126_062_604_133_436,
+    30_126_062_604_136_303,
+    30_126_062_604_136_427,
+];
+
 /// One world; `Err` says what was wrong with it.
 fn live(seed: u64, says_all: bool) -> Result<(), String> {
     let mut story = Story::new(seed, None);
@@ -93,7 +104,8 @@ fn random_worlds_keep_every_promise() {
         live(seed.parse().unwrap(), true).unwrap();
         return;
     }
-    live_all(|n| (n < SEEDS).then_some(n));
+    let found = |n: u64| FOUND.get(usize::try_from(n).unwrap()).copied();
+    live_all(|n| n.checked_sub(SEEDS).map_or(Some(n), found));
 }
 
 /// `make soak`: worlds that nobody has seen, for as long as the hours that are given.

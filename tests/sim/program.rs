@@ -15,41 +15,40 @@
 //! | `missing` | there is no such program |
 
 use opm::model::{
-    Command, FilePath, Hook, Monotonic, Outcome, Ready, Role, Signal, Span, StopAction,
+    Command, FilePath, Hook, Monotonic, Outcome, Ready, Reload, Role, Signal, Span, StopAction,
 };
 use opm::system::Launch;
 
-/// The program that a launch runs.
-pub(crate) fn program(launch: &Launch) -> String {
+/// The program that a launch runs; `None` where its unit has no such command any more.
+pub(crate) fn program(launch: &Launch) -> Option<String> {
     let spec = &launch.spec;
-    let hook = |hooks: &[Hook], n: u16| hooks[usize::from(n)].command.clone();
+    let hook = |hooks: &[Hook], n: u16| hooks.get(usize::from(n)).map(|hook| hook.command.clone());
+    let base = FilePath::from("/");
     let command = match launch.role {
-        Role::Main => spec.process.as_ref().unwrap().command.clone(),
-        Role::Condition => spec.conditions.command.clone().unwrap(),
-        Role::PreStart(n) => hook(&spec.hooks.pre_start, n),
-        Role::PostStart(n) => hook(&spec.hooks.post_start, n),
-        Role::PreStop(n) => hook(&spec.hooks.pre_stop, n),
-        Role::PostStop(n) => hook(&spec.hooks.post_stop, n),
-        Role::Stop(n) => match &spec.stop.steps[usize::from(n)].action {
+        Role::Main => spec.process.as_ref()?.command.clone(),
+        Role::Condition => spec.conditions.command.clone()?,
+        Role::PreStart(n) => hook(&spec.hooks.pre_start, n)?,
+        Role::PostStart(n) => hook(&spec.hooks.post_start, n)?,
+        Role::PreStop(n) => hook(&spec.hooks.pre_stop, n)?,
+        Role::PostStop(n) => hook(&spec.hooks.post_stop, n)?,
+        Role::Stop(n) => match &spec.stop.steps.get(usize::from(n))?.action {
             StopAction::Command(command) => command.clone(),
-            StopAction::Signal(..) => panic!("a signal is no command"),
+            StopAction::Signal(..) => return None,
         },
-        Role::ReadyProbe => match &spec.process.as_ref().unwrap().ready {
-            Ready::Asked(probe) => probe.question.command(&FilePath::from("/")),
-            other => panic!("{other:?} is no question"),
+        Role::ReadyProbe => match &spec.process.as_ref()?.ready {
+            Ready::Asked(probe) => probe.question.command(&base),
+            _ => return None,
         },
-        Role::HealthProbe => {
-            spec.health.as_ref().unwrap().probe.question.command(&FilePath::from("/"))
-        }
-        Role::Reload => match spec.reload.as_ref().unwrap() {
-            opm::model::Reload::Command(command) => command.clone(),
-            opm::model::Reload::Signal(_) => panic!("a signal is no command"),
+        Role::HealthProbe => spec.health.as_ref()?.probe.question.command(&base),
+        Role::Reload => match spec.reload.as_ref()? {
+            Reload::Command(command) => command.clone(),
+            Reload::Signal(_) => return None,
         },
     };
-    match command {
+    Some(match command {
         Command::Argv(words) => words[0].raw().to_owned(),
         Command::Shell(text) => text.raw().to_owned(),
-    }
+    })
 }
 
 /// When and how a program that began at this time ends by itself.

@@ -277,6 +277,10 @@ impl System for Simulated {
 
     fn spawn(&mut self, launch: &Launch, at: Monotonic) -> Result<Identity, StartError> {
         self.verb();
+        let Some(program) = program(launch) else {
+            let error = start_error(Stage::Resolve, "the command is gone");
+            return Err(StartError { passing: false, ..error });
+        };
         self.runs.insert(launch.run, launch.instance.clone());
         let owner =
             Owner { instance: launch.instance.clone(), run: launch.run, role: Some(launch.role) };
@@ -291,7 +295,7 @@ impl System for Simulated {
                 let reason = "resource temporarily unavailable";
                 return Err(start_error(Stage::Fork, reason));
             }
-            machine.fork(Some(owner.clone()), &program(launch), says)
+            machine.fork(Some(owner.clone()), &program, says)
         };
         // It is let go when that is in the ledger; that it goes is seen from then on, whether or not
         // there is time to open the gate.
@@ -417,7 +421,11 @@ impl System for Simulated {
         if is_hidden && self.machine.borrow().processes.contains_key(&identity.pid) {
             return Proof::Unknown("/proc does not show it".to_owned());
         }
-        let Some(pid) = self.prove(identity) else { return Proof::Dead };
+        let Some(pid) = self.prove(identity) else {
+            // Its end is told here, and by nobody else.
+            self.children.remove(&identity.pid);
+            return Proof::Dead;
+        };
         self.runs.insert(launch.run, launch.instance.clone());
         let owner =
             Owner { instance: launch.instance.clone(), run: launch.run, role: Some(launch.role) };
