@@ -16,13 +16,13 @@ fn tiny(world: &World, dir: &str) -> bool {
     let dir = world.root().join(dir);
     std::fs::create_dir_all(&dir).unwrap();
     let status =
-        world.command("mount").args(["-t", "tmpfs", "-o", "size=64k", "tiny"]).arg(&dir).status();
+        world.command("mount").args(["-t", "tmpfs", "-o", "size=256k", "tiny"]).arg(&dir).status();
     assert!(status.unwrap().success());
     true
 }
 
 fn fill(world: &World, dir: &str) {
-    let script = format!("head -c 200000 /dev/zero > {}/filler", world.root().join(dir).display());
+    let script = format!("head -c 400000 /dev/zero > {}/filler", world.root().join(dir).display());
     world.command("sh").args(["-c", &script]).output().unwrap();
 }
 
