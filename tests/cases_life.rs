@@ -338,6 +338,28 @@ fn case_097_what_was_stopped_by_hand_stays_down() {
 }
 
 #[test]
+fn case_097_what_was_stopped_by_hand_is_started_by_no_other_units_end() {
+    let Some(world) = World::new() else { return };
+    staying(&world, "b", "");
+    staying(&world, "c", "instances: [x, y]\n");
+    for (name, starts) in [("whole", "b"), ("one", "c")] {
+        let keys = format!("restart: never\nenabled: false\non_failure: {{start: {starts}}}\n");
+        world.service(name, "exit 1", &keys);
+    }
+    world.apply(0);
+    assert_eq!(world.opm(&["stop", "b", "c@x"]).code, 0);
+    for name in ["whole", "one"] {
+        world.opm(&["start", name]);
+        world.until_phase(name, "failed");
+    }
+    for held in ["b", "c@x"] {
+        watch_for(Duration::from_millis(100), || world.phase(held) != "down", held);
+        assert!(world.row(held)["held_by"].is_string(), "{held}");
+    }
+    world.until_phase("c@y", "up");
+}
+
+#[test]
 fn case_140_what_requires_a_task_waits_for_its_success() {
     let Some(world) = World::new() else { return };
     let foo = "test -e i.done && touch foo.ok; echo >> foo.ran; exec sleep 1000";

@@ -167,6 +167,23 @@ fn reexec_keeps_pid_children_and_exit_codes() {
 }
 
 #[test]
+fn a_shutdown_is_not_lost_by_reexec() {
+    let Some(world) = World::new() else { return };
+    // It goes when it is let.
+    let script = "trap '' TERM; echo >&3; until [ -e go ]; do sleep 0.02; done";
+    world.service("slow", script, "ready: {fd: 3}\nstop: {timeout: never}\n");
+    world.apply(0);
+    let mut shutdown = world.begin(&["shutdown"]);
+    world.until_phase("slow", "stopping");
+    let said = world.opm(&["reexec"]);
+    assert_eq!(said.code, 4, "{said:?}");
+    assert!(said.err.contains("opm is shutting down"), "{said:?}");
+    std::fs::write(world.path("go"), "").unwrap();
+    assert!(shutdown.wait().unwrap().success());
+    assert_eq!(world.daemon_pid().filter(|pid| world.alive(*pid)), None);
+}
+
+#[test]
 fn a_client_that_restarts_in_a_loop_while_the_daemon_is_killed_doubles_nothing() {
     let Some(mut world) = World::new() else { return };
     three(&world);

@@ -68,7 +68,7 @@ pub(super) fn answer(
                 "Wait" => wait(supervisor, clients, client, call),
                 "Reexec" => match supervisor.hand_over() {
                     Ok(()) => Answer::Reexec(Reply::last(json!({}))),
-                    Err(error) => Err(Failure::Refused(error.to_string())).into(),
+                    Err(refusal) => Err(refusal.into()).into(),
                 },
                 "Stop" => {
                     let by = clients.peer(client).map_or(0, |peer| peer.uid);

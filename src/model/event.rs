@@ -278,7 +278,8 @@ pub enum Happening {
         /// Who it is.
         identity: Identity,
     },
-    /// A process runs its program.
+    /// A process runs its program. In the ledger it stands before the process is let go, as from then
+    /// on it may have run.
     Execed {
         /// Of this run.
         run: RunId,

@@ -1,7 +1,6 @@
 //! A run on its way up, and while it is up.
 
-use super::probe::{self, next as ask};
-use super::{Due, View, order};
+use super::{Due, View, order, probe};
 use crate::model::{
     Action, Instance, InstanceId, Kind, Life, Monotonic, OnDependencyRestart, Outcome, Phase,
     Process, Ready, Reason, Reload, Role, Run, Spec, StopCause, Unit,
@@ -120,7 +119,8 @@ fn next_in_start(spec: &Spec, run: &Run, now: Monotonic) -> Next {
                     Next::Do(Action::MarkReady(run.id))
                 }
                 Ready::Delay(span) => Next::WaitUntil(Some(since.after(*span))),
-                Ready::Asked(probe) => match ask(run, Role::ReadyProbe, probe, *since, now) {
+                Ready::Asked(asked) => match probe::next(run, Role::ReadyProbe, asked, *since, now)
+                {
                     probe::Next::Yes => Next::Do(Action::MarkReady(run.id)),
                     probe::Next::Do(action) => Next::Do(action),
                     probe::Next::Wait(at) => Next::WaitUntil(Some(at)),

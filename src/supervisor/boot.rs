@@ -4,13 +4,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::Supervisor;
 use super::keeper_unit::{self, KeeperOptions};
+use super::{Refusal, Supervisor};
 use crate::model::{
     Event, Graph, Happening, InstanceId, Kind, Life, Observed, Outcome, Phase, Role, RunId, Span,
     Spec, Stage, StartError,
 };
-use crate::system::{Launch, Loaded, Proof, Replay, System, SystemError};
+use crate::system::{Launch, Loaded, Proof, Replay, System};
 
 /// What a supervisor begins with.
 #[derive(Debug)]
@@ -179,8 +179,13 @@ impl<S: System> Supervisor<S> {
     }
 
     /// Makes sure that another supervisor in this process's place will know all that is known here.
-    pub fn hand_over(&mut self) -> Result<(), SystemError> {
-        self.system.flush()
+    ///
+    /// Refused while opm goes down, which the other one would not know.
+    pub fn hand_over(&mut self) -> Result<(), Refusal> {
+        if self.shutdown.is_some() {
+            return Err(Refusal::Impossible("opm is shutting down".to_owned()));
+        }
+        self.system.flush().map_err(|error| Refusal::Impossible(error.to_string()))
     }
 
     /// Leaves a ledger that says what a new supervisor of this boot must know after an orderly

@@ -215,6 +215,14 @@ impl<S: System> Supervisor<S> {
         let mut desired = self.desired.clone();
         for target in &targets {
             lift_hold(&mut desired, target);
+        }
+        self.start_in(desired, &targets)?;
+        Ok(self.all_ids(&targets))
+    }
+
+    /// Starts these as far as no hold keeps them down.
+    fn start_in(&mut self, mut desired: Desired, targets: &[Target]) -> Result<(), Refusal> {
+        for target in targets {
             self.want(&mut desired, target.unit());
             for id in self.ids(target) {
                 let anew = self.observed.get(&id).is_some_and(|instance| match instance.phase {
@@ -234,8 +242,7 @@ impl<S: System> Supervisor<S> {
                 }
             }
         }
-        self.commit_changed(desired)?;
-        Ok(self.all_ids(&targets))
+        self.commit_changed(desired)
     }
 
     /// Holds units or instances down.
@@ -369,7 +376,9 @@ impl<S: System> Supervisor<S> {
             log::warn!("{because} is to start `{unit}` at its end, which is held by {}", hold.by);
             return;
         }
-        if let Err(refusal) = self.start(&[unit.to_string()]) {
+        let targets = self.targets(&[unit.to_string()]);
+        let started = targets.and_then(|targets| self.start_in(self.desired.clone(), &targets));
+        if let Err(refusal) = started {
             log::error!("{because} is to start `{unit}` at its end: {refusal}");
         }
     }

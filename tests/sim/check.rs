@@ -166,6 +166,12 @@ impl Check for Stops {
             {
                 self.goes_down(scene, *meant, &owner.instance);
             }
+            // A supervisor that dies in this turn says nothing of the rung.
+            Seen::Goes { owner }
+                if matches!(owner.role, Some(Role::PreStop(_) | Role::Stop(_))) =>
+            {
+                self.goes_down(scene, owner.run, &owner.instance);
+            }
             Seen::Noticed(notice) => match notice.event.what {
                 Happening::Rung { run, rung } if rung != Rung::Dependents => {
                     self.goes_down(scene, run, &notice.event.instance);
@@ -326,8 +332,10 @@ impl Patience {
 /// A task that is done is done, for this definition and until somebody asks.
 #[derive(Debug, Default)]
 struct Once {
+    /// What the latest run of an instance serves.
+    begun: BTreeMap<InstanceId, (u64, opm::model::SpecHash)>,
     /// Ended, and not yet in the ledger.
-    told: BTreeSet<InstanceId>,
+    told: BTreeMap<InstanceId, (u64, opm::model::SpecHash)>,
     done: BTreeMap<InstanceId, (u64, opm::model::SpecHash)>,
 }
 
@@ -338,15 +346,17 @@ impl Check for Once {
                 let id = &notice.event.instance;
                 match &notice.event.what {
                     Happening::Settled { verdict: Verdict::Done } => {
-                        self.told.insert(id.clone());
+                        self.told.extend(self.begun.get(id).map(|wish| (id.clone(), *wish)));
                     }
                     Happening::Forgotten => {
                         self.told.remove(id);
                         self.done.remove(id);
                     }
-                    Happening::Began { .. } => {
+                    Happening::Began { epoch, hash, .. } => {
+                        let wish = (*epoch, *hash);
+                        self.begun.insert(id.clone(), wish);
+                        self.told.remove(id);
                         let Some(unit) = scene.desired.units.get(&id.unit) else { return Ok(()) };
-                        let wish = (unit.epoch_of(id), unit.hash);
                         let runs_again = unit.spec.kind == Kind::Task
                             && self.done.remove(id).is_some_and(|done| done == wish);
                         if runs_again && unit.spec.restart.policy != RestartPolicy::Always {
@@ -359,12 +369,9 @@ impl Check for Once {
             Seen::SupervisorDies => self.told.clear(),
             Seen::TurnOver => {
                 // Notices come after the turn's write.
-                for id in std::mem::take(&mut self.told) {
-                    if scene.is_written
-                        && let Some(unit) = scene.desired.units.get(&id.unit)
-                    {
-                        self.done.insert(id.clone(), (unit.epoch_of(&id), unit.hash));
-                    }
+                let told = std::mem::take(&mut self.told);
+                if scene.is_written {
+                    self.done.extend(told);
                 }
             }
             Seen::AllEnd => *self = Self::default(),

@@ -51,7 +51,9 @@ const FAILURES_MAX: usize = 8;
 const SEEDS: u64 = 2_000;
 
 /// Seeds of worlds in which a soak found a fault.
-const FOUND: [u64; 7] = [
+const FOUND: [u64; 9] = [
+    77_000_000_915,
+    77_000_001_022,
     30_126_062_604_127_187,
     30_126_062_604_128_453,
     30_126_062_604_130_338,

@@ -368,7 +368,12 @@ impl Story {
     fn expect(&mut self, unit: &Unit, id: &InstanceId) -> Result<(), String> {
         let place = NAMES.iter().position(|name| *name == unit.spec.name.as_str()).unwrap();
         let conflicts = self.conflicts(place);
-        let stays = self.files[place].stays() && !conflicts;
+        let file = &self.files[place];
+        // It goes along with what it requires, where that never comes to rest.
+        let follows = file.keys.contains("on_dependency_restart: restart")
+            && file.needs.iter().any(|(_, other)| !self.files[*other].stays());
+        let stays = file.stays() && !conflicts && !follows;
+        let has_condition = file.keys.contains("conditions:");
         let Some(supervisor) = self.world.supervisor() else { return Ok(()) };
         let view = supervisor.view();
         let wanted = view.wants(id);
@@ -391,6 +396,8 @@ impl Story {
         let fits = match (wanted, is_task) {
             (false, _) => !has_run && matches!(phase, Phase::Down | Phase::Done),
             (true, true) => !is_met || conflicts || !matches!(phase, Phase::Waiting { .. }),
+            // A condition command that somebody killed has not said yes.
+            (true, false) if is_met && matches!(phase, Phase::Skipped { .. }) => has_condition,
             (true, false) if is_met => !stays || phase == Phase::Up,
             // What was up before goes on without what restarts by itself.
             (true, false) => phase != Phase::Down,

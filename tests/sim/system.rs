@@ -125,6 +125,7 @@ impl Simulated {
                 return Err(error.to_string());
             }
         };
+        see_known(machine, &replay);
         let mut store = Store::new(disk, Path::new(STATE_DIR));
         let loaded = store.load().map_err(|error| {
             machine.borrow_mut().is_locked = false;
@@ -242,6 +243,14 @@ impl Simulated {
     }
 }
 
+/// Runs that the ledger knows have begun, with processes or without.
+fn see_known(machine: &Shared, replay: &Replay) {
+    let runs = replay.observed.iter().filter_map(|(_, instance)| instance.run.as_ref());
+    for run in runs {
+        machine.borrow_mut().see(Seen::Known { run: run.id });
+    }
+}
+
 fn not_started(stage: Stage, reason: &str, passing: bool) -> Outcome {
     let (subject, reason) = (String::new(), reason.to_owned());
     Outcome::NotStarted(StartError { stage, subject, reason, passing })
@@ -310,27 +319,19 @@ impl System for Simulated {
         tick(&self.machine);
         let run = launch.run;
         let what = Happening::Spawned { run, role: launch.role, identity };
-        self.ledger.note(&Event { instance: launch.instance.clone(), at, what });
-        if let Err(error) = self.ledger.flush() {
-            self.ledger.forget_last_note();
-            let mut machine = self.machine.borrow_mut();
-            if !goes_early {
-                machine.close_gates();
-                machine.reap_one(&identity);
+        let goes_on = Happening::Execed { run, role: launch.role };
+        for what in [what, goes_on] {
+            self.ledger.note(&Event { instance: launch.instance.clone(), at, what });
+            if let Err(error) = self.ledger.flush() {
+                self.ledger.forget_last_note();
+                let mut machine = self.machine.borrow_mut();
+                if !goes_early {
+                    machine.close_gates();
+                    machine.reap_one(&identity);
+                }
+                return Err(start_error(Stage::Ledger, &error.reason));
             }
-            return Err(start_error(Stage::Ledger, &error.reason));
-        }
-        tick(&self.machine);
-        let what = Happening::Execed { run, role: launch.role };
-        self.ledger.note(&Event { instance: launch.instance.clone(), at, what });
-        if let Err(error) = self.ledger.flush() {
-            self.ledger.forget_last_note();
-            let mut machine = self.machine.borrow_mut();
-            if !goes_early {
-                machine.close_gates();
-                machine.reap_one(&identity);
-            }
-            return Err(start_error(Stage::Ledger, &error.reason));
+            tick(&self.machine);
         }
         if !goes_early {
             is_let_go(self);
@@ -413,7 +414,6 @@ impl System for Simulated {
 
     fn adopt(&mut self, launch: &Launch, identity: &Identity, _: bool) -> Proof {
         self.verb();
-        self.machine.borrow_mut().see(Seen::Known { run: launch.run });
         let is_hidden = {
             let machine = self.machine.borrow();
             machine.now < machine.hidden_until
@@ -423,7 +423,10 @@ impl System for Simulated {
         }
         let Some(pid) = self.prove(identity) else {
             // Its end is told here, and by nobody else.
-            self.children.remove(&identity.pid);
+            let is_it = |owner: &Owner| (owner.run, owner.role) == (launch.run, Some(launch.role));
+            if self.children.get(&identity.pid).is_some_and(is_it) {
+                self.children.remove(&identity.pid);
+            }
             return Proof::Dead;
         };
         self.runs.insert(launch.run, launch.instance.clone());
@@ -468,7 +471,9 @@ impl System for Simulated {
 
     fn recall(&mut self) -> Option<Replay> {
         self.verb();
-        self.ledger.recall()
+        let replay = self.ledger.recall()?;
+        see_known(&self.machine, &replay);
+        Some(replay)
     }
 
     fn compact(&mut self, observed: &Observed, always: bool) -> Result<(), SystemError> {

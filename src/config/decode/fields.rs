@@ -86,14 +86,26 @@ impl Decoder<'_, '_> {
         parent: &'static str,
         node: &'n Node,
     ) -> Option<(&'static Key, &'n Node)> {
+        self.one_of(parent, node, &[]).map(|(_, key, value)| (key, value))
+    }
+
+    /// The one key of a map of which exactly one may be given, beside others that go with it.
+    pub(super) fn one_of<'n>(
+        &mut self,
+        parent: &'static str,
+        node: &'n Node,
+        beside: &[&str],
+    ) -> Option<(Fields<'n>, &'static Key, &'n Node)> {
         let errors = self.sink.errors();
         let fields = self.fields(parent, node)?;
-        let mut known = fields.known.iter();
-        let Some((key, entry)) = known.next() else {
+        let mut known = fields.known.iter().filter(|(key, _)| !beside.contains(&key.name()));
+        let Some((key, entry)) = known.next().copied() else {
+            // One that is wrong is not missing too.
             if self.sink.errors() == errors {
                 let kind = self.kind;
-                let legal =
-                    keys::children(parent).filter(|key| key.supported && key.units.has(kind));
+                let legal = keys::children(parent).filter(|key| {
+                    key.supported && key.units.has(kind) && !beside.contains(&key.name())
+                });
                 let legal: Vec<&str> = legal.map(Key::name).collect();
                 self.sink.error(node.at, format!("`{parent}` needs {}", alternatives(&legal)));
             }
@@ -104,7 +116,7 @@ impl Decoder<'_, '_> {
                 format!("{} and {} exclude each other", quoted(key.path), quoted(other.path));
             self.sink.error(entry.key_at, message);
         }
-        Some((key, &entry.value))
+        Some((fields, key, &entry.value))
     }
 
     /// Says what a key must be, and what it is.

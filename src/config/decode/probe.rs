@@ -2,9 +2,8 @@
 
 use super::Decoder;
 use super::fields::Fields;
-use super::value::alternatives;
 use crate::config::diagnostic::quoted;
-use crate::config::keys::{self, Key};
+use crate::config::keys::Key;
 use crate::config::yaml::Node;
 use crate::model::{Health, HealthAction, Probe, Question, RETRIES_MAX, Ready, Span, Template};
 
@@ -21,10 +20,8 @@ const START_PERIOD: Span = Span::seconds(30);
 
 impl Decoder<'_, '_> {
     pub(super) fn ready(&mut self, node: &Node) -> Option<Ready> {
-        let errors = self.sink.errors();
-        let fields = self.fields("ready", node)?;
-        let (key, value) =
-            self.one_of("ready", node, errors, &fields, &["expect", "interval", "timeout"])?;
+        let (fields, key, value) =
+            self.one_of("ready", node, &["expect", "interval", "timeout"])?;
         let name = key.name();
         let is_question = matches!(name, "tcp" | "unix" | "http" | "exec");
         for other in ["interval", "timeout", "expect"] {
@@ -55,10 +52,8 @@ impl Decoder<'_, '_> {
     }
 
     pub(super) fn health(&mut self, node: &Node) -> Option<Health> {
-        let errors = self.sink.errors();
-        let fields = self.fields("health", node)?;
         let beside = ["interval", "timeout", "retries", "start_period", "on_failure"];
-        let (key, value) = self.one_of("health", node, errors, &fields, &beside)?;
+        let (fields, key, value) = self.one_of("health", node, &beside)?;
         let question = self.question(key, value, None);
         let interval = self.interval("health.interval", &fields, HEALTH_INTERVAL);
         let timeout = self.interval("health.timeout", &fields, TIMEOUT);
@@ -81,36 +76,6 @@ impl Decoder<'_, '_> {
             start_period: start_period.unwrap_or(START_PERIOD),
             on_failure: on_failure.unwrap_or(HealthAction::Restart),
         })
-    }
-
-    /// The one rule in a map that has other keys beside it. `errors`: how many there were before the
-    /// map was looked at; one that is wrong is not missing too.
-    fn one_of<'n>(
-        &mut self,
-        parent: &'static str,
-        node: &Node,
-        errors: usize,
-        fields: &Fields<'n>,
-        beside: &[&str],
-    ) -> Option<(&'static Key, &'n Node)> {
-        let kind = self.kind;
-        let legal: Vec<&Key> = keys::children(parent)
-            .filter(|key| key.supported && key.units.has(kind) && !beside.contains(&key.name()))
-            .collect();
-        let mut said = legal.iter().filter_map(|key| Some((*key, fields.get(key.name())?)));
-        let Some((key, value)) = said.next() else {
-            if self.sink.errors() == errors {
-                let names: Vec<&str> = legal.iter().map(|key| key.name()).collect();
-                self.sink.error(node.at, format!("`{parent}` needs {}", alternatives(&names)));
-            }
-            return None;
-        };
-        for (other, entry) in said {
-            let message =
-                format!("{} and {} exclude each other", quoted(key.path), quoted(other.path));
-            self.sink.error(entry.at, message);
-        }
-        keys::key(key.path).map(|key| (key, value))
     }
 
     fn question(&mut self, key: &Key, value: &Node, expect: Option<&Node>) -> Option<Question> {
