@@ -248,6 +248,7 @@ impl Machine {
     /// A number that nobody has, and that nobody got in this tick.
     fn identity(&mut self) -> Identity {
         let tick = self.ticks();
+        let mut tries = 0;
         loop {
             self.next_pid =
                 if self.next_pid + 1 < PIDS.end { self.next_pid + 1 } else { PIDS.start };
@@ -259,8 +260,10 @@ impl Machine {
                 let inode = self.setting.has_inodes.then_some(self.next_inode);
                 return Identity { pid, start: tick, inode };
             }
-            if self.processes.len() >= PIDS.len() || self.used.values().all(|used| *used == tick) {
-                // So small a machine in so short a time: a bit later it goes on.
+            tries += 1;
+            assert!(tries <= 2 * PIDS.len(), "no process number is free");
+            if tries == PIDS.len() {
+                // All that are free were had in this tick: so small a machine takes them again.
                 self.used.clear();
             }
         }
