@@ -143,8 +143,11 @@ fn is_lost(view: &View<'_>, need: &Need) -> bool {
             }
             Phase::Stopping { cause, .. } => cause.spreads() || !view.wants(id),
             Phase::Done => !completes,
-            Phase::Down | Phase::Waiting { .. } | Phase::Backoff { .. } => !view.wants(id),
-            Phase::Starting | Phase::Up | Phase::Unproven { .. } => false,
+            Phase::Down
+            | Phase::Waiting { .. }
+            | Phase::Backoff { .. }
+            | Phase::Unproven { .. } => !view.wants(id),
+            Phase::Starting | Phase::Up => false,
         }
     })
 }

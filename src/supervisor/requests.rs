@@ -96,12 +96,12 @@ impl<S: System> Supervisor<S> {
         if config::has_errors(&applied.diagnostics) {
             return Ok(applied);
         }
-        if desired.units != self.desired.units {
-            self.commit(desired)?;
-            applied.generation = self.desired.generation;
+        let generation = self.desired.generation;
+        self.commit_changed(desired)?;
+        applied.generation = self.desired.generation;
+        if applied.generation != generation {
             self.instruct_live(&applied.plan);
         }
-        self.put_back().map_err(|error| Refusal::NotSaved(error.to_string()))?;
         Ok(applied)
     }
 
@@ -190,10 +190,11 @@ impl<S: System> Supervisor<S> {
     /// Saves a desired state and puts it in force.
     fn commit(&mut self, mut desired: Desired) -> Result<(), Refusal> {
         desired.generation = self.desired.generation.saturating_add(1);
+        let graph = Graph::build(&desired);
         self.system.save(&without_internal(&desired)).map_err(|error| {
             Refusal::NotSaved(format!("{error}; generation {} stays", self.desired.generation))
         })?;
-        self.graph = Graph::build(&desired);
+        self.graph = graph;
         self.desired = desired;
         self.touch_all();
         Ok(())
@@ -393,8 +394,12 @@ impl<S: System> Supervisor<S> {
         }
     }
 
+    /// Puts a desired state in force, or makes sure that the one that is in force is saved.
     fn commit_changed(&mut self, desired: Desired) -> Result<(), Refusal> {
-        if desired.units == self.desired.units { Ok(()) } else { self.commit(desired) }
+        if desired.units == self.desired.units {
+            return self.put_back().map_err(|error| Refusal::NotSaved(error.to_string()));
+        }
+        self.commit(desired)
     }
 
     /// Wants a unit, and whatever it requires that nothing else would bring up.

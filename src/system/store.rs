@@ -149,6 +149,8 @@ impl<D: Disk> Store<D> {
             }
             return Err(fail(error));
         }
+        // Whoever is cut off from here on, by a panic, does not know which of the two is in force.
+        self.is_sure = false;
         match self.disk.rename(&path, &self.previous()) {
             Err(error) if error.kind() != ErrorKind::NotFound => return Err(fail(error)),
             _ => {}

@@ -103,8 +103,12 @@ impl Check for Starts {
             Seen::Known { run } => {
                 self.begun.insert(*run);
             }
-            Seen::Goes { owner } if self.begun.insert(owner.run) => {
-                return self.judge(scene, owner);
+            Seen::Goes { owner } => {
+                let is_first = self.begun.insert(owner.run);
+                // Of a run whose start was refused the hooks of its end may be all that goes.
+                let starts =
+                    matches!(owner.role, Some(Role::Condition | Role::PreStart(_) | Role::Main));
+                return if is_first && starts { self.judge(scene, owner) } else { Ok(()) };
             }
             _ => {}
         }
@@ -180,7 +184,12 @@ impl Check for Stops {
             },
             Seen::SupervisorDies => self.doubts.clear(),
             Seen::TurnOver => {
-                for (run, id, living) in self.doubts.drain(..) {
+                for (run, id, mut living) in self.doubts.drain(..) {
+                    // Those that were lost sight of in this turn are waited for by nobody.
+                    living.retain(|unit| !scene.is_unproven(unit));
+                    if living.is_empty() {
+                        continue;
+                    }
                     let spreads = scene.causes.get(&run).is_some_and(StopCause::spreads);
                     if spreads && scene.is_ordered != Some(false) {
                         return Err(format!("{id} goes down before {living:?} is gone"));
@@ -373,6 +382,13 @@ impl Check for Once {
                 if scene.is_written {
                     self.done.extend(told);
                 }
+            }
+            // A unit that was removed and comes back is another one.
+            Seen::Saved { desired } => {
+                let is_there =
+                    |id: &InstanceId| desired.units.get(&id.unit).is_some_and(|unit| !unit.removed);
+                self.told.retain(|id, _| is_there(id));
+                self.done.retain(|id, _| is_there(id));
             }
             Seen::AllEnd => *self = Self::default(),
             _ => {}

@@ -51,9 +51,11 @@ const FAILURES_MAX: usize = 8;
 const SEEDS: u64 = 2_000;
 
 /// Seeds of worlds in which a soak found a fault.
-const FOUND: [u64; 9] = [
+const FOUND: [u64; 11] = [
     77_000_000_915,
     77_000_001_022,
+    77_100_021_456,
+    77_100_041_922,
     30_126_062_604_127_187,
     30_126_062_604_128_453,
     30_126_062_604_130_338,
@@ -86,6 +88,7 @@ fn live_all(seeds: impl Fn(u64) -> Option<u64> + Sync) -> u64 {
                     let lived = catch_unwind(|| live(seed, false));
                     let lived = lived.unwrap_or_else(|_| Err(format!("seed {seed} panics")));
                     if let Err(why) = lived {
+                        eprintln!("seed {seed} fails");
                         failed.lock().unwrap().push(why);
                     }
                     if failed.lock().unwrap().len() >= FAILURES_MAX {

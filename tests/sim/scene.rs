@@ -122,6 +122,12 @@ impl Scene {
         self.live.values().filter(known).any(|owner| owner.instance.unit == *unit)
     }
 
+    /// Whether a unit has processes, and nobody knows of any whether it lives.
+    pub(crate) fn is_unproven(&self, unit: &UnitName) -> bool {
+        let mut of_unit = self.unproven.iter().filter(|id| id.unit == *unit);
+        of_unit.next().is_some() && !self.lives(unit)
+    }
+
     fn main_of(&self, id: &InstanceId) -> Option<RunId> {
         let main = |owner: &&Owner| owner.instance == *id && owner.role == Some(Role::Main);
         self.live.values().find(main).map(|owner| owner.run)
