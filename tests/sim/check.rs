@@ -180,6 +180,10 @@ impl Check for Stops {
                 Happening::Rung { run, rung } if rung != Rung::Dependents => {
                     self.goes_down(scene, run, &notice.event.instance);
                 }
+                // It went down under a supervisor that died before it let the command of the step go.
+                Happening::Ended { run, role: Role::PreStop(_) | Role::Stop(_), .. } => {
+                    self.judged.insert(run);
+                }
                 _ => {}
             },
             Seen::SupervisorDies => self.doubts.clear(),
