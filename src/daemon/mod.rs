@@ -207,10 +207,11 @@ impl Daemon {
         self.panics.retain(|at| now.since(*at) < PANICS_WITHIN);
         self.panics.push(now);
         log::error!("opm itself failed; this is a bug ({} in a minute)", self.panics.len());
-        if self.panics.len() >= PANICS_MAX {
+        // A shutdown in minimal mode needs the facts too.
+        let recovery = std::panic::AssertUnwindSafe(|| self.supervisor.recover());
+        let has_failed = std::panic::catch_unwind(recovery).is_err();
+        if has_failed || self.panics.len() >= PANICS_MAX {
             self.supervisor.enter_minimal_mode();
-        } else {
-            self.supervisor.recover();
         }
         None
     }

@@ -282,7 +282,10 @@ impl Check for Patience {
                     }
                     Happening::Settled { verdict: Verdict::Backoff { .. } } => {
                         let at = at.min(notice.event.at);
-                        self.ended.entry(id.clone()).or_insert((at, false));
+                        let ended = self.ended.entry(id.clone()).or_insert((at, false));
+                        // Whoever saw that start refused may have died before it told.
+                        ended.1 |= matches!(&notice.reason,
+                            Some(Reason::Ended(Some(Outcome::NotStarted(e)))) if e.passing);
                     }
                     Happening::Settled { .. } => self.clear(id),
                     Happening::Ended { role, outcome, .. } => {

@@ -51,11 +51,12 @@ const FAILURES_MAX: usize = 8;
 const SEEDS: u64 = 2_000;
 
 /// Seeds of worlds in which a soak found a fault.
-const FOUND: [u64; 11] = [
+const FOUND: [u64; 12] = [
     77_000_000_915,
     77_000_001_022,
     77_100_021_456,
     77_100_041_922,
+    77_200_042_646,
     30_126_062_604_127_187,
     30_126_062_604_128_453,
     30_126_062_604_130_338,

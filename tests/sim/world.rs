@@ -211,11 +211,12 @@ impl World {
         if is_deaf {
             return;
         }
-        self.act(
-            |supervisor| {
-                if is_last { supervisor.enter_minimal_mode() } else { supervisor.recover() }
-            },
-        );
+        self.act(|supervisor| {
+            supervisor.recover();
+            if is_last {
+                supervisor.enter_minimal_mode();
+            }
+        });
         self.in_force();
     }
 
