@@ -150,7 +150,14 @@ fn happenings(run: RunId) -> Vec<(&'static str, Happening)> {
         ("Unproven", Happening::Unproven { run, why: "no pidfd in this kernel".to_owned() }),
         (
             "Began",
-            Happening::Began { run, epoch: 3, hash: SpecHash(9), wall: Wall(0), fresh: false },
+            Happening::Began {
+                run,
+                epoch: 3,
+                hash: SpecHash(9),
+                wall: Wall(0),
+                fresh: false,
+                due: None,
+            },
         ),
         ("Settled down", settled(Verdict::Down)),
         ("Settled backoff", settled(Verdict::Backoff { until: second(99), attempt: 4 })),
@@ -315,7 +322,14 @@ fn a_helper_that_a_stop_did_not_wait_for_is_not_lost() {
     let id = instance_id();
     let mut happen = |what| observed.apply(&Event { instance: id.clone(), at: second(1), what });
     let wall = Wall(0);
-    happen(Happening::Began { run: CURRENT, epoch: 0, hash: SpecHash(0), wall, fresh: true });
+    happen(Happening::Began {
+        run: CURRENT,
+        epoch: 0,
+        hash: SpecHash(0),
+        wall,
+        fresh: true,
+        due: None,
+    });
     for (role, pid) in [(Role::Main, 10), (Role::Stop(0), 11), (Role::Stop(1), 12)] {
         happen(Happening::Spawned { run: CURRENT, role, identity: identity(pid) });
     }
@@ -386,7 +400,7 @@ fn any_happening() -> impl Strategy<Value = Happening> {
     let run = || (1..=2u64).prop_map(RunId);
     prop_oneof![
         3 => (run(), any::<bool>()).prop_map(|(run, fresh)| Happening::Began {
-            run, epoch: 1, hash: SpecHash(1), wall: Wall(1), fresh,
+            run, epoch: 1, hash: SpecHash(1), wall: Wall(1), fresh, due: None,
         }),
         4 => (run(), any_role(), 1..9i32).prop_map(|(run, role, pid)| Happening::Spawned {
             run, role, identity: identity(pid),

@@ -13,7 +13,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use opm::model::{
-    Action, Blocker, Command, Condition, Dependency, Desired, End, Event, FilePath, Graph,
+    Action, Agenda, Blocker, Command, Condition, Dependency, Desired, End, Event, FilePath, Graph,
     Happening, Hold, Identity, Instance, InstanceId, Instances, Kind, Life, Monotonic, Observed,
     OnDependencyRestart, Outcome, Phase, Process, ProcessSpec, Ready, Reload, RestartPolicy, Role,
     Run, RunId, Rung, Signal, Span, Spec, SpecHash, Step, StopCause, Template, Unit, UnitName,
@@ -42,6 +42,7 @@ struct Scene {
     desired: Desired,
     observed: Observed,
     shutdown: Option<Shutdown>,
+    agenda: Agenda,
 }
 
 /// A few lines instead of a thousand.
@@ -90,8 +91,9 @@ impl Scene {
 }
 
 fn view<'a>(scene: &'a Scene, graph: &'a Graph) -> View<'a> {
-    let Scene { desired, observed, shutdown } = scene;
-    View { desired, graph, observed, shutdown: shutdown.as_ref() }
+    let Scene { desired, observed, shutdown, agenda } = scene;
+    let wall = Wall::default();
+    View { desired, graph, observed, shutdown: shutdown.as_ref(), agenda, wall }
 }
 
 // What is wanted.
@@ -337,7 +339,7 @@ fn any_scene(instances_max: u32) -> impl Strategy<Value = Scene> {
                 }
             }
         }
-        Scene { desired, observed, shutdown }
+        Scene { desired, observed, shutdown, agenda: Agenda::default() }
     })
 }
 
@@ -479,6 +481,9 @@ proptest! {
                     | Action::Climb(..)
                     | Action::KillHelper(..)
                     | Action::WatchTree(_) => prop_assert!(run.is_some()),
+                    Action::Enrol | Action::PassOver | Action::Queue => {
+                        prop_assert!(false, "{id} has no schedule");
+                    }
                     Action::StartUnit(_) | Action::Shutdown(_) => {}
                 }
             }
@@ -633,7 +638,8 @@ fn first_of_two_stops(kind: Kind, second: Phase, dependent: Phase) -> Vec<Step> 
         observed.insert(InstanceId::parse(id).unwrap(), instance(facts(phase), unit, pid));
     }
     let units = units.map(|unit| (unit.spec.name.clone(), unit)).into();
-    let scene = Scene { desired: Desired { generation: 1, units }, observed, shutdown: None };
+    let desired = Desired { generation: 1, units };
+    let scene = Scene { desired, observed, shutdown: None, agenda: Agenda::default() };
     let graph = scene.graph();
     decide(&view(&scene, &graph), &first, NOW).steps
 }
@@ -741,7 +747,10 @@ impl Obliging {
             Action::Begin { fresh } => {
                 self.next += 1;
                 let run = RunId(self.next);
-                self.happen(id, Happening::Began { run, epoch, hash, wall: Wall(0), fresh });
+                self.happen(
+                    id,
+                    Happening::Began { run, epoch, hash, wall: Wall(0), fresh, due: None },
+                );
             }
             Action::Spawn(run, role) => {
                 self.next += 1;
@@ -771,6 +780,9 @@ impl Obliging {
                 {
                     self.scene.desired.units.remove(unit);
                 }
+            }
+            Action::Enrol | Action::PassOver | Action::Queue => {
+                unreachable!("no unit has a schedule")
             }
             Action::StartUnit(_) | Action::Shutdown(_) => {}
         }

@@ -65,6 +65,8 @@ pub(super) enum Command {
     Show(Name),
     /// Explain why a unit is as it is
     Why(Name),
+    /// Explain a key of unit files, or print when a schedule is due
+    Explain(Explain),
     /// Wait until units are up, ready, down, completed or settled
     Wait(Wait),
     /// Follow what happens
@@ -266,6 +268,24 @@ pub(super) struct Wait {
     /// So long at most; then exit 5
     #[arg(long, value_parser = span, value_name = "TIME")]
     pub(super) timeout: Option<Span>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Explain {
+    /// A key, as `restart.delay`; all of them where none is named
+    pub(super) key: Option<String>,
+    /// For schedule, calendar and every: print when this is due
+    #[arg(value_name = "EXPR")]
+    pub(super) expression: Option<String>,
+    /// In this time zone [default: the system's]
+    #[arg(long, value_name = "ZONE", requires = "expression")]
+    pub(super) timezone: Option<String>,
+    /// After this time, as 2026-03-29T00:00:00Z [default: now]
+    #[arg(long, value_name = "TIME", requires = "expression")]
+    pub(super) from: Option<jiff::Timestamp>,
+    /// So many times
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 5, requires = "expression")]
+    pub(super) lines: u16,
 }
 
 #[derive(Debug, clap::Args)]

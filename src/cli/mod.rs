@@ -3,6 +3,7 @@
 mod apply;
 mod args;
 mod client;
+mod explain;
 mod logs;
 mod output;
 mod probe;
@@ -99,6 +100,7 @@ fn dispatch(args: Args) -> Result<u8, Error> {
         Command::Status(status) => query::status(&global, &status),
         Command::Show(unit) => query::show(&global, &unit),
         Command::Why(unit) => query::why(&global, &unit),
+        Command::Explain(explain) => explain::explain(&global, &explain),
         Command::Wait(wait) => query::wait(&global, &wait),
         Command::Events => query::events(&global),
         Command::Start(change) => units::start(&global, &change),

@@ -10,6 +10,7 @@ mod probe;
 mod process;
 mod relations;
 mod restart;
+mod schedule;
 mod stop;
 mod value;
 
@@ -221,6 +222,7 @@ impl Decoder<'_, '_> {
         if let Some(node) = fields.get("health") {
             spec.health = self.health(node);
         }
+        spec.schedule = self.schedule(fields);
         spec.hooks.pre_start = self.hooks("pre_start", fields);
         spec.hooks.post_start = self.hooks("post_start", fields);
         spec.hooks.pre_stop = self.hooks("pre_stop", fields);

@@ -1,7 +1,7 @@
 //! YAML -> specs and every mistake: what an operator wrote, before anything is done about it.
 //!
-//! [`load`] is a function of the files' bytes and of what other sources declare: it reads no file,
-//! no clock and no environment. It never stops at a mistake; with an error among what it returns,
+//! [`load`] is a function of the files' bytes and of what other sources declare: it reads no file
+//! (but the system's table of time zones), no clock and no environment. It never stops at a mistake; with an error among what it returns,
 //! the caller applies nothing of the source.
 //!
 //! ```text
@@ -45,6 +45,11 @@ pub struct Loaded {
     pub places: BTreeMap<UnitName, Place>,
     /// Every mistake, by file, line and column.
     pub diagnostics: Vec<Diagnostic>,
+}
+
+/// The key whose path is closest to a text that is none.
+pub fn nearest_key(text: &str) -> Option<&'static str> {
+    suggest::nearest(text, KEYS.iter().map(|key| key.path))
 }
 
 /// All units of one source, and every mistake in them. Never stops at the first.

@@ -133,8 +133,7 @@ fn control(
         "Why" => {
             let names = [parameters.text("unit")?];
             let ids = supervisor.select(&names)?;
-            let lines: Vec<String> =
-                ids.iter().flat_map(|id| plan::why(&supervisor.view(), id)).collect();
+            let lines: Vec<String> = ids.iter().flat_map(|id| supervisor.why(id)).collect();
             Ok(json!({ "lines": lines }))
         }
         "Save" => Ok(json!({ "generation": supervisor.save()? })),

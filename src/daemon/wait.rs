@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::json;
 
 use crate::model::{Blocker, InstanceId, Kind, Monotonic, Phase, Until};
-use crate::plan::View;
+use crate::plan::{self, View};
 use crate::protocol::Reply;
 use crate::supervisor::{Notice, Row, Supervisor};
 use crate::system::{Linux, System};
@@ -103,6 +103,9 @@ impl Futures<'_> {
 
     fn stays(&mut self, id: &InstanceId) -> bool {
         let wanted = self.view.wants(id);
+        if plan::rests_until_due(&self.view, id) {
+            return true;
+        }
         let Some(instance) = self.view.observed.get(id) else { return !wanted };
         let unit = self.view.unit(id);
         let anew = wanted

@@ -114,6 +114,8 @@ pub enum StopCause {
     ConditionUnmet(String),
     /// Its health check failed too often.
     Unhealthy,
+    /// Its next due time came, and its schedule says that a run does not outlast that.
+    Due,
 }
 
 impl StopCause {
@@ -130,7 +132,8 @@ impl StopCause {
             | Self::HookFailed(_)
             | Self::StartTimeout
             | Self::ConditionUnmet(_)
-            | Self::Unhealthy => false,
+            | Self::Unhealthy
+            | Self::Due => false,
         }
     }
 }
@@ -149,6 +152,7 @@ impl fmt::Display for StopCause {
             Self::StartTimeout => f.write_str("it was not ready in time"),
             Self::ConditionUnmet(what) => write!(f, "a condition does not hold: {what}"),
             Self::Unhealthy => f.write_str("its health check failed too often"),
+            Self::Due => f.write_str("its next run is due"),
         }
     }
 }
@@ -268,6 +272,9 @@ pub enum Happening {
         wall: Wall,
         /// Whether restart counters begin anew.
         fresh: bool,
+        /// The due time it serves, where the unit has a schedule.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        due: Option<Wall>,
     },
     /// A process was let through the gate.
     Spawned {

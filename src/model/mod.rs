@@ -26,6 +26,7 @@
 //!   [`Step`]; carrying it out changes no fact until its result comes back as an event.
 //! - Nothing on this floor reads a clock, a file, the environment or a random number.
 
+mod agenda;
 mod desired;
 mod event;
 mod graph;
@@ -34,12 +35,14 @@ mod observed;
 mod outcome;
 mod path;
 mod probe;
+mod schedule;
 mod signal;
 mod spec;
 mod step;
 mod template;
 mod time;
 
+pub use agenda::{Agenda, Due, Entry};
 pub use desired::{Desired, Hold, InstanceWish, Unit};
 pub use event::{
     Blocker, Event, Happening, Identity, Role, RunId, Rung, StopCause, Until, Verdict,
@@ -50,6 +53,7 @@ pub use observed::{Asked, End, Instance, Life, Observed, Phase, Process, Run, ST
 pub use outcome::{EXIT_NEVER_STARTED, ExitMatch, Outcome, Stage, StartError};
 pub use path::FilePath;
 pub use probe::{Health, HealthAction, Probe, Question, RETRIES_MAX};
+pub use schedule::{Calendar, Cron, EVERY_MIN, Overlap, Schedule, ScheduleError, When};
 pub use signal::Signal;
 pub use spec::{
     AtLimit, Command, Condition, Conditions, Dependency, EndAction, EnvFile, Hook, Hooks,

@@ -44,6 +44,9 @@ pub struct Instance {
     pub epoch: u64,
     /// What was fixed at the start of the latest run.
     pub hash: SpecHash,
+    /// The due time that the latest run served, where the unit has a schedule.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub due: Option<Wall>,
 }
 
 /// Where an instance is. The phases with a run are `Starting`, `Up`, `Stopping` and `Unproven`.
@@ -321,11 +324,11 @@ impl Instance {
 
     fn apply(&mut self, at: Monotonic, what: &Happening) -> bool {
         match what {
-            Happening::Began { run, epoch, hash, wall, fresh } => {
+            Happening::Began { run, epoch, hash, wall, fresh, due } => {
                 let first = self.run.is_none();
                 if first {
                     self.begin(at, *run, *wall, *fresh);
-                    (self.epoch, self.hash) = (*epoch, *hash);
+                    (self.epoch, self.hash, self.due) = (*epoch, *hash, *due);
                 }
                 first
             }

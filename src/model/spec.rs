@@ -11,6 +11,7 @@ use super::name::{InstanceId, UnitName};
 use super::outcome::{ExitMatch, Outcome};
 use super::path::FilePath;
 use super::probe::{Health, Probe};
+use super::schedule::Schedule;
 use super::signal::Signal;
 use super::template::Template;
 use super::time::Span;
@@ -83,6 +84,8 @@ pub struct Spec {
     pub reload: Option<Reload>,
     /// How it is watched while it is up.
     pub health: Option<Health>,
+    /// When a task runs; `None`: once per boot and definition.
+    pub schedule: Option<Schedule>,
     /// Commands round the main process.
     pub hooks: Hooks,
     /// Where its output goes and how much is kept, where the log keeper reads it.
@@ -116,6 +119,7 @@ impl Spec {
             stop: Stop::default(),
             reload: None,
             health: None,
+            schedule: None,
             hooks: Hooks::default(),
             logs: Logs::default(),
         }
@@ -192,7 +196,8 @@ impl Default for Spec {
 pub struct SpecHash(pub u64);
 
 impl SpecHash {
-    fn of<T: Serialize>(value: &T) -> Self {
+    /// The fingerprint of a value.
+    pub(super) fn of<T: Serialize>(value: &T) -> Self {
         struct Fnv(u64);
         impl std::io::Write for Fnv {
             fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {

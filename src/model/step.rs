@@ -51,6 +51,12 @@ pub enum Action {
         /// Whether restart counters begin anew when it starts.
         fresh: bool,
     },
+    /// Work out when the instance is due by its schedule.
+    Enrol,
+    /// Pass over a due time.
+    PassOver,
+    /// Note that a due time came while it ran, and that it is to run once more.
+    Queue,
     /// Forget the instance.
     Forget,
     /// Start this unit, as the spec of another one says.
@@ -99,6 +105,12 @@ pub enum Reason {
     DependencyRestarted(UnitName),
     /// The unit's limit of starts is used up.
     Limit,
+    /// It is due by its schedule.
+    Due,
+    /// It was due by its schedule while opm or the machine was not there.
+    Missed,
+    /// It is due by its schedule, and its last run goes on.
+    StillRuns,
 }
 
 impl fmt::Display for Reason {
@@ -120,6 +132,9 @@ impl fmt::Display for Reason {
             Self::Removed => f.write_str("it was removed"),
             Self::DependencyRestarted(unit) => write!(f, "`{unit}` restarted"),
             Self::Limit => f.write_str("it used up its starts"),
+            Self::Due => f.write_str("it is due"),
+            Self::Missed => f.write_str("it was due while nobody was there to start it"),
+            Self::StillRuns => f.write_str("it is due, and its last run goes on"),
         }
     }
 }

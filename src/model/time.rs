@@ -185,12 +185,31 @@ impl Monotonic {
     pub const fn since(self, earlier: Self) -> Span {
         Span(self.0.saturating_sub(earlier.0))
     }
+
+    /// Nanoseconds since the clock's beginning.
+    pub const fn as_nanos(self) -> u64 {
+        self.0
+    }
 }
 
 /// A point on the wall clock, in microseconds since 1970; for people's eyes and schedules only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, Default)]
 #[serde(transparent)]
 pub struct Wall(pub i64);
+
+impl Wall {
+    /// The time so much later; `None` past the end of time.
+    pub fn after(self, span: Span) -> Option<Self> {
+        let micros = i64::try_from(span.0 / 1_000).ok()?;
+        self.0.checked_add(micros).map(Self)
+    }
+
+    /// How long after `earlier` this is; nothing if it is not.
+    pub fn since(self, earlier: Self) -> Span {
+        let micros = u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0);
+        Span(micros.saturating_mul(1_000))
+    }
+}
 
 #[cfg(test)]
 mod tests {

@@ -233,7 +233,7 @@ mod tests {
         let mut observed = Observed::default();
         for unit in units {
             let (run, hash, wall) = (RunId(1), SpecHash(0), Wall(0));
-            let what = Happening::Began { run, epoch: 0, hash, wall, fresh: true };
+            let what = Happening::Began { run, epoch: 0, hash, wall, fresh: true, due: None };
             let instance = InstanceId::single(&name(unit));
             observed.apply(&crate::model::Event { instance, at: Monotonic::default(), what });
         }

@@ -12,6 +12,7 @@ mod fields;
 mod order;
 mod probe;
 mod restart;
+mod schedule;
 mod start;
 mod stop;
 mod why;
@@ -21,14 +22,15 @@ pub use fields::{conceal, fields_of};
 pub use order::{Standing, blockers, standing};
 pub use probe::{failures, is_unhealthy};
 pub use restart::verdict;
+pub use schedule::rests_until_due;
 pub use start::reload_action;
 pub use why::{health, why};
 
 use std::collections::BTreeSet;
 
 use crate::model::{
-    Action, Desired, Graph, Instance, InstanceId, Monotonic, Observed, Phase, Reason, Rung, Span,
-    Spec, Step, Unit, UnitName,
+    Action, Agenda, Desired, Graph, Instance, InstanceId, Monotonic, Observed, Phase, Reason, Rung,
+    Span, Spec, Step, Unit, UnitName, Wall,
 };
 
 /// Everything a decision may look at.
@@ -42,6 +44,10 @@ pub struct View<'a> {
     pub observed: &'a Observed,
     /// Set while opm is shutting down.
     pub shutdown: Option<&'a Shutdown>,
+    /// When instances with a schedule are due.
+    pub agenda: &'a Agenda,
+    /// The wall clock, for those.
+    pub wall: Wall,
 }
 
 /// opm is going down.
@@ -79,17 +85,19 @@ pub struct Due {
     pub steps: Vec<Step>,
     /// When to look again if nothing happens before.
     pub wake: Option<Monotonic>,
+    /// The same by the wall clock.
+    pub alarm: Option<Wall>,
 }
 
 impl Due {
-    const NOTHING: Self = Self { steps: Vec::new(), wake: None };
+    const NOTHING: Self = Self { steps: Vec::new(), wake: None, alarm: None };
 
     fn step(id: &InstanceId, action: Action, reason: Reason) -> Self {
-        Self { steps: vec![Step { instance: id.clone(), action, reason }], wake: None }
+        Self { steps: vec![Step { instance: id.clone(), action, reason }], ..Self::NOTHING }
     }
 
     fn at(wake: Monotonic) -> Self {
-        Self { steps: Vec::new(), wake: Some(wake) }
+        Self { wake: Some(wake), ..Self::NOTHING }
     }
 }
 
@@ -149,6 +157,7 @@ pub fn reconcile(view: &View<'_>, now: Monotonic) -> Due {
         let due = decide(view, &id, now);
         all.steps.extend(due.steps);
         all.wake = [all.wake, due.wake].into_iter().flatten().min();
+        all.alarm = [all.alarm, due.alarm].into_iter().flatten().min();
     }
     all
 }
@@ -182,10 +191,9 @@ fn idle(view: &View<'_>, id: &InstanceId, instance: &Instance, now: Monotonic) -
         }
         return Due::NOTHING;
     }
-    match restart::due(view, unit, id, instance, now) {
-        restart::Next::Stay(wake) => wake.map_or(Due::NOTHING, Due::at),
-        restart::Next::Settle(verdict, reason) => Due::step(id, Action::Settle(verdict), reason),
-        restart::Next::Begin { fresh, reason } => begin(view, id, instance, fresh, reason),
+    match &spec.schedule {
+        Some(schedule) => schedule::idle(view, unit, schedule, id, instance, now),
+        None => restart::after(view, unit, id, instance, now).due(view, id, instance),
     }
 }
 

@@ -1,9 +1,9 @@
 //! Order: may it start now, must it go, who has to be down before it.
 
-use super::View;
+use super::{View, restart};
 use crate::model::{
-    Blocker, Condition, Instance, InstanceId, Kind, Life, Need, Phase, Run, StopCause, Strength,
-    Unit, UnitName, Until,
+    Blocker, Condition, End, Instance, InstanceId, Kind, Life, Need, Phase, Run, StopCause,
+    Strength, Unit, UnitName, Until,
 };
 
 /// So many automatic starts in a row are a failure, not an accident.
@@ -37,7 +37,8 @@ pub fn blockers(view: &View<'_>, unit: &UnitName) -> Vec<Blocker> {
             blocks.then(|| Blocker {
                 unit: need.unit.clone(),
                 until: Until::Is(need.condition),
-                stuck: standing == Standing::Stuck,
+                // One that is about to try in vain again is no hope to others either.
+                stuck: standing == Standing::Stuck || is_failing(view, &need.unit),
             })
         })
         .collect();
@@ -83,11 +84,18 @@ pub fn standing(view: &View<'_>, need: &Need) -> Standing {
 
 fn standing_of(view: &View<'_>, unit: &Unit, id: &InstanceId, wanted: Condition) -> Standing {
     let wants = view.wants(id);
-    let idle = if wants { Standing::Pending } else { Standing::Stuck };
+    let is_moving = wants && !super::rests_until_due(view, id);
+    let idle = if is_moving { Standing::Pending } else { Standing::Stuck };
     let Some(instance) = view.observed.get(id) else { return idle };
     let current = instance.epoch == unit.epoch_of(id)
         && (instance.hash == unit.hash || !wants || unit.spec.kind == Kind::Task);
     let completes = wanted == Condition::Completed || unit.spec.kind == Kind::Task;
+    // One that runs again and again has completed, whatever its next run is at.
+    let has_completed = |end: &End| restart::is_success(&unit.spec, end);
+    if unit.spec.schedule.is_some() && current && instance.last.as_ref().is_some_and(has_completed)
+    {
+        return Standing::Met;
+    }
     match &instance.phase {
         Phase::Done if completes => {
             // A task whose definition changed has yet to run as it is now.

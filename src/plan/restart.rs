@@ -1,9 +1,9 @@
 //! What follows from the end of a run: again, when, or not any more.
 
-use super::{View, order};
+use super::{Due, View, begin, order};
 use crate::model::{
-    AtLimit, End, EndAction, Instance, InstanceId, Kind, Monotonic, Outcome, Phase, Ready, Reason,
-    RestartPolicy, RunId, Span, Spec, StopCause, Unit, UnitName, Verdict,
+    Action, AtLimit, End, EndAction, Instance, InstanceId, Kind, Monotonic, Outcome, Phase, Ready,
+    Reason, RestartPolicy, RunId, Span, Spec, StopCause, Unit, UnitName, Verdict,
 };
 
 /// The shortest wait after a start that failed for want of a process or descriptor.
@@ -19,8 +19,19 @@ pub(super) enum Next {
     Begin { fresh: bool, reason: Reason },
 }
 
+impl Next {
+    /// The same as what is due.
+    pub(super) fn due(self, view: &View<'_>, id: &InstanceId, instance: &Instance) -> Due {
+        match self {
+            Self::Stay(wake) => wake.map_or(Due::NOTHING, Due::at),
+            Self::Settle(verdict, reason) => Due::step(id, Action::Settle(verdict), reason),
+            Self::Begin { fresh, reason } => begin(view, id, instance, fresh, reason),
+        }
+    }
+}
+
 /// What a wanted instance without a run does next.
-pub(super) fn due(
+pub(super) fn after(
     view: &View<'_>,
     unit: &Unit,
     id: &InstanceId,
@@ -128,6 +139,9 @@ pub fn verdict(unit: &Unit, instance: &Instance, end: &End, wanted: bool) -> Ver
     if let StopCause::ConditionUnmet(condition) = &end.cause {
         return Verdict::Skipped { condition: condition.clone() };
     }
+    if end.cause == StopCause::Due {
+        return Verdict::Down;
+    }
     // A task that came to its end has done so, whatever is wanted of it now.
     let finished =
         unit.spec.kind == Kind::Task && end.cause == StopCause::MainEnded && !is_passing(end);
@@ -185,7 +199,7 @@ fn is_passing(end: &End) -> bool {
 }
 
 /// Whether a run that ended by itself has done what it should.
-fn is_success(spec: &Spec, end: &End) -> bool {
+pub(super) fn is_success(spec: &Spec, end: &End) -> bool {
     let ended_well = end.outcome.as_ref().is_some_and(|outcome| spec.is_success(outcome));
     let ready = spec.process.as_ref().map_or(&Ready::Started, |process| &process.ready);
     // A service that says when it is ready and ends before has failed to start.

@@ -1,6 +1,6 @@
 //! A run on its way up, and while it is up.
 
-use super::{Due, View, order, probe};
+use super::{Due, View, order, probe, schedule};
 use crate::model::{
     Action, Instance, InstanceId, Kind, Life, Monotonic, OnDependencyRestart, Outcome, Phase,
     Process, Ready, Reason, Reload, Role, Run, Spec, StopCause, Unit,
@@ -27,6 +27,24 @@ pub(super) fn running(
         let reason = Reason::Stop(cause.clone());
         return Due::step(id, Action::StopBegin(run.id, cause), reason);
     }
+    let scheduled = unit.spec.schedule.as_ref();
+    let called = scheduled.map_or(Due::NOTHING, |s| schedule::running(view, unit, s, id, run));
+    if !called.steps.is_empty() {
+        return called;
+    }
+    let due = on_its_way(view, unit, id, instance, run, now);
+    Due { alarm: called.alarm, ..due }
+}
+
+/// What is due for a run that nothing ends.
+fn on_its_way(
+    view: &View<'_>,
+    unit: &Unit,
+    id: &InstanceId,
+    instance: &Instance,
+    run: &Run,
+    now: Monotonic,
+) -> Due {
     if instance.phase == Phase::Up {
         let due = up(view, unit, id, run, now);
         if !due.steps.is_empty() {
@@ -34,7 +52,7 @@ pub(super) fn running(
         }
         let health = probe::health(view, &unit.spec, id, run, now);
         let wake = [due.wake, health.wake].into_iter().flatten().min();
-        return Due { steps: health.steps, wake };
+        return Due { steps: health.steps, wake, alarm: None };
     }
     starting(&unit.spec, id, instance, run, now)
 }

@@ -109,7 +109,8 @@ impl Stopping<'_> {
     /// Look again at the end of the wait, or when the whole shutdown is over.
     fn capped_wake(&self, view: &View<'_>, wait: Option<Monotonic>) -> Due {
         let over = view.shutdown.and_then(|shutdown| shutdown.deadline).filter(|at| *at > self.now);
-        Due { steps: Vec::new(), wake: [wait, over].into_iter().flatten().min() }
+        let wake = [wait, over].into_iter().flatten().min();
+        Due { wake, ..Due::NOTHING }
     }
 
     /// What is due once no process with a role lives: count the rest, or finish.

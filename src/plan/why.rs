@@ -103,6 +103,8 @@ fn unwanted(view: &View<'_>, id: &InstanceId) -> String {
         format!("`enabled: false` (`opm start {id}` starts it)")
     } else if !view.graph.is_wanted(&id.unit) {
         "the target `default` does not want it".to_owned()
+    } else if super::rests_until_due(view, id) {
+        "it runs when it is due".to_owned()
     } else {
         "it is about to start".to_owned()
     }
@@ -130,8 +132,8 @@ mod tests {
 
     use super::*;
     use crate::model::{
-        Blocker, Condition, Dependency, Desired, End, Graph, Hold, Instance, Kind, Monotonic,
-        Observed, Outcome, RunId, Spec, Unit, UnitName, Wall,
+        Agenda, Blocker, Condition, Dependency, Desired, End, Graph, Hold, Instance, Kind,
+        Monotonic, Observed, Outcome, RunId, Spec, Unit, UnitName, Wall,
     };
 
     fn name(text: &str) -> UnitName {
@@ -174,7 +176,9 @@ mod tests {
             observed.insert(InstanceId::single(&name(unit)), instance);
         }
         let graph = Graph::build(desired);
-        let view = View { desired, graph: &graph, observed: &observed, shutdown: None };
+        let (agenda, wall) = (&Agenda::default(), Wall::default());
+        let view =
+            View { desired, graph: &graph, observed: &observed, shutdown: None, agenda, wall };
         why(&view, &InstanceId::parse(unit).unwrap())
     }
 

@@ -43,10 +43,17 @@ impl<S: System> Supervisor<S> {
             Action::Wait { on, fresh } => {
                 self.happens(&id, Happening::Waits { on, fresh }, Some(reason));
             }
+            Action::Enrol => self.enrol(&id),
+            Action::PassOver => {
+                log::info!("{id}: passed over: {reason}");
+                self.serve(&id, |_| {});
+            }
+            Action::Queue => self.serve(&id, |entry| entry.queued = true),
             Action::Forget => {
                 self.system.forget(&id);
                 self.happens(&id, Happening::Forgotten, Some(reason));
-                self.set_wake(id.clone(), None);
+                self.wakes.set(&id, None);
+                self.alarms.set(&id, None);
                 self.dirty.remove(&id);
                 self.purge(&id);
             }
@@ -78,6 +85,9 @@ impl<S: System> Supervisor<S> {
             | Action::WatchTree(_)
             | Action::Settle(_)
             | Action::Wait { .. }
+            | Action::Enrol
+            | Action::PassOver
+            | Action::Queue
             | Action::Forget
             | Action::StartUnit(_)
             | Action::Shutdown(_) => false,
@@ -98,7 +108,8 @@ impl<S: System> Supervisor<S> {
         let (epoch, hash, spec) = (unit.epoch_of(id), unit.hash, Arc::clone(&unit.spec));
         let run = RunId(self.system.random());
         let wall = self.system.wall();
-        let began = Happening::Began { run, epoch, hash, wall, fresh };
+        let due = self.serve_by_run(id, epoch);
+        let began = Happening::Began { run, epoch, hash, wall, fresh, due };
         self.happens(id, began, Some(reason));
         let index = spec.instance_index(id).unwrap_or(1);
         if let Err(condition) = self.system.conditions(id, index, &spec) {

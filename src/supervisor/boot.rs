@@ -1,10 +1,11 @@
 //! The first state: what was saved, and what is found alive. Boot, restore after a crash, and the
 //! new image after `opm reexec` are all this; starting is left to the first turn.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::keeper_unit::{self, KeeperOptions};
+use super::wakes::Wakes;
 use super::{Refusal, Supervisor};
 use crate::model::{
     Event, Graph, Happening, InstanceId, Kind, Life, Observed, Outcome, Phase, Role, RunId, Span,
@@ -53,8 +54,12 @@ impl<S: System> Boot<S> {
             shutdown_budget: self.shutdown_budget,
             dirty: BTreeSet::new(),
             queued: BTreeSet::new(),
-            wakes: BTreeSet::new(),
-            wake_of: BTreeMap::new(),
+            wakes: Wakes::new(),
+            agenda: self.loaded.agenda,
+            agenda_changed: false,
+            clock_offset: 0,
+            alarms: Wakes::new(),
+            armed: None,
             running,
             notices: Vec::new(),
             ledger_fails: false,
@@ -62,6 +67,8 @@ impl<S: System> Boot<S> {
             minimal: false,
         };
         supervisor.adopt_all(self.same_process);
+        supervisor.prune_agenda();
+        supervisor.work_out();
         supervisor.touch_all();
         supervisor
     }
@@ -88,8 +95,9 @@ impl<S: System> Supervisor<S> {
         }
         self.running = count_running(&self.observed);
         self.wakes.clear();
-        self.wake_of.clear();
+        self.alarms.clear();
         self.adopt_all(true);
+        self.work_out();
         self.last_stage();
         self.look_at_everything();
     }

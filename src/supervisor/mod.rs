@@ -7,21 +7,25 @@
 //! - The work of a turn grows with what was touched, not with how many units there are.
 
 mod act;
+mod agenda;
 mod boot;
 mod keeper_unit;
 mod requests;
 mod status;
+mod wakes;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 pub use boot::Boot;
 pub use keeper_unit::{COMMAND_SOURCE, KeeperOptions};
 pub use requests::{Applied, Refusal, Source};
 pub use status::Row;
 
+use wakes::Wakes;
+
 use crate::model::{
-    Action, Desired, Event, Graph, Happening, Instance, InstanceId, Monotonic, Observed, Phase,
-    Reason, Rung, Span, Step,
+    Action, Agenda, Desired, Event, Graph, Happening, Instance, InstanceId, Monotonic, Observed,
+    Phase, Reason, Rung, Span, Step, Wall,
 };
 use crate::plan::{self, Hurry, Shutdown, View};
 use crate::system::System;
@@ -54,8 +58,14 @@ pub struct Supervisor<S> {
     dirty: BTreeSet<InstanceId>,
     /// Instances whose next process is due, and waits until there is room, [`System::has_room`].
     queued: BTreeSet<InstanceId>,
-    wakes: BTreeSet<(Monotonic, InstanceId)>,
-    wake_of: BTreeMap<InstanceId, Monotonic>,
+    wakes: Wakes<Monotonic>,
+    /// When instances are due, and by which look at the clocks that was worked out.
+    agenda: Agenda,
+    agenda_changed: bool,
+    clock_offset: i64,
+    alarms: Wakes<Wall>,
+    /// What the system was last told to wake us at.
+    armed: Option<Wall>,
     /// How many instances have a run, the log keeper's apart.
     running: usize,
     notices: Vec<Notice>,
@@ -100,6 +110,8 @@ impl<S: System> Supervisor<S> {
             graph: &self.graph,
             observed: &self.observed,
             shutdown: self.shutdown.as_ref(),
+            agenda: &self.agenda,
+            wall: if self.agenda.is_empty() { Wall::default() } else { self.system.wall() },
         }
     }
 
@@ -113,7 +125,7 @@ impl<S: System> Supervisor<S> {
         if !self.dirty.is_empty() && !self.minimal {
             return Some(self.system.now());
         }
-        self.wakes.first().map(|(at, _)| *at)
+        self.wakes.first()
     }
 
     /// The exit code, once opm is going down and all runs are over.
@@ -131,14 +143,10 @@ impl<S: System> Supervisor<S> {
             self.apply(event, None);
         }
         let now = self.system.now();
-        while let Some((at, id)) = self.wakes.first().cloned() {
-            if at > now {
-                break;
-            }
-            self.wakes.remove(&(at, id.clone()));
-            self.wake_of.remove(&id);
+        while let Some(id) = self.wakes.pop(now) {
             self.dirty.insert(id);
         }
+        self.look_at_the_wall();
         for _ in 0..ROUNDS_MAX {
             if self.minimal && self.shutdown.is_none() {
                 break;
@@ -148,6 +156,8 @@ impl<S: System> Supervisor<S> {
             }
             self.round();
         }
+        self.save_agenda();
+        self.arm();
         self.flush();
         let failure = self.system.compact(&self.observed, false).err().map(|e| e.to_string());
         if let Some(error) = failure.as_ref().filter(|_| failure != self.replace_fails) {
@@ -168,6 +178,8 @@ impl<S: System> Supervisor<S> {
     /// Looks at everything touched. Where anything wishes to stop, only wishes are carried out, so
     /// that they spread; else everything is.
     fn round(&mut self) {
+        // Runs that began in the last round make their processes in this one.
+        self.save_agenda();
         let now = self.system.now();
         let dirty = std::mem::take(&mut self.dirty);
         let mut due: Vec<Step> = Vec::new();
@@ -176,10 +188,11 @@ impl<S: System> Supervisor<S> {
         for id in dirty {
             let found = plan::decide(&view, &id, now);
             due.extend(found.steps);
-            wakes.push((id, found.wake));
+            wakes.push((id, found.wake, found.alarm));
         }
-        for (id, wake) in wakes {
-            self.set_wake(id, wake);
+        for (id, wake, alarm) in wakes {
+            self.wakes.set(&id, wake);
+            self.alarms.set(&id, alarm);
         }
         let wishes = due.iter().any(|step| step.action.is_wish());
         for step in due {
@@ -193,16 +206,12 @@ impl<S: System> Supervisor<S> {
         }
     }
 
-    fn set_wake(&mut self, id: InstanceId, wake: Option<Monotonic>) {
-        if self.wake_of.get(&id) == wake.as_ref() {
-            return;
-        }
-        if let Some(old) = self.wake_of.remove(&id) {
-            self.wakes.remove(&(old, id.clone()));
-        }
-        if let Some(at) = wake {
-            self.wake_of.insert(id.clone(), at);
-            self.wakes.insert((at, id));
+    /// Lets the system wake us when the next instance is due by the wall clock.
+    fn arm(&mut self) {
+        let next = self.alarms.first();
+        if next != self.armed {
+            self.system.set_alarm(next);
+            self.armed = next;
         }
     }
 
@@ -319,7 +328,7 @@ impl<S: System> Supervisor<S> {
         self.minimal = true;
         self.dirty.clear();
         self.wakes.clear();
-        self.wake_of.clear();
+        self.alarms.clear();
     }
 
     /// Passes a signal on to the command that opm was started with: to its whole group.

@@ -196,6 +196,7 @@ impl<S: System> Supervisor<S> {
         })?;
         self.graph = graph;
         self.desired = desired;
+        self.prune_agenda();
         self.touch_all();
         Ok(())
     }
@@ -226,7 +227,8 @@ impl<S: System> Supervisor<S> {
         for target in targets {
             self.want(&mut desired, target.unit());
             for id in self.ids(target) {
-                let anew = self.observed.get(&id).is_some_and(|instance| match instance.phase {
+                let is_due_later = plan::rests_until_due(&self.view(), &id);
+                let ended = self.observed.get(&id).is_some_and(|instance| match instance.phase {
                     Phase::Failed { .. }
                     | Phase::Done
                     | Phase::Skipped { .. }
@@ -238,7 +240,7 @@ impl<S: System> Supervisor<S> {
                     | Phase::Stopping { .. }
                     | Phase::Unproven { .. } => false,
                 });
-                if anew {
+                if ended || is_due_later {
                     raise_epoch(&mut desired, &id);
                 }
             }

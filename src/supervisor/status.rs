@@ -1,12 +1,16 @@
 //! How things are, for output: one row per instance.
 
+use jiff::{Timestamp, ZonedDateTime};
 use serde::{Deserialize, Serialize};
 
 use super::Supervisor;
 use super::keeper_unit::is_internal;
-use crate::model::{InstanceId, Kind, Life, Phase, Run, Unit};
+use crate::model::{InstanceId, Kind, Life, Phase, Run, Unit, Wall};
 use crate::plan;
 use crate::system::System;
+
+/// A time for programs.
+const RFC_3339: &str = "%Y-%m-%dT%H:%M:%S%:z";
 
 /// How one instance is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,6 +57,12 @@ pub struct Row {
     /// When it will be started again, in milliseconds from now.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub restart_in_ms: Option<u64>,
+    /// When its schedule lets it run next, RFC 3339; absent without a schedule, or if never again.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub next_run: Option<String>,
+    /// When its latest run by a schedule began.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub last_run: Option<String>,
     /// What the unit file says it is.
     #[serde(skip_serializing_if = "String::is_empty", default)]
     pub description: String,
@@ -93,7 +103,7 @@ impl<S: System> Supervisor<S> {
             | Phase::Done
             | Phase::Skipped { .. }
             | Phase::Unproven { .. } => {
-                let lines = plan::why(&view, id);
+                let lines = self.why(id);
                 let first = lines.first().and_then(|line| line.split_once(": "));
                 first.map(|(_, why)| why.to_owned()).unwrap_or_default()
             }
@@ -124,10 +134,46 @@ impl<S: System> Supervisor<S> {
             } else {
                 None
             },
+            next_run: self.next_run(id).map(|time| time.strftime(RFC_3339).to_string()),
+            last_run: self.last_run(id).map(|time| time.strftime(RFC_3339).to_string()),
             description: unit.map(|unit| unit.spec.description.clone()).unwrap_or_default(),
             labels: unit.map(|unit| unit.spec.labels.clone()).unwrap_or_default(),
-            settled: settled(phase, wanted, unit.is_some_and(|unit| unit.spec.kind == Kind::Task)),
+            settled: plan::rests_until_due(&view, id)
+                || settled(phase, wanted, unit.is_some_and(|unit| unit.spec.kind == Kind::Task)),
         }
+    }
+
+    fn local(&self, id: &InstanceId, time: Wall) -> Option<ZonedDateTime> {
+        let schedule = self.desired.units.get(&id.unit)?.spec.schedule.as_ref()?;
+        let zone = self.system.zone(schedule.timezone.as_deref());
+        Some(Timestamp::from_microsecond(time.0).ok()?.to_zoned_datetime(zone))
+    }
+
+    /// When a wanted instance with a schedule runs next.
+    fn next_run(&self, id: &InstanceId) -> Option<ZonedDateTime> {
+        let due = self.agenda.get(id)?.next.filter(|_| self.view().wants(id))?;
+        self.local(id, due.at)
+    }
+
+    /// When an instance with a schedule last ran.
+    fn last_run(&self, id: &InstanceId) -> Option<ZonedDateTime> {
+        self.local(id, self.agenda.get(id)?.ran?)
+    }
+
+    /// The chain of reasons why an instance is as it is, with its next run where it has a schedule.
+    pub fn why(&self, id: &InstanceId) -> Vec<String> {
+        let mut lines = plan::why(&self.view(), id);
+        if let Some(line) = lines.first_mut()
+            && let Some(next) = self.next_run_words(id)
+        {
+            line.push_str(&format!("; {next}"));
+        }
+        lines
+    }
+
+    fn next_run_words(&self, id: &InstanceId) -> Option<String> {
+        let due = self.next_run(id)?;
+        Some(format!("next run {}", due.strftime("%a %Y-%m-%d %H:%M:%S %Z")))
     }
 
     /// Whether an instance is of a unit that no file declares.

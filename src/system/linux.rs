@@ -9,9 +9,11 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
+use jiff::tz::TimeZone;
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
 
+use super::alarm::Alarm;
 use super::channels::{self, FileWaits, Mark, NotifySocket};
 use super::child::{Prepared, REPORT_BYTES};
 use super::dirs::Lock;
@@ -30,8 +32,8 @@ use super::{
     accounts, plain, process, sys, tree,
 };
 use crate::model::{
-    Desired, EXIT_NEVER_STARTED, Event, Happening, Identity, InstanceId, Monotonic, Observed,
-    Outcome, Output, Ready, Role, RunId, Signal, Spec, Stage, StartError, Stdin, Wall,
+    Agenda, Desired, EXIT_NEVER_STARTED, Event, Happening, Identity, InstanceId, Monotonic,
+    Observed, Outcome, Output, Ready, Role, RunId, Signal, Spec, Stage, StartError, Stdin, Wall,
 };
 
 /// How long the death of a process that is not our child may take to be reaped by its parent, in
@@ -74,6 +76,8 @@ pub struct Linux {
     /// Both ends of the instances' output FIFOs, so that nothing in them is lost with their writer.
     outputs: BTreeMap<InstanceId, OwnedFd>,
     files: FileWaits,
+    /// Only where something is due by the wall clock.
+    alarm: Option<Alarm>,
     urandom: fs::File,
     own: i32,
     /// When this supervisor began, on the clock of start times.
@@ -113,6 +117,8 @@ enum Watched {
     ReadyFd { run: RunId, fifo: OwnedFd },
     /// The inotify instance of all file waits.
     Files,
+    /// The timer of all schedules.
+    Alarm,
 }
 
 #[derive(Debug)]
@@ -164,6 +170,7 @@ impl Linux {
             children: BTreeMap::new(),
             outputs: BTreeMap::new(),
             files: FileWaits::default(),
+            alarm: None,
             urandom: file("/dev/urandom")?,
             own: i32::try_from(std::process::id()).unwrap_or(0),
             began: process::ticks_now(),
@@ -283,6 +290,12 @@ impl Linux {
                 }
             }
             Some(Watched::Files) => self.files_ready(&mut events),
+            // The turn that follows looks at the clock.
+            Some(Watched::Alarm) => {
+                if let Some(Err(error)) = self.alarm.as_mut().map(Alarm::take) {
+                    log::error!("cannot read a timer: {error}");
+                }
+            }
         }
         events
     }
@@ -441,7 +454,7 @@ impl Linux {
             }
             Watched::Notify { run, socket } => (socket.as_fd().as_raw_fd(), Some(*run)),
             Watched::ReadyFd { run, fifo } => (fifo.as_raw_fd(), Some(*run)),
-            Watched::Files => return Some(watched),
+            Watched::Files | Watched::Alarm => return Some(watched),
         };
         if let Err(error) = self.registry.deregister(&mut SourceFd(&fd)) {
             log::debug!("cannot stop watching a descriptor: {error}");
@@ -542,6 +555,17 @@ impl Linux {
         Ok(())
     }
 
+    fn arm(&mut self, at: Option<Wall>) -> std::io::Result<()> {
+        if let Some(alarm) = &mut self.alarm {
+            return alarm.set(at);
+        }
+        let mut alarm = Alarm::new()?;
+        alarm.set(at)?;
+        self.watch(None, alarm.as_fd().as_raw_fd(), Watched::Alarm)?;
+        self.alarm = Some(alarm);
+        Ok(())
+    }
+
     /// Counts what is left at the very end: processes that descend from us and that no unit owns any
     /// more; as PID 1 that is everything else. They get the signal, if there is one.
     pub fn sweep(&self, signal: Option<Signal>) -> usize {
@@ -638,6 +662,25 @@ impl System for Linux {
 
     fn wall(&self) -> Wall {
         sys::wall_now()
+    }
+
+    fn steady(&self) -> Monotonic {
+        sys::steady_now()
+    }
+
+    fn zone(&self, name: Option<&str>) -> TimeZone {
+        let Some(name) = name else { return TimeZone::system() };
+        TimeZone::get(name).unwrap_or_else(|error| {
+            // It was there when the unit was applied.
+            log::error!("cannot find time zone `{name}`: {error}; using UTC");
+            TimeZone::UTC
+        })
+    }
+
+    fn set_alarm(&mut self, at: Option<Wall>) {
+        if let Err(error) = self.arm(at) {
+            log::error!("cannot set a timer: {error}; schedules are late");
+        }
     }
 
     fn random(&mut self) -> u64 {
@@ -947,6 +990,10 @@ impl System for Linux {
 
     fn save(&mut self, desired: &Desired) -> Result<(), SystemError> {
         self.lasting.as_mut().map_or(Ok(()), |lasting| lasting.store.save(desired))
+    }
+
+    fn save_agenda(&mut self, agenda: &Agenda) -> Result<(), SystemError> {
+        self.lasting.as_mut().map_or(Ok(()), |lasting| lasting.store.save_agenda(agenda))
     }
 }
 

@@ -4,6 +4,7 @@
 //! All `unsafe` of opm is on this floor, in `child.rs`, `spawn.rs` and `sys.rs`.
 
 mod accounts;
+mod alarm;
 mod channels;
 mod child;
 mod dirs;
@@ -37,8 +38,10 @@ pub use sys::{
     set_inheritable, wall_now,
 };
 
+use jiff::tz::TimeZone;
+
 use crate::model::{
-    Desired, Event, Identity, InstanceId, Monotonic, Observed, Role, RunId, Signal, Spec,
+    Agenda, Desired, Event, Identity, InstanceId, Monotonic, Observed, Role, RunId, Signal, Spec,
     StartError, Wall,
 };
 
@@ -132,6 +135,16 @@ pub trait System {
     /// The wall clock.
     fn wall(&self) -> Wall;
 
+    /// A clock that never steps and counts the time that the machine sleeps.
+    fn steady(&self) -> Monotonic;
+
+    /// The time zone of this name, or the system's own; UTC where there is no such.
+    fn zone(&self, name: Option<&str>) -> TimeZone;
+
+    /// Brings about a turn when the wall clock comes to this time, or is set; instead of the time
+    /// before.
+    fn set_alarm(&mut self, at: Option<Wall>);
+
     /// A number nobody can guess, never the same.
     fn random(&mut self) -> u64;
 
@@ -194,4 +207,7 @@ pub trait System {
 
     /// Saves the desired state so that it survives power loss.
     fn save(&mut self, desired: &Desired) -> Result<(), SystemError>;
+
+    /// Saves the due times of schedules so that they survive power loss.
+    fn save_agenda(&mut self, agenda: &Agenda) -> Result<(), SystemError>;
 }

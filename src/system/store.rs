@@ -1,4 +1,5 @@
-//! The saved desired state: a file that is replaced whole, with a checksum and the copy before.
+//! The saved desired state: a file that is replaced whole, with a checksum and the copy before. And
+//! the due times of schedules, which change more often, in a file of their own.
 //!
 //! Write new, sync, rename, sync the directory: what was acknowledged survives power loss. A file
 //! that cannot be read is set aside, never taken for an empty one.
@@ -6,13 +7,17 @@
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
 use super::disk::{Disk, Files};
 use super::{SystemError, sys};
-use crate::model::Desired;
+use crate::model::{Agenda, Desired};
 
-/// First word of the file.
-const MAGIC: &str = "opm-desired";
-/// Version of its content. A higher one is refused: it was written by a newer opm.
+/// First word of the file with the desired state, and of that with the due times.
+const DESIRED: &str = "opm-desired";
+const AGENDA: &str = "opm-agenda";
+/// Version of their content. A higher one is refused: it was written by a newer opm.
 const VERSION: u32 = 1;
 /// Largest file that is read, in bytes; 20,000 units of 4 KB fit.
 const SAVED_BYTES_MAX: u64 = 256 * 1024 * 1024;
@@ -22,27 +27,37 @@ const SAVED_BYTES_MAX: u64 = 256 * 1024 * 1024;
 pub struct Loaded {
     /// The desired state; `None` where none was ever saved, or none can be read.
     pub desired: Option<Desired>,
+    /// When schedules were served; nothing where that cannot be read: they begin anew.
+    pub agenda: Agenda,
     /// What was wrong with what was found, and what was done about it, in words.
     pub problems: Vec<String>,
 }
 
 /// The file's bytes: one line with version, checksum and length, then JSON.
 pub fn encode(desired: &Desired) -> Result<Vec<u8>, String> {
-    let json = serde_json::to_vec(desired).map_err(|error| error.to_string())?;
+    seal(DESIRED, desired)
+}
+
+/// Reads the file's bytes back.
+pub fn decode(bytes: &[u8]) -> Result<Desired, String> {
+    unseal(DESIRED, bytes)
+}
+
+fn seal<T: Serialize>(magic: &str, value: &T) -> Result<Vec<u8>, String> {
+    let json = serde_json::to_vec(value).map_err(|error| error.to_string())?;
     let mut bytes =
-        format!("{MAGIC} {VERSION} {:016x} {}\n", checksum(&json), json.len()).into_bytes();
+        format!("{magic} {VERSION} {:016x} {}\n", checksum(&json), json.len()).into_bytes();
     bytes.extend(json);
     bytes.push(b'\n');
     Ok(bytes)
 }
 
-/// Reads the file's bytes back.
-pub fn decode(bytes: &[u8]) -> Result<Desired, String> {
+fn unseal<T: DeserializeOwned>(magic: &str, bytes: &[u8]) -> Result<T, String> {
     let end = bytes.iter().position(|byte| *byte == b'\n').ok_or("it has no first line")?;
     let (head, body) = bytes.split_at_checked(end).ok_or("it has no first line")?;
     let head = std::str::from_utf8(head).map_err(|_| "its first line is no text")?;
     let mut words = head.split(' ');
-    if words.next() != Some(MAGIC) {
+    if words.next() != Some(magic) {
         return Err("its first line is not opm's".to_owned());
     }
     let version: u32 = words.next().and_then(|w| w.parse().ok()).ok_or("it has no version")?;
@@ -105,6 +120,7 @@ impl<D: Disk> Store<D> {
             Err(error) => log::warn!("cannot sync `{}`: {error}", self.dir.display()),
         }
         let mut loaded = Loaded::default();
+        self.load_agenda(&mut loaded)?;
         for path in [self.current(), self.previous()] {
             let bytes = match self.disk.read(&path, SAVED_BYTES_MAX) {
                 Err(error) if error.kind() == ErrorKind::NotFound => continue,
@@ -139,16 +155,7 @@ impl<D: Disk> Store<D> {
         let fail = |error| SystemError::new("save desired state", path.display(), error);
         let bytes = encode(desired).map_err(|reason| fail(std::io::Error::other(reason)))?;
         let new = self.dir.join("desired.new");
-        let written = self.disk.create(&new).and_then(|mut file| {
-            self.disk.write(&mut file, &bytes)?;
-            self.disk.sync(&file)
-        });
-        if let Err(error) = written {
-            if let Err(error) = self.disk.remove(&new) {
-                log::debug!("cannot remove {}: {error}", new.display());
-            }
-            return Err(fail(error));
-        }
+        self.write_new(&new, &bytes).map_err(fail)?;
         // Whoever is cut off from here on, by a panic, does not know which of the two is in force.
         self.is_sure = false;
         match self.disk.rename(&path, &self.previous()) {
@@ -168,6 +175,53 @@ impl<D: Disk> Store<D> {
             }
             fail(error)
         })
+    }
+
+    /// Writes a file and syncs it; what could not be written whole is removed.
+    fn write_new(&mut self, path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+        let written = self.disk.create(path).and_then(|mut file| {
+            self.disk.write(&mut file, bytes)?;
+            self.disk.sync(&file)
+        });
+        if written.is_err()
+            && let Err(error) = self.disk.remove(path)
+        {
+            log::debug!("cannot remove {}: {error}", path.display());
+        }
+        written
+    }
+
+    /// Saves when schedules were served. When this returns, it survives power loss.
+    pub fn save_agenda(&mut self, agenda: &Agenda) -> Result<(), SystemError> {
+        let path = self.dir.join("agenda.json");
+        let fail = |error| SystemError::new("save due times", path.display(), error);
+        let bytes = seal(AGENDA, agenda).map_err(|reason| fail(std::io::Error::other(reason)))?;
+        let new = self.dir.join("agenda.new");
+        self.write_new(&new, &bytes)
+            .and_then(|()| self.disk.rename(&new, &path))
+            .and_then(|()| self.disk.sync_dir(&self.dir))
+            .map_err(fail)
+    }
+
+    fn load_agenda(&mut self, loaded: &mut Loaded) -> Result<(), SystemError> {
+        let path = self.dir.join("agenda.json");
+        if !self.disk.exists(&path) {
+            return Ok(());
+        }
+        let bytes = self
+            .disk
+            .read(&path, SAVED_BYTES_MAX)
+            .map_err(|error| SystemError::new("read due times", path.display(), error))?;
+        match unseal(AGENDA, &bytes) {
+            Ok(agenda) => loaded.agenda = agenda,
+            Err(reason) => {
+                let (path, aside) = (path.display(), self.set_aside(&path));
+                loaded.problems.push(format!(
+                    "cannot read due times `{path}`: {reason}; {aside}, and schedules begin anew"
+                ));
+            }
+        }
+        Ok(())
     }
 
     /// Keeps a file that cannot be read for somebody who can.

@@ -20,7 +20,16 @@ const CLOSE_RANGE_CLOEXEC: libc::c_uint = 4;
 
 /// The monotonic clock.
 pub(super) fn monotonic_now() -> Monotonic {
-    let nanos = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |time| {
+    read_clock(ClockId::CLOCK_MONOTONIC)
+}
+
+/// The clock that counts the time that the machine sleeps too.
+pub(super) fn steady_now() -> Monotonic {
+    read_clock(ClockId::CLOCK_BOOTTIME)
+}
+
+fn read_clock(clock: ClockId) -> Monotonic {
+    let nanos = clock_gettime(clock).map_or(0, |time| {
         let seconds = u64::try_from(time.tv_sec()).unwrap_or(0);
         seconds
             .saturating_mul(1_000_000_000)

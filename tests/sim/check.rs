@@ -8,6 +8,7 @@
 //! | [`Stops`] | I4: dependents are gone before what they need is signalled |
 //! | [`Patience`] | restart delays and limits |
 //! | [`Once`] | a task that is done is done |
+//! | [`DueOnce`] | no schedule runs twice for one due time |
 //! | [`Kept`] | I6: what was acknowledged is what the next supervisor finds |
 //! | [`NoStranger`] | I9: a signal reaches the run it is for |
 //! | [`Over`] | I5: a run is over when its processes are gone |
@@ -20,7 +21,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use opm::model::{
     Condition, Desired, Happening, InstanceId, Kind, Monotonic, Outcome, Reason, RestartPolicy,
-    Role, RunId, Rung, StopCause, UnitName, Verdict,
+    Role, RunId, Rung, StopCause, UnitName, Verdict, Wall,
 };
 
 use crate::machine::Owner;
@@ -47,6 +48,7 @@ impl Default for Checks {
             Box::new(Stops::default()),
             Box::new(Patience::default()),
             Box::new(Once::default()),
+            Box::new(DueOnce::default()),
             Box::new(Kept::default()),
             Box::new(NoStranger),
             Box::new(Over),
@@ -374,6 +376,7 @@ impl Check for Once {
                         self.told.remove(id);
                         let Some(unit) = scene.desired.units.get(&id.unit) else { return Ok(()) };
                         let runs_again = unit.spec.kind == Kind::Task
+                            && unit.spec.schedule.is_none()
                             && self.done.remove(id).is_some_and(|done| done == wish);
                         if runs_again && unit.spec.restart.policy != RestartPolicy::Always {
                             return Err(format!("{id} was done, and runs again"));
@@ -394,10 +397,49 @@ impl Check for Once {
             Seen::Saved { desired } => {
                 let is_there =
                     |id: &InstanceId| desired.units.get(&id.unit).is_some_and(|unit| !unit.removed);
+                self.begun.retain(|id, _| is_there(id));
                 self.told.retain(|id, _| is_there(id));
                 self.done.retain(|id, _| is_there(id));
             }
             Seen::AllEnd => *self = Self::default(),
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+/// No schedule runs twice for one due time, in one life of the machine.
+#[derive(Debug, Default)]
+struct DueOnce {
+    /// The due time that the latest run of an instance served, by which schedule.
+    served: BTreeMap<InstanceId, (Wall, opm::model::SpecHash)>,
+}
+
+impl Check for DueOnce {
+    fn see(&mut self, scene: &Scene, _: Monotonic, seen: &Seen) -> Result<(), String> {
+        match seen {
+            Seen::Noticed(notice) => {
+                let id = &notice.event.instance;
+                let Happening::Began { due: Some(due), .. } = notice.event.what else {
+                    return Ok(());
+                };
+                let schedule = scene.spec(&id.unit).and_then(|spec| spec.schedule.as_ref());
+                let Some(schedule) = schedule else { return Ok(()) };
+                let is_due = matches!(notice.reason, Some(Reason::Due | Reason::Missed));
+                let this = (due, schedule.hash());
+                let last = self.served.insert(id.clone(), this);
+                // The clock may have been set back by so much that it begins anew.
+                if is_due && last == Some(this) {
+                    return Err(format!("{id} runs twice for {due:?}"));
+                }
+            }
+            Seen::Saved { desired } => {
+                let is_there =
+                    |id: &InstanceId| desired.units.get(&id.unit).is_some_and(|unit| !unit.removed);
+                self.served.retain(|id, _| is_there(id));
+            }
+            Seen::SupervisorDies if !scene.is_written => self.served.clear(),
+            Seen::AllEnd => self.served.clear(),
             _ => {}
         }
         Ok(())

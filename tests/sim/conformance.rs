@@ -256,7 +256,7 @@ fn follow<R: Rig>(rig: &mut R, what: &str, script: Script) {
     let at = rig.system().now();
     let wall = rig.system().wall();
     let hash = opm::model::SpecHash(0);
-    let began = Happening::Began { run: RUN, epoch: 0, hash, wall, fresh: true };
+    let began = Happening::Began { run: RUN, epoch: 0, hash, wall, fresh: true, due: None };
     rig.system().note(&Event { instance: id(), at, what: began });
     for (step, (asked, answer, told)) in script.iter().enumerate() {
         let place = format!("{what}, step {step}: {asked:?}");

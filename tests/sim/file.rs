@@ -65,6 +65,14 @@ impl File {
         "restart: never\n",
     ];
 
+    const SCHEDULES: [&'static str; 5] = [
+        "every: 1s\n",
+        "every: 7s\n",
+        "calendar: \"*:*:0/2\"\n",
+        "schedule: \"* * * * *\"\n",
+        "schedule: \"@yearly\"\n",
+    ];
+
     pub(crate) fn any(place: usize, chance: &mut Chance) -> Self {
         if chance.one_in(12) {
             let needs = Self::needs(place, chance, &["requires", "wants"]);
@@ -115,6 +123,23 @@ impl File {
         }
         let kind = if is_task { "task" } else { "service" };
         Self { program, kind, keys, needs, is_broken }
+    }
+
+    /// A task that runs when it is due.
+    pub(crate) fn scheduled(place: usize, chance: &mut Chance) -> Self {
+        let program = *chance.pick(&["after:900:0", "exit:0", "after:300:1", "after:2500:0"]);
+        let keys = [
+            *chance.pick(&["", "", "restart: {policy: on-failure, max_delay: 2s}\n"]),
+            *chance.pick(&Self::HOOKS),
+            *chance.pick(&Self::STOPS),
+            *chance.pick(&["", "", "instances: 2\n"]),
+            *chance.pick(&Self::SCHEDULES),
+            *chance.pick(&["overlap: skip\n", "overlap: queue\n", "overlap: kill\n"]),
+            *chance.pick(&["", "catch_up: true\n"]),
+            *chance.pick(&["", "jitter: 500ms\n"]),
+        ];
+        let needs = Self::needs(place, chance, &["requires", "wants", "after"]);
+        Self { program, kind: "task", keys: keys.concat(), needs, is_broken: false }
     }
 
     fn needs(
@@ -172,8 +197,13 @@ impl File {
         runs && is_patient && !self.is_broken
     }
 
-    /// Whether it is asked again and again, so that it is never silent.
-    pub(crate) fn is_asked(&self) -> bool {
-        self.keys.contains("health:")
+    /// Whether something happens to it again and again, so that it is never silent.
+    pub(crate) fn is_restless(&self) -> bool {
+        self.keys.contains("health:") || self.is_scheduled()
+    }
+
+    /// Whether it runs when it is due.
+    pub(crate) fn is_scheduled(&self) -> bool {
+        self.keys.contains("overlap:")
     }
 }

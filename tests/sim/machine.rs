@@ -133,6 +133,8 @@ pub(crate) struct Machine {
     pub(crate) hidden_until: Monotonic,
     /// Whether what is signalled now was asked for by hand.
     pub(crate) is_by_hand: bool,
+    /// When the wall clock wakes the supervisor.
+    pub(crate) alarm: Option<Wall>,
     pub(crate) seen: Vec<(Monotonic, Seen)>,
     next_pid: i32,
     next_inode: u64,
@@ -173,6 +175,7 @@ impl Machine {
             no_forks_until: Monotonic::default(),
             hidden_until: Monotonic::default(),
             is_by_hand: false,
+            alarm: None,
             seen: Vec::new(),
             next_pid: PIDS.start,
             next_inode: 0,
@@ -215,6 +218,8 @@ impl Machine {
     /// What the supervisor can be told by now.
     pub(crate) fn take_wire(&mut self) -> Vec<Wire> {
         let now = self.now;
+        let wall = self.wall();
+        self.alarm.take_if(|at| *at <= wall);
         let (mut due, later): (Vec<_>, Vec<_>) =
             self.wire.drain(..).partition(|(at, _)| *at <= now);
         self.wire = later;
@@ -236,7 +241,13 @@ impl Machine {
             let end = p.end_at.as_ref().map(|(at, _)| *at).filter(|_| runs);
             [begins, ready, end].into_iter().flatten()
         });
-        own.chain(self.wire.iter().map(|(at, _)| *at)).min()
+        own.chain(self.wire.iter().map(|(at, _)| *at)).chain(self.alarm_at()).min()
+    }
+
+    /// When the alarm rings, as things stand.
+    fn alarm_at(&self) -> Option<Monotonic> {
+        let wait = self.alarm?.since(self.wall());
+        Some(self.now.after(Span::millis(wait.as_millis_up())))
     }
 
     // Processes.
@@ -509,6 +520,7 @@ impl Machine {
 
     /// The supervisor's process is gone: gates close, children have another parent.
     pub(crate) fn lose_supervisor(&mut self) {
+        self.alarm = None;
         self.see(Seen::SupervisorDies);
         self.is_locked = false;
         self.doom = None;
@@ -526,6 +538,7 @@ impl Machine {
 
     /// The supervisor runs another program in its place: it keeps its children.
     pub(crate) fn exec_supervisor(&mut self) {
+        self.alarm = None;
         self.is_locked = false;
         self.doom = None;
         self.wire.clear();

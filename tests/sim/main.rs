@@ -69,10 +69,11 @@ const FOUND: [u64; 12] = [
 /// One world; `Err` says what was wrong with it.
 fn live(seed: u64, says_all: bool) -> Result<(), String> {
     let mut story = Story::new(seed, None);
-    story.live().map_err(|why| {
-        if says_all {
-            eprintln!("{}\n{}", story.files(), world::lines(&story.world.timeline));
-        }
+    let lived = story.live();
+    if says_all {
+        eprintln!("{}\n{}", story.files(), world::lines(&story.world.timeline));
+    }
+    lived.map_err(|why| {
         format!("seed {seed}: {why}\nrun it alone: SEED={seed} cargo test --test sim random")
     })
 }

@@ -36,6 +36,7 @@ pub(crate) struct Story {
     files: Vec<File>,
     exists: Vec<bool>,
     troubles: Vec<Trouble>,
+    with_schedules: bool,
 }
 
 impl Story {
@@ -53,9 +54,20 @@ impl Story {
         };
         let troubles: Vec<Trouble> =
             Trouble::ALL.into_iter().filter(|_| chance.one_in(2)).collect();
-        let files = (0..count).map(|place| File::any(place, &mut chance)).collect();
+        // Worlds of before schedules stay what they were.
+        let with_schedules = seed % 5 == 4;
+        let any = |place| Self::file(place, with_schedules, &mut chance);
+        let files = (0..count).map(any).collect();
         let world = World::new(chance.next(), setting);
-        Self { world, chance, files, exists: vec![true; count], troubles }
+        let exists = vec![true; count];
+        Self { world, chance, files, exists, troubles, with_schedules }
+    }
+
+    fn file(place: usize, with_schedules: bool, chance: &mut Chance) -> File {
+        if with_schedules && chance.one_in(2) {
+            return File::scheduled(place, chance);
+        }
+        File::any(place, chance)
     }
 
     /// Three units that have to do with each other, and nothing left to chance.
@@ -79,7 +91,7 @@ impl Story {
         ];
         let world = World::new(1, setting);
         let (chance, exists) = (Chance::new(1), vec![true; 3]);
-        Self { world, chance, files, exists, troubles: Vec::new() }
+        Self { world, chance, files, exists, troubles: Vec::new(), with_schedules: false }
     }
 
     /// Everything that is asked of a supervisor, once.
@@ -205,7 +217,7 @@ impl Story {
                 self.world.machine().is_by_hand = false;
             }
             10 | 11 => {
-                self.files[place] = File::any(place, &mut self.chance);
+                self.files[place] = Self::file(place, self.with_schedules, &mut self.chance);
                 self.apply();
             }
             12 => {
@@ -372,7 +384,7 @@ impl Story {
         // It goes along with what it requires, where that never comes to rest.
         let follows = file.keys.contains("on_dependency_restart: restart")
             && file.needs.iter().any(|(_, other)| !self.files[*other].stays());
-        let stays = file.stays() && !conflicts && !follows;
+        let stays = file.stays() && !conflicts && !follows && !self.waits_in_vain(place);
         let has_condition = file.keys.contains("conditions:");
         let Some(supervisor) = self.world.supervisor() else { return Ok(()) };
         let view = supervisor.view();
@@ -395,7 +407,10 @@ impl Story {
         // One that ends again and again is anywhere between.
         let fits = match (wanted, is_task) {
             (false, _) => !has_run && matches!(phase, Phase::Down | Phase::Done),
-            (true, true) => !is_met || conflicts || !matches!(phase, Phase::Waiting { .. }),
+            (true, true) => {
+                let may_wait = !is_met || conflicts || self.waits_in_vain(place);
+                may_wait || !matches!(phase, Phase::Waiting { .. })
+            }
             // A condition command that somebody killed has not said yes.
             (true, false) if is_met && matches!(phase, Phase::Skipped { .. }) => has_condition,
             (true, false) if is_met => !stays || phase == Phase::Up,
@@ -403,6 +418,13 @@ impl Story {
             (true, false) => phase != Phase::Down,
         };
         if fits { Ok(()) } else { Err(format!("{id}, wanted: {wanted}, rests in {phase:?}")) }
+    }
+
+    /// Whether it waits for a task that may never complete, as its next run kills the one before.
+    fn waits_in_vain(&self, place: usize) -> bool {
+        self.files[place].needs.iter().any(|(_, other)| {
+            self.files[*other].keys.contains("overlap: kill") || self.waits_in_vain(*other)
+        })
     }
 
     fn conflicts(&self, place: usize) -> bool {
@@ -434,7 +456,8 @@ impl Story {
     fn rest(&mut self) -> Result<(), String> {
         let stay = (0..self.files.len()).all(|place| {
             let file = &self.files[place];
-            let rests = (file.stays() && !file.is_asked()) || file.kind == "task";
+            let stays = file.stays() || file.kind == "task";
+            let rests = stays && !file.is_restless();
             !self.exists[place] || rests
         });
         if !stay || !self.is_at_rest() {

@@ -6,9 +6,10 @@ use std::ffi::OsString;
 use std::io;
 use std::path::Path;
 
+use jiff::tz::TimeZone;
 use opm::model::{
-    Desired, EXIT_NEVER_STARTED, Event, Happening, Identity, InstanceId, Monotonic, Observed,
-    Outcome, Ready, Role, RunId, Signal, Spec, Stage, StartError, Wall,
+    Agenda, Desired, EXIT_NEVER_STARTED, Event, Happening, Identity, InstanceId, Monotonic,
+    Observed, Outcome, Ready, Role, RunId, Signal, Spec, Stage, StartError, Wall,
 };
 use opm::system::{
     Disk, Launch, Ledger, Loaded, Proof, Replay, RunRef, Store, System, SystemError,
@@ -275,6 +276,19 @@ impl System for Simulated {
         self.machine.borrow().wall()
     }
 
+    fn steady(&self) -> Monotonic {
+        self.machine.borrow().now
+    }
+
+    fn zone(&self, _: Option<&str>) -> TimeZone {
+        TimeZone::UTC
+    }
+
+    fn set_alarm(&mut self, at: Option<Wall>) {
+        self.verb();
+        self.machine.borrow_mut().alarm = at;
+    }
+
     fn random(&mut self) -> u64 {
         self.machine.borrow_mut().chance.next()
     }
@@ -489,6 +503,11 @@ impl System for Simulated {
             self.store.save(desired)?;
         }
         Ok(())
+    }
+
+    fn save_agenda(&mut self, agenda: &Agenda) -> Result<(), SystemError> {
+        self.verb();
+        self.store.save_agenda(agenda)
     }
 
     fn save(&mut self, desired: &Desired) -> Result<(), SystemError> {

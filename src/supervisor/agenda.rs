@@ -1,0 +1,166 @@
+//! The due times of tasks with a schedule: worked out, served, kept over reboots, and put right when
+//! the wall clock is set.
+
+use super::Supervisor;
+use crate::model::{Due, Entry, InstanceId, Schedule, Span, Wall};
+use crate::system::System;
+
+/// A change of the wall clock against the time that passes which is no drift.
+const STEP_MIN: Span = Span::seconds(1);
+/// A due time that was served so far in the future was served by a wrong clock, and counts no more.
+const AHEAD_MAX: Span = Span::seconds(24 * 3_600);
+
+impl<S: System> Supervisor<S> {
+    fn schedule_of(&self, id: &InstanceId) -> Option<&Schedule> {
+        self.desired.units.get(&id.unit)?.spec.schedule.as_ref()
+    }
+
+    /// The next due time of an instance after one.
+    fn due_after(&self, id: &InstanceId, last: Wall) -> Option<Due> {
+        let schedule = self.schedule_of(id)?;
+        let zone = self.system.zone(schedule.timezone.as_deref());
+        schedule.due_after(id, last, &zone)
+    }
+
+    /// Begins to know when an instance is due: from now on.
+    pub(super) fn enrol(&mut self, id: &InstanceId) {
+        let Some(schedule) = self.schedule_of(id).map(Schedule::hash) else { return };
+        let epoch = self.desired.units.get(&id.unit).map_or(0, |unit| unit.epoch_of(id));
+        let old = self.agenda.get(id);
+        // What was asked for by hand is still to be done under another schedule.
+        let epoch = old.map_or(epoch, |entry| entry.epoch);
+        let ran = old.and_then(|entry| entry.ran);
+        let last = self.system.wall();
+        let next = self.due_after(id, last);
+        self.agenda.insert(id.clone(), Entry { schedule, last, ran, epoch, queued: false, next });
+        self.agenda_changed = true;
+        self.touch(id);
+    }
+
+    /// Notes that the latest due time that has come is served: by a run that begins, by one that is
+    /// to begin later, or by none.
+    pub(super) fn serve(&mut self, id: &InstanceId, change: impl FnOnce(&mut Entry)) {
+        let wall = self.system.wall();
+        let Some(entry) = self.agenda.get(id) else { return };
+        let mut last = entry.last;
+        if let Some(due) = entry.next.filter(|due| due.at <= wall)
+            && let Some(schedule) = self.schedule_of(id)
+        {
+            let zone = self.system.zone(schedule.timezone.as_deref());
+            last = schedule.when.latest(due.time, wall, &zone);
+        }
+        let next = self.due_after(id, last);
+        if let Some(entry) = self.agenda.get_mut(id) {
+            (entry.last, entry.next) = (last, next);
+            change(entry);
+        }
+        self.agenda_changed = true;
+        self.touch(id);
+    }
+
+    /// Notes that a run begins. Returns the due time that it serves.
+    pub(super) fn serve_by_run(&mut self, id: &InstanceId, epoch: u64) -> Option<Wall> {
+        self.schedule_of(id)?;
+        let wall = self.system.wall();
+        self.serve(id, |entry| {
+            (entry.epoch, entry.queued, entry.ran) = (epoch, false, Some(wall));
+        });
+        self.agenda.get(id).map(|entry| entry.last)
+    }
+
+    /// Works out all due times: at boot, and when the wall clock was set.
+    pub(super) fn work_out(&mut self) {
+        self.clock_offset = self.offset();
+        let wall = self.system.wall();
+        let ids: Vec<InstanceId> = self.agenda.iter().map(|(id, _)| id.clone()).collect();
+        for id in ids {
+            let begun = self.observed.get(&id).map(|instance| (instance.due, instance.epoch));
+            let Some(entry) = self.agenda.get_mut(&id) else { continue };
+            // The ledger knows of a run that began just before the supervisor died.
+            if let Some((Some(due), epoch)) = begun
+                && due > entry.last
+            {
+                (entry.last, entry.epoch, entry.queued) = (due, epoch, false);
+                self.agenda_changed = true;
+            }
+            if entry.last.since(wall) > AHEAD_MAX {
+                log::warn!("{id}: its last due time is in the future; its schedule begins anew");
+                entry.last = wall;
+                self.agenda_changed = true;
+            }
+            let last = entry.last;
+            let next = self.due_after(&id, last);
+            if let Some(entry) = self.agenda.get_mut(&id) {
+                entry.next = next;
+            }
+            self.touch(&id);
+        }
+    }
+
+    /// Looks who is due by the wall clock, and whether that was set.
+    pub(super) fn look_at_the_wall(&mut self) {
+        if self.agenda.is_empty() {
+            return;
+        }
+        let offset = self.offset();
+        let step = offset.saturating_sub(self.clock_offset);
+        if step.unsigned_abs() > STEP_MIN.as_nanos() / 1_000 {
+            log::info!("the wall clock was set; schedules are worked out anew");
+            self.shift_intervals(step);
+            self.work_out();
+        }
+        let now = self.system.wall();
+        while let Some(id) = self.alarms.pop(now) {
+            self.touch(&id);
+        }
+    }
+
+    /// Whether an instance rests until it is due is something that its neighbours look at.
+    fn touch(&mut self, id: &InstanceId) {
+        self.dirty.insert(id.clone());
+        self.touch_neighbours(id);
+    }
+
+    /// An interval is a length of time: it ends as much later as the clock was set on.
+    fn shift_intervals(&mut self, step: i64) {
+        let is_interval = |id: &&InstanceId| {
+            let schedule = self.schedule_of(id);
+            schedule.is_some_and(|s| matches!(s.when, crate::model::When::Every(_)))
+        };
+        let ids: Vec<InstanceId> =
+            self.agenda.iter().map(|(id, _)| id).filter(is_interval).cloned().collect();
+        for id in ids {
+            if let Some(entry) = self.agenda.get_mut(&id) {
+                entry.last = Wall(entry.last.0.saturating_add(step));
+                self.agenda_changed = true;
+            }
+        }
+    }
+
+    /// The wall clock less the time that passed, in microseconds.
+    fn offset(&self) -> i64 {
+        let passed = i64::try_from(self.system.steady().as_nanos() / 1_000).unwrap_or(i64::MAX);
+        self.system.wall().0.saturating_sub(passed)
+    }
+
+    /// Forgets the due times of what has no schedule any more.
+    pub(super) fn prune_agenda(&mut self) {
+        let units = &self.desired.units;
+        let is_kept = |id: &InstanceId| {
+            let unit = units.get(&id.unit).filter(|unit| !unit.removed);
+            unit.is_some_and(|unit| unit.spec.schedule.is_some() && unit.spec.has_instance(id))
+        };
+        self.agenda_changed |= self.agenda.retain(is_kept);
+    }
+
+    /// Saves the due times, where they changed: before anything runs because of them.
+    pub(super) fn save_agenda(&mut self) {
+        if !std::mem::take(&mut self.agenda_changed) {
+            return;
+        }
+        // The ledger has them too, for as long as the machine runs: what is due runs all the same.
+        if let Err(error) = self.system.save_agenda(&self.agenda) {
+            log::error!("{error}; after a reboot a schedule may run twice for one due time");
+        }
+    }
+}
