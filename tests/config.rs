@@ -153,6 +153,8 @@ goldens! {
     ready_tcp
     questions_wrong
     reload_missing
+    schedule_mistakes
+    schedules
     several_without_names
     shell_quotes_apart
     shell_words
@@ -275,6 +277,10 @@ essential: true|ready: {fd: 3}|start_timeout: 1s|pre_start: [x]|post_start: [x]|
 post_stop: [x]|reload: {signal: HUP}|health: {tcp: \"x:1\"}|stop: {signal: INT}|logs: {to: console}|limits: {core: 0}|\
 nice: 1|oom_score_adjust: 1|kind: task|name: x";
 
+/// The same for keys of a task with a schedule.
+const TASK_SAMPLES: &str = "schedule: \"@daily\"|calendar: daily|every: 1h|timezone: UTC|jitter: 1s|\
+catch_up: true|overlap: kill";
+
 fn sample(lines: &str) -> Spec {
     let named = if lines.contains("name:") { "" } else { "name: unit\n" };
     let command =
@@ -289,16 +295,22 @@ fn sample(lines: &str) -> Spec {
 
 #[test]
 fn the_table_of_keys_tells_what_a_change_costs() {
-    let plain = sample("");
     let mut left: BTreeSet<&str> = KEYS
         .iter()
         .filter(|key| key.supported && key.parent().is_empty())
         .map(|key| key.path)
         .collect();
-    for line in SAMPLES.split('|') {
+    let scheduled = |line: &str| {
+        let is_when = ["schedule", "calendar", "every"].iter().any(|key| line.starts_with(key));
+        let when = if is_when { "" } else { "schedule: 1 2 * * *\n" };
+        (format!("kind: task\n{when}"), format!("kind: task\n{when}{line}"))
+    };
+    let plain = SAMPLES.split('|').map(|line| (line, (String::new(), line.to_owned())));
+    let tasks = TASK_SAMPLES.split('|').map(|line| (line, scheduled(line)));
+    for (line, (without, with)) in plain.chain(tasks) {
         let path = line.split(':').next().unwrap();
         assert!(left.remove(path), "{path}");
-        let changed = sample(line);
+        let (plain, changed) = (sample(&without), sample(&with));
         assert_ne!(changed, plain, "{line} changes nothing");
         let restarts = changed.process_hash() != plain.process_hash() || changed.name != plain.name;
         let said = config::key(path).unwrap().change == config::Change::Restart;

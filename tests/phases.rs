@@ -467,7 +467,12 @@ proptest! {
             let json = serde_json::to_string(&event).unwrap();
             prop_assert_eq!(&serde_json::from_str::<Event>(&json).unwrap(), &event);
             let json = serde_json::to_string(now).unwrap();
-            prop_assert_eq!(&serde_json::from_str::<Instance>(&json).unwrap(), now);
+            // Whoever reads it has to count for himself.
+            let mut now = now.clone();
+            if let Some(run) = &mut now.run {
+                run.left = None;
+            }
+            prop_assert_eq!(serde_json::from_str::<Instance>(&json).unwrap(), now);
         }
     }
 }

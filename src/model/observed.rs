@@ -150,7 +150,9 @@ pub struct Run {
     pub ready: Option<Monotonic>,
     /// When it was last told to read its configuration again.
     pub reloaded: Option<Monotonic>,
-    /// How many of its processes live beside those with a role, as far as they were counted.
+    /// How many of its processes live beside those with a role, as far as they were counted. Whoever
+    /// reads the ledger has to count anew, as only who counted is told when that changes.
+    #[serde(skip)]
     pub left: Option<u32>,
     /// What it last said about itself.
     pub status: String,

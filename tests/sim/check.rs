@@ -20,15 +20,16 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use opm::model::{
-    Condition, Desired, Happening, InstanceId, Kind, Monotonic, Outcome, Reason, RestartPolicy,
-    Role, RunId, Rung, StopCause, UnitName, Verdict, Wall,
+    Condition, Desired, Happening, InstanceId, Monotonic, Outcome, Reason, Role, RunId, Rung,
+    StopCause, UnitName, Verdict,
 };
 
 use crate::machine::Owner;
+use crate::once::{DueOnce, Once};
 use crate::scene::{Scene, Seen};
 
 /// A promise: `Err` says how it was broken.
-trait Check: std::fmt::Debug {
+pub(crate) trait Check: std::fmt::Debug {
     fn see(&mut self, scene: &Scene, at: Monotonic, seen: &Seen) -> Result<(), String>;
 }
 
@@ -342,105 +343,6 @@ impl Patience {
             if starts.len() > limit.starts as usize && !is_passing {
                 return Err(format!("{id} starts {} times in its limit's time", starts.len()));
             }
-        }
-        Ok(())
-    }
-}
-
-/// A task that is done is done, for this definition and until somebody asks.
-#[derive(Debug, Default)]
-struct Once {
-    /// What the latest run of an instance serves.
-    begun: BTreeMap<InstanceId, (u64, opm::model::SpecHash)>,
-    /// Ended, and not yet in the ledger.
-    told: BTreeMap<InstanceId, (u64, opm::model::SpecHash)>,
-    done: BTreeMap<InstanceId, (u64, opm::model::SpecHash)>,
-}
-
-impl Check for Once {
-    fn see(&mut self, scene: &Scene, _: Monotonic, seen: &Seen) -> Result<(), String> {
-        match seen {
-            Seen::Noticed(notice) => {
-                let id = &notice.event.instance;
-                match &notice.event.what {
-                    Happening::Settled { verdict: Verdict::Done } => {
-                        self.told.extend(self.begun.get(id).map(|wish| (id.clone(), *wish)));
-                    }
-                    Happening::Forgotten => {
-                        self.told.remove(id);
-                        self.done.remove(id);
-                    }
-                    Happening::Began { epoch, hash, .. } => {
-                        let wish = (*epoch, *hash);
-                        self.begun.insert(id.clone(), wish);
-                        self.told.remove(id);
-                        let Some(unit) = scene.desired.units.get(&id.unit) else { return Ok(()) };
-                        let runs_again = unit.spec.kind == Kind::Task
-                            && unit.spec.schedule.is_none()
-                            && self.done.remove(id).is_some_and(|done| done == wish);
-                        if runs_again && unit.spec.restart.policy != RestartPolicy::Always {
-                            return Err(format!("{id} was done, and runs again"));
-                        }
-                    }
-                    _ => {}
-                }
-            }
-            Seen::SupervisorDies => self.told.clear(),
-            Seen::TurnOver => {
-                // Notices come after the turn's write.
-                let told = std::mem::take(&mut self.told);
-                if scene.is_written {
-                    self.done.extend(told);
-                }
-            }
-            // A unit that was removed and comes back is another one.
-            Seen::Saved { desired } => {
-                let is_there =
-                    |id: &InstanceId| desired.units.get(&id.unit).is_some_and(|unit| !unit.removed);
-                self.begun.retain(|id, _| is_there(id));
-                self.told.retain(|id, _| is_there(id));
-                self.done.retain(|id, _| is_there(id));
-            }
-            Seen::AllEnd => *self = Self::default(),
-            _ => {}
-        }
-        Ok(())
-    }
-}
-
-/// No schedule runs twice for one due time, in one life of the machine.
-#[derive(Debug, Default)]
-struct DueOnce {
-    /// The due time that the latest run of an instance served, by which schedule.
-    served: BTreeMap<InstanceId, (Wall, opm::model::SpecHash)>,
-}
-
-impl Check for DueOnce {
-    fn see(&mut self, scene: &Scene, _: Monotonic, seen: &Seen) -> Result<(), String> {
-        match seen {
-            Seen::Noticed(notice) => {
-                let id = &notice.event.instance;
-                let Happening::Began { due: Some(due), .. } = notice.event.what else {
-                    return Ok(());
-                };
-                let schedule = scene.spec(&id.unit).and_then(|spec| spec.schedule.as_ref());
-                let Some(schedule) = schedule else { return Ok(()) };
-                let is_due = matches!(notice.reason, Some(Reason::Due | Reason::Missed));
-                let this = (due, schedule.hash());
-                let last = self.served.insert(id.clone(), this);
-                // The clock may have been set back by so much that it begins anew.
-                if is_due && last == Some(this) {
-                    return Err(format!("{id} runs twice for {due:?}"));
-                }
-            }
-            Seen::Saved { desired } => {
-                let is_there =
-                    |id: &InstanceId| desired.units.get(&id.unit).is_some_and(|unit| !unit.removed);
-                self.served.retain(|id, _| is_there(id));
-            }
-            Seen::SupervisorDies if !scene.is_written => self.served.clear(),
-            Seen::AllEnd => self.served.clear(),
-            _ => {}
         }
         Ok(())
     }

@@ -10,7 +10,9 @@
 //!   what they are like, and what goes wrong.
 //! - `system.rs`: the supervisor's seam to them, with the real ledger and saved state.
 //! - `world.rs`: what the daemon's loop does.
-//! - `scene.rs`: what was seen. `check.rs`: what must hold of it. `file.rs`, `story.rs`: random worlds. `small.rs`: all small ones.
+//! - `scene.rs`: what was seen. `check.rs`, `once.rs`: what must hold of it.
+//! - `file.rs`, `story.rs`, `goal.rs`: random worlds, and where they must come to. `small.rs`: all
+//!   small ones.
 //! - `points.rs`: one life, cut off at each of its operations. `planted.rs`: faults to be found.
 #![expect(
     clippy::unwrap_used,
@@ -27,7 +29,9 @@ mod check;
 mod conformance;
 mod drive;
 mod file;
+mod goal;
 mod machine;
+mod once;
 mod planted;
 mod points;
 mod program;

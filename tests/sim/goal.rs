@@ -1,0 +1,82 @@
+//! Where the units of a random world must be once there are no more faults.
+
+use opm::model::{InstanceId, Kind, Phase, Unit};
+
+use crate::story::{NAMES, Story};
+
+impl Story {
+    pub(crate) fn expect_all(&mut self) -> Result<(), String> {
+        let Some(supervisor) = self.world.supervisor() else {
+            return Err("no supervisor can be started".to_owned());
+        };
+        let units: Vec<Unit> = supervisor.desired().units.values().cloned().collect();
+        for unit in units.iter().filter(|unit| !unit.spec.name.as_str().starts_with('_')) {
+            for id in unit.spec.instance_ids() {
+                self.expect(unit, &id)?;
+            }
+        }
+        for (place, exists) in self.exists.iter().enumerate() {
+            if !exists && self.world.machine().living(NAMES[place]) > 0 {
+                return Err(format!("`{}` was removed and lives", NAMES[place]));
+            }
+        }
+        Ok(())
+    }
+
+    fn expect(&mut self, unit: &Unit, id: &InstanceId) -> Result<(), String> {
+        let place = NAMES.iter().position(|name| *name == unit.spec.name.as_str()).unwrap();
+        let conflicts = self.conflicts(place);
+        let file = &self.files[place];
+        // It goes along with what it requires, where that never comes to rest.
+        let follows = file.keys.contains("on_dependency_restart: restart")
+            && file.needs.iter().any(|(_, other)| !self.files[*other].stays());
+        let stays = file.stays() && !conflicts && !follows && !self.waits_in_vain(place);
+        let has_condition = file.keys.contains("conditions:");
+        let Some(supervisor) = self.world.supervisor() else { return Ok(()) };
+        let view = supervisor.view();
+        let wanted = view.wants(id);
+        let known = supervisor.observed().get(id);
+        let phase = known.map_or(Phase::Down, |instance| instance.phase.clone());
+        let is_met = unit.spec.relations.requires.iter().all(|need| {
+            let other = &supervisor.desired().units[&need.unit];
+            let is_there = |id: &InstanceId| {
+                let known = view.observed.get(id);
+                known.is_some_and(|known| match other.spec.kind {
+                    Kind::Task => known.phase == Phase::Done,
+                    Kind::Service | Kind::Target => known.phase == Phase::Up,
+                })
+            };
+            other.spec.instance_ids().iter().all(is_there)
+        });
+        let has_run = known.is_some_and(|instance| instance.run.is_some());
+        let is_task = unit.spec.kind == Kind::Task;
+        // One that ends again and again is anywhere between.
+        let fits = match (wanted, is_task) {
+            (false, _) => !has_run && matches!(phase, Phase::Down | Phase::Done),
+            (true, true) => {
+                let may_wait = !is_met || conflicts || self.waits_in_vain(place);
+                may_wait || !matches!(phase, Phase::Waiting { .. })
+            }
+            // A condition command that somebody killed has not said yes.
+            (true, false) if is_met && matches!(phase, Phase::Skipped { .. }) => has_condition,
+            (true, false) if is_met => !stays || phase == Phase::Up,
+            // What was up before goes on without what restarts by itself.
+            (true, false) => phase != Phase::Down,
+        };
+        if fits { Ok(()) } else { Err(format!("{id}, wanted: {wanted}, rests in {phase:?}")) }
+    }
+
+    /// Whether it waits for a task that may never complete, as its next run kills the one before.
+    fn waits_in_vain(&self, place: usize) -> bool {
+        self.files[place].needs.iter().any(|(_, other)| {
+            self.files[*other].keys.contains("overlap: kill") || self.waits_in_vain(*other)
+        })
+    }
+
+    fn conflicts(&self, place: usize) -> bool {
+        let of = |one: usize, other: usize| {
+            self.files[one].needs.iter().any(|(key, to)| *key == "conflicts" && *to == other)
+        };
+        (0..self.files.len()).any(|other| of(place, other) || of(other, place))
+    }
+}
