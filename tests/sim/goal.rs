@@ -30,7 +30,9 @@ impl Story {
         // It goes along with what it requires, where that never comes to rest.
         let follows = file.keys.contains("on_dependency_restart: restart")
             && file.needs.iter().any(|(_, other)| !self.files[*other].stays());
-        let stays = file.stays() && !conflicts && !follows && !self.waits_in_vain(place);
+        // Of a task that is killed by its own next run none may ever complete.
+        let in_vain = self.waits_for(place, "overlap: kill");
+        let stays = file.stays() && !conflicts && !follows && !in_vain;
         let has_condition = file.keys.contains("conditions:");
         let Some(supervisor) = self.world.supervisor() else { return Ok(()) };
         let view = supervisor.view();
@@ -54,7 +56,8 @@ impl Story {
         let fits = match (wanted, is_task) {
             (false, _) => !has_run && matches!(phase, Phase::Down | Phase::Done),
             (true, true) => {
-                let may_wait = !is_met || conflicts || self.waits_in_vain(place);
+                // It may be looked at in the moment in which another task runs.
+                let may_wait = !is_met || conflicts || self.waits_for(place, "overlap:");
                 may_wait || !matches!(phase, Phase::Waiting { .. })
             }
             // A condition command that somebody killed has not said yes.
@@ -66,11 +69,12 @@ impl Story {
         if fits { Ok(()) } else { Err(format!("{id}, wanted: {wanted}, rests in {phase:?}")) }
     }
 
-    /// Whether it waits for a task that may never complete, as its next run kills the one before.
-    fn waits_in_vain(&self, place: usize) -> bool {
-        self.files[place].needs.iter().any(|(_, other)| {
-            self.files[*other].keys.contains("overlap: kill") || self.waits_in_vain(*other)
-        })
+    /// Whether it waits, at times, for a task with this among its keys.
+    fn waits_for(&self, place: usize, key: &str) -> bool {
+        self.files[place]
+            .needs
+            .iter()
+            .any(|(_, other)| self.files[*other].keys.contains(key) || self.waits_for(*other, key))
     }
 
     fn conflicts(&self, place: usize) -> bool {
