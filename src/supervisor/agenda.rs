@@ -78,7 +78,7 @@ impl<S: System> Supervisor<S> {
             let Some(entry) = self.agenda.get_mut(&id) else { continue };
             // The ledger knows of a run that began just before the supervisor died.
             if let Some((Some(due), epoch)) = begun
-                && due > entry.last
+                && (due > entry.last || (due == entry.last && entry.queued))
             {
                 (entry.last, entry.epoch, entry.queued) = (due, epoch, false);
                 self.agenda_changed = true;
@@ -155,12 +155,20 @@ impl<S: System> Supervisor<S> {
 
     /// Saves the due times, where they changed: before anything runs because of them.
     pub(super) fn save_agenda(&mut self) {
-        if !std::mem::take(&mut self.agenda_changed) {
+        if !self.agenda_changed {
             return;
         }
         // The ledger has them too, for as long as the machine runs: what is due runs all the same.
-        if let Err(error) = self.system.save_agenda(&self.agenda) {
-            log::error!("{error}; after a reboot a schedule may run twice for one due time");
+        let result = self.system.save_agenda(&self.agenda);
+        match &result {
+            Err(error) if !self.agenda_fails => {
+                log::error!("{error}; after a reboot a schedule may run twice for one due time");
+            }
+            Ok(()) if self.agenda_fails => log::info!("due times can be saved again"),
+            Ok(()) | Err(_) => {}
         }
+        // What could not be saved is tried again in the next turn.
+        self.agenda_fails = result.is_err();
+        self.agenda_changed = result.is_err();
     }
 }

@@ -57,6 +57,7 @@ impl<S: System> Boot<S> {
             wakes: Wakes::new(),
             agenda: self.loaded.agenda,
             agenda_changed: false,
+            agenda_fails: false,
             clock_offset: 0,
             alarms: Wakes::new(),
             armed: None,
@@ -199,6 +200,7 @@ impl<S: System> Supervisor<S> {
     /// Leaves a ledger that says what a new supervisor of this boot must know after an orderly
     /// end: which tasks have run, and nothing that would keep a service down.
     pub fn close(&mut self) {
+        self.save_agenda();
         let settled: Vec<InstanceId> = self
             .observed
             .iter()

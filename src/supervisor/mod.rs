@@ -62,6 +62,8 @@ pub struct Supervisor<S> {
     /// When instances are due, and by which look at the clocks that was worked out.
     agenda: Agenda,
     agenda_changed: bool,
+    /// Set by a failed save, so that it is said once.
+    agenda_fails: bool,
     clock_offset: i64,
     alarms: Wakes<Wall>,
     /// What the system was last told to wake us at.

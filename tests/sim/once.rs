@@ -70,7 +70,7 @@ impl Check for Once {
     }
 }
 
-/// No schedule runs twice for one due time, in one life of the machine.
+/// No schedule runs twice for one due time, over reboots too.
 #[derive(Debug, Default)]
 pub(crate) struct DueOnce {
     /// The due time that the latest run of an instance served, by which schedule.
@@ -100,8 +100,11 @@ impl Check for DueOnce {
                     |id: &InstanceId| desired.units.get(&id.unit).is_some_and(|unit| !unit.removed);
                 self.served.retain(|id, _| is_there(id));
             }
-            Seen::SupervisorDies if !scene.is_written => self.served.clear(),
-            Seen::AllEnd => self.served.clear(),
+            // What could not be saved anywhere is not known to the next one.
+            Seen::SupervisorDies if scene.is_agenda_lost && !scene.is_written => {
+                self.served.clear();
+            }
+            Seen::AllEnd if scene.is_agenda_lost => self.served.clear(),
             _ => {}
         }
         Ok(())

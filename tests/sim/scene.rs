@@ -75,6 +75,10 @@ pub(crate) enum Seen {
     Flushed {
         is_ok: bool,
     },
+    /// Due times were saved, or not.
+    AgendaSaved {
+        is_ok: bool,
+    },
     /// A supervisor begins with this.
     Boots {
         desired: Desired,
@@ -107,6 +111,8 @@ pub(crate) struct Scene {
     unproven: BTreeSet<InstanceId>,
     /// Whether all that was noted is in the ledger.
     pub(crate) is_written: bool,
+    /// Whether the latest save of due times failed.
+    pub(crate) is_agenda_lost: bool,
     /// Set while opm goes down: whether in order.
     pub(crate) is_ordered: Option<bool>,
 }
@@ -200,6 +206,7 @@ impl Scene {
                 *self = Self { desired, also_ordered, ..Self::default() };
             }
             Seen::Flushed { is_ok } => self.is_written = *is_ok,
+            Seen::AgendaSaved { is_ok } => self.is_agenda_lost = !*is_ok,
             // Who asks twice has no patience for order.
             Seen::Shutdown => self.is_ordered = Some(self.is_ordered.is_none()),
             Seen::Goes { .. }

@@ -507,7 +507,11 @@ impl System for Simulated {
 
     fn save_agenda(&mut self, agenda: &Agenda) -> Result<(), SystemError> {
         self.verb();
-        self.store.save_agenda(agenda)
+        // Cut off in the middle it is not saved either.
+        self.machine.borrow_mut().see(Seen::AgendaSaved { is_ok: false });
+        let result = self.store.save_agenda(agenda);
+        self.machine.borrow_mut().see(Seen::AgendaSaved { is_ok: result.is_ok() });
+        result
     }
 
     fn save(&mut self, desired: &Desired) -> Result<(), SystemError> {
