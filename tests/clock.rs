@@ -18,6 +18,7 @@ const LIBRARY: &str = r#"
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <sys/time.h>
+#include <sys/timerfd.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -46,6 +47,14 @@ int gettimeofday(struct timeval *restrict out, void *restrict zone) {
     out->tv_sec = now.tv_sec;
     out->tv_usec = now.tv_nsec / 1000;
     return 0;
+}
+
+/* A timer on the wall clock is due by the clock that opm sees. */
+int timerfd_settime(int fd, int flags, const struct itimerspec *new, struct itimerspec *old) {
+    struct itimerspec real = *new;
+    if (step && (flags & TFD_TIMER_ABSTIME) && real.it_value.tv_sec > *step)
+        real.it_value.tv_sec -= *step;
+    return syscall(SYS_timerfd_settime, fd, flags, &real, old);
 }
 
 time_t time(time_t *out) {
@@ -195,4 +204,76 @@ fn case_104_a_clock_that_is_stepped_all_the_time_harms_nobody() {
     assert_eq!((said.code, said.out.lines().count()), (0, 5), "{said:?}");
     assert_eq!(world.opm(&["shutdown"]).code, 0);
     assert_eq!(world.wait_run(), 0);
+}
+
+/// Sets opm's wall clock to a time of the day, and lets opm see it. The real kernel would wake it.
+fn set_time(world: &World, clock: &File, time: &str) {
+    let real = jiff::Timestamp::now();
+    let date = real.to_zoned_datetime(jiff::tz::TimeZone::UTC).date();
+    let wanted: jiff::Timestamp = format!("{date}T{time}Z").parse().unwrap();
+    set(clock, wanted.as_second() - real.as_second());
+    // Whatever it is told makes it look at the clock.
+    assert_eq!(world.opm(&["save"]).code, 0);
+}
+
+/// A namespace with one task that is due at noon.
+fn at_noon(keys: &str) -> Option<(World, File)> {
+    let (mut world, clock) = stepped()?;
+    world.env.push(("TZ".to_owned(), "UTC".to_owned()));
+    world.task("noon", "echo x >> runs", &format!("schedule: '0 12 * * *'\n{keys}"));
+    world.unit("other", "command: [sleep, '1000']\n");
+    world.run();
+    world.until_phase("other", "up");
+    set_time(&world, &clock, "10:00:00");
+    Some((world, clock))
+}
+
+#[test]
+fn case_109_a_schedule_follows_the_clock_and_runs_once_for_each_due_time() {
+    let Some((world, clock)) = at_noon("") else { return };
+    assert_eq!(world.lines("runs").len(), 0);
+    let next = world.row("noon")["next_run"].as_str().unwrap().to_owned();
+    assert!(next.ends_with("T12:00:00+00:00"), "{next}");
+    set_time(&world, &clock, "11:59:58");
+    world.until("the run at noon", || world.phase("noon") == "done");
+    assert_eq!(world.lines("runs").len(), 1);
+    // Back, and over noon again: it was served.
+    set_time(&world, &clock, "11:00:00");
+    let next = world.row("noon")["next_run"].as_str().unwrap().to_owned();
+    assert!(next.ends_with("T12:00:00+00:00"), "{next}");
+    set_time(&world, &clock, "11:59:58");
+    let again = || world.lines("runs").len() > 1;
+    common::watch_for(Duration::from_secs(4), again, "a second run for the same noon");
+    assert_eq!(world.opm(&["shutdown"]).code, 0);
+}
+
+#[test]
+fn a_due_time_that_was_missed_is_made_up_for_once_or_passed_over() {
+    for (keys, runs) in [("catch_up: true\n", 1), ("catch_up: false\n", 0)] {
+        let Some((mut world, clock)) = at_noon(keys) else { return };
+        assert_eq!(world.opm(&["shutdown"]).code, 0);
+        assert_eq!(world.wait_run(), 0);
+        // As after a reboot: what was let run is not known any more.
+        std::fs::remove_dir_all(world.root().join("run")).unwrap();
+        let real = jiff::Timestamp::now();
+        let date = real.to_zoned_datetime(jiff::tz::TimeZone::UTC).date().tomorrow().unwrap();
+        let later: jiff::Timestamp = format!("{date}T15:30:00Z").parse().unwrap();
+        set(&clock, later.as_second() - real.as_second());
+        world.run();
+        world.until_phase("other", "up");
+        world.until("it to be due later", || {
+            let row = world.row("noon");
+            row["next_run"].is_string() && row["phase"] == if runs == 1 { "done" } else { "down" }
+        });
+        assert_eq!(world.lines("runs").len(), runs, "{keys}{}", world.log());
+        let next = world.row("noon")["next_run"].as_str().unwrap().to_owned();
+        let day_after = date.tomorrow().unwrap();
+        assert_eq!(next, format!("{day_after}T12:00:00+00:00"));
+        // Another start of opm makes up for nothing.
+        world.crash();
+        world.run();
+        world.until_phase("other", "up");
+        assert_eq!(world.lines("runs").len(), runs, "{keys}{}", world.log());
+        assert_eq!(world.opm(&["shutdown"]).code, 0);
+    }
 }

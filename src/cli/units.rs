@@ -71,10 +71,13 @@ pub(super) fn wait_settled(
 
 /// Says which of these wanted instances failed, each root cause once, with its last words.
 fn report(global: &Global, rows: &[Row]) -> Exit {
-    let failed: Vec<&Row> = rows
-        .iter()
-        .filter(|row| row.wanted && !matches!(row.phase.as_str(), "up" | "done" | "skipped"))
-        .collect();
+    // One that waits for its time is where it should be.
+    let is_well = |row: &Row| match row.phase.as_str() {
+        "up" | "done" | "skipped" => true,
+        "down" => row.next_run.is_some(),
+        _ => false,
+    };
+    let failed: Vec<&Row> = rows.iter().filter(|row| row.wanted && !is_well(row)).collect();
     for row in &failed {
         let why = if row.why.is_empty() { "no reason is known" } else { &row.why };
         let phase = if row.phase == "backoff" { "to be restarted" } else { &row.phase };

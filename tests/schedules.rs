@@ -1,0 +1,125 @@
+//! Tasks that run when they are due. What a clock that is set does to them is in `clock.rs`; when an
+//! expression is due, in `src/model/schedule/tests.rs`; what must hold in any world, in `sim/once.rs`.
+#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
+mod common;
+
+use std::time::Duration;
+
+use common::{World, now};
+
+#[test]
+fn a_task_runs_at_its_times_and_not_twice_over_a_crash() {
+    let Some(mut world) = World::new() else { return };
+    world.task("tick", "echo $$ >> runs", "every: 1s\n");
+    let began = now();
+    world.run();
+    for runs in [2, 4] {
+        world.until("it to run", || world.lines("runs").len() >= runs);
+        world.crash();
+        world.run();
+        // One due time comes in each second that passed, and none at the beginning.
+        let (count, passed) = (world.lines("runs").len(), began.elapsed());
+        assert!(count as u64 <= passed.as_secs(), "{count} runs in {passed:?}\n{}", world.log());
+    }
+    world.until("it to run", || world.lines("runs").len() >= 5);
+    world.assert_no_doubles();
+    assert_eq!(world.opm(&["shutdown"]).code, 0);
+}
+
+#[test]
+fn a_task_is_not_run_by_an_apply_and_runs_at_once_when_it_is_started() {
+    let Some(mut world) = World::new() else { return };
+    world.run();
+    world.task("yearly", "echo $$ >> runs", "schedule: '@yearly'\n");
+    // Nothing is under way, so that there is nothing to wait for.
+    world.apply(0);
+    assert_eq!(world.opm(&["wait", "--for", "settled", "yearly"]).code, 0);
+    assert_eq!(world.opm(&["wait", "--for", "completed", "yearly"]).code, 1);
+    assert_eq!(world.lines("runs").len(), 0);
+    let row = world.row("yearly");
+    assert_eq!((row["phase"].as_str(), row["settled"].as_bool()), (Some("down"), Some(true)));
+    assert!(row["next_run"].as_str().unwrap().contains("-01-01T00:00:00"), "{row}");
+    assert!(row["last_run"].is_null(), "{row}");
+    let why = world.opm(&["why", "yearly"]);
+    assert!(why.out.contains("it runs when it is due; next run"), "{}", why.out);
+    for runs in 1..=2 {
+        assert_eq!(world.opm(&["start", "yearly"]).code, 0);
+        assert_eq!(world.lines("runs").len(), runs);
+    }
+    let row = world.row("yearly");
+    assert!(row["last_run"].is_string() && row["next_run"].is_string(), "{row}");
+    // A new definition, and an opm that is started anew, run it neither.
+    world.task("yearly", "echo $$ >> runs; exit 0", "schedule: '@yearly'\n");
+    world.apply(0);
+    world.crash();
+    world.run();
+    world.until("opm to be there", || world.phase("yearly") == "done");
+    assert_eq!(world.lines("runs").len(), 2);
+    assert_eq!(world.opm(&["shutdown"]).code, 0);
+}
+
+#[test]
+fn a_run_that_goes_on_when_the_next_is_due_is_left_followed_or_ended() {
+    // The first run goes on until it is let go; later ones end at once.
+    let script =
+        "echo $$ >> runs; [ -e free ] || { : > first; until [ -e free ]; do sleep 0.05; done; }";
+    for overlap in ["skip", "queue", "kill"] {
+        let Some(mut world) = World::new() else { return };
+        world.task("job", script, &format!("every: 1s\noverlap: {overlap}\n"));
+        world.run();
+        world.until("its first run", || world.path("first").exists());
+        let first = world.pid_in("runs").unwrap();
+        if overlap == "kill" {
+            world.until("a second run", || world.lines("runs").len() >= 2);
+            assert!(!world.alive(first), "two runs at once");
+            std::fs::write(world.path("free"), "").unwrap();
+        } else {
+            let second = || world.lines("runs").len() > 1;
+            common::watch_for(
+                Duration::from_millis(2_500),
+                second,
+                "a second run beside the first",
+            );
+            assert_eq!(world.opm(&["stop", "job", "--no-wait"]).code, 0);
+            world.until("its end", || !world.alive(first));
+            std::fs::write(world.path("free"), "").unwrap();
+            // Held, it runs not even where a run was queued.
+            assert_eq!(world.lines("runs").len(), 1, "{overlap}");
+            assert_eq!(world.opm(&["release", "job"]).code, 0);
+            world.until("another run", || world.lines("runs").len() >= 2);
+        }
+        world.assert_no_doubles();
+        assert_eq!(world.opm(&["shutdown"]).code, 0);
+    }
+}
+
+#[test]
+fn who_requires_a_task_with_a_schedule_waits_until_it_has_completed_once() {
+    let Some(mut world) = World::new() else { return };
+    world.task("fetch", "echo x >> runs", "every: 1s\n");
+    world.service("web", "cat runs > seen; exec sleep 1000", "requires: [fetch]\n");
+    world.run();
+    world.until_phase("web", "up");
+    assert_eq!(world.lines("seen").len(), 1);
+    let pid = world.pid("web");
+    world.until("two more runs", || world.lines("runs").len() >= 3);
+    assert_eq!(world.pid("web"), pid, "a run of what it requires is no reason to restart");
+    assert_eq!(world.opm(&["shutdown"]).code, 0);
+}
+
+#[test]
+fn a_broken_agenda_is_set_aside_and_schedules_begin_anew() {
+    let Some(mut world) = World::new() else { return };
+    world.task("yearly", "echo x >> runs", "schedule: '@yearly'\ncatch_up: true\n");
+    world.run();
+    let file = world.root().join("state/agenda.json");
+    world.until("its due time to be saved", || file.exists());
+    world.crash();
+    std::fs::write(&file, "opm-agenda 1 0 0\n{").unwrap();
+    world.run();
+    world.until("opm to be there", || world.row("yearly")["next_run"].is_string());
+    assert!(world.log().contains("schedules begin anew"), "{}", world.log());
+    assert_eq!(world.lines("runs").len(), 0);
+    assert_eq!(world.opm(&["shutdown"]).code, 0);
+}
