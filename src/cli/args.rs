@@ -65,6 +65,8 @@ pub(super) enum Command {
     Show(Name),
     /// Explain why a unit is as it is
     Why(Name),
+    /// Draw how units hang together
+    Graph(Graph),
     /// Wait until units are up, ready, down, completed or settled
     Wait(Wait),
     /// Follow what happens
@@ -253,6 +255,19 @@ pub(super) struct Logs {
     /// Print lines as they were written, without time and unit
     #[arg(long, conflicts_with = "json")]
     pub(super) raw: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Graph {
+    /// Directory of unit files, to look at these alone; then units: only what hangs on them
+    #[arg(value_names = ["DIR", "UNIT"], num_args = 0..)]
+    pub(super) what: Vec<String>,
+    /// For graphviz
+    #[arg(long, conflicts_with = "json")]
+    pub(super) dot: bool,
+    /// For mermaid
+    #[arg(long, conflicts_with_all = ["json", "dot"])]
+    pub(super) mermaid: bool,
 }
 
 #[derive(Debug, clap::Args)]

@@ -62,13 +62,15 @@ impl Client {
 
     /// Connects, or says that no daemon runs.
     pub(super) fn connect(global: &Global) -> Result<Self, Error> {
+        Self::connect_or(global, "start one with `opm daemon` or `opm apply`")
+    }
+
+    /// Connects, or says that no daemon runs, and what can be done instead.
+    pub(super) fn connect_or(global: &Global, instead: &str) -> Result<Self, Error> {
         Self::try_connect(global)?.ok_or_else(|| {
             let socket = dirs(global).socket();
-            let message = format!(
-                "no daemon runs (nobody listens on `{}`); start one with `opm daemon` or \
-                 `opm apply`",
-                socket.display()
-            );
+            let message =
+                format!("no daemon runs (nobody listens on `{}`); {instead}", socket.display());
             Error::new(Exit::NoDaemon, message)
         })
     }

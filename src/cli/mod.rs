@@ -3,12 +3,15 @@
 mod apply;
 mod args;
 mod client;
+mod draw;
+mod graph;
 mod logs;
 mod output;
 mod probe;
 mod query;
 mod serve;
 mod units;
+mod world;
 
 use std::process::ExitCode;
 
@@ -107,6 +110,7 @@ fn dispatch(args: Args) -> Result<u8, Error> {
         Command::Reload(names) => units::reload(&global, &names),
         Command::Kill(kill) => units::kill(&global, &kill),
         Command::Release(names) => units::release(&global, &names),
+        Command::Graph(args) => graph::graph(&global, &args),
         Command::Logs(logs) => logs::logs(&global, &logs),
         Command::Save => units::save(&global),
         Command::Restore => units::restore(&global),

@@ -137,6 +137,7 @@ fn control(
                 ids.iter().flat_map(|id| plan::why(&supervisor.view(), id)).collect();
             Ok(json!({ "lines": lines }))
         }
+        "State" => state(supervisor),
         "Save" => Ok(json!({ "generation": supervisor.save()? })),
         "Restore" => Ok(restore(supervisor)),
         "Shutdown" => {
@@ -185,6 +186,13 @@ fn show(supervisor: &Supervisor<Linux>, name: &str) -> Result<Value, Failure> {
         "name": unit.spec.name, "source": unit.source, "hold": unit.hold, "epoch": unit.epoch,
         "spec": fields, "instances": rows,
     } }))
+}
+
+/// What `graph` and `simulate` look at in a process of their own: neither holds up supervision.
+fn state(supervisor: &Supervisor<Linux>) -> Result<Value, Failure> {
+    let state = serde_json::to_value(supervisor.state());
+    let state = state.map_err(|error| Failure::Refused(format!("cannot tell it: {error}")))?;
+    Ok(json!({ "state": state }))
 }
 
 fn changes(applied: &Applied, source: &Source) -> Result<Value, Failure> {

@@ -10,6 +10,7 @@ mod act;
 mod boot;
 mod keeper_unit;
 mod requests;
+mod state;
 mod status;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,6 +18,7 @@ use std::collections::{BTreeMap, BTreeSet};
 pub use boot::Boot;
 pub use keeper_unit::{COMMAND_SOURCE, KeeperOptions};
 pub use requests::{Applied, Refusal, Source};
+pub use state::State;
 pub use status::Row;
 
 use crate::model::{
