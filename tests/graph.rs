@@ -1,5 +1,4 @@
 //! `opm graph`, of files and of a daemon.
-#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 #![expect(clippy::disallowed_methods, reason = "tests run programs")]
 
 mod common;

@@ -10,6 +10,7 @@ mod output;
 mod probe;
 mod query;
 mod serve;
+mod simulate;
 mod units;
 mod world;
 
@@ -111,6 +112,7 @@ fn dispatch(args: Args) -> Result<u8, Error> {
         Command::Kill(kill) => units::kill(&global, &kill),
         Command::Release(names) => units::release(&global, &names),
         Command::Graph(args) => graph::graph(&global, &args),
+        Command::Simulate(args) => simulate::simulate(&global, &args),
         Command::Logs(logs) => logs::logs(&global, &logs),
         Command::Save => units::save(&global),
         Command::Restore => units::restore(&global),

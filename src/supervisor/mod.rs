@@ -95,6 +95,11 @@ impl<S: System> Supervisor<S> {
         self.shutdown.as_ref()
     }
 
+    /// How long a shutdown may take; `None`: as long as the units' own times.
+    pub fn shutdown_budget(&self) -> Option<Span> {
+        self.shutdown_budget
+    }
+
     /// Everything that a decision may look at.
     pub fn view(&self) -> View<'_> {
         View {
