@@ -12,8 +12,9 @@ use super::{Error, Exit, Outcome, output, serve, units};
 use crate::config::{self, Loaded, SourceFile};
 use crate::daemon::{Started, read_source};
 use crate::model::FilePath;
+use crate::plan;
 use crate::protocol::FileText;
-use crate::supervisor::Source;
+use crate::supervisor::{Source, State};
 
 /// Longest standard input that is taken as a unit file, in bytes.
 const STDIN_BYTES_MAX: u64 = 4 * 1024 * 1024;
@@ -226,10 +227,17 @@ pub(super) fn check(args: &Check) -> Outcome {
     let source = source(&args.dir)?;
     let loaded = config::load(&source.files, &BTreeMap::new(), &[]);
     let bad = config::has_errors(&loaded.diagnostics);
+    let units = loaded.specs.len();
+    if !bad {
+        let state = State::of_specs(loaded.specs, &source.name);
+        if let Some(warning) = plan::budget_warning(&state.desired, args.shutdown_timeout) {
+            output::note(&format!("warning: {warning}"));
+        }
+    }
     match args.format {
         Format::Json => output::json(&loaded.diagnostics)?,
         Format::Text if loaded.diagnostics.is_empty() => {
-            output::line(&format!("{} units, no mistakes", loaded.specs.len()))?;
+            output::line(&format!("{units} units, no mistakes"))?;
         }
         Format::Text => {
             let colour = output::stderr_is_terminal();

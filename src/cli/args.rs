@@ -187,6 +187,9 @@ pub(super) struct Check {
     /// How mistakes are printed
     #[arg(long, value_enum, default_value_t = Format::Text)]
     pub(super) format: Format,
+    /// Warn where the units may take longer to stop, one after the other
+    #[arg(long, value_parser = span, value_name = "TIME")]
+    pub(super) shutdown_timeout: Option<Span>,
 }
 
 #[derive(Debug, clap::Args)]

@@ -196,7 +196,7 @@ fn state(supervisor: &Supervisor<Linux>) -> Result<Value, Failure> {
 }
 
 fn changes(applied: &Applied, source: &Source) -> Result<Value, Failure> {
-    let text = if applied.diagnostics.is_empty() {
+    let mut text = if applied.diagnostics.is_empty() {
         String::new()
     } else {
         config::render(&applied.diagnostics, &source.files, false)
@@ -205,6 +205,7 @@ fn changes(applied: &Applied, source: &Source) -> Result<Value, Failure> {
         let all = serde_json::to_value(&applied.diagnostics).unwrap_or_default();
         return Err(Failure::BadUnits(all, text));
     }
+    text.extend(applied.warnings.iter().map(|warning| format!("warning: {warning}\n")));
     Ok(json!({
         "changes": applied.plan.changes, "generation": applied.generation,
         "units": applied.units, "warnings": text,
