@@ -33,6 +33,9 @@ fn a_chain_of_stops_that_does_not_fit_is_warned_of() {
         assert_eq!(said.code, 0, "{said:?}");
         assert_eq!(said.err.matches(WARNING).count(), 1, "{said:?}");
     }
+    // Without a time it is the daemon's own.
+    let said = world.opm(&["simulate", "--shutdown"]);
+    assert!(said.out.contains("2      web    0s    1.5s  10s         cut short\n"), "{said:?}");
     for args in [&["check", "units"][..], &["check", "--shutdown-timeout", "15s", "units"]] {
         assert_eq!(world.opm(args).err, "");
     }

@@ -111,6 +111,7 @@ fn what_goes_on_for_ever_is_told_once() {
              on_failure: shutdown\n"
         ),
     );
+    // Twenty of the same are no repetition where the limit is twenty.
     let limit = tells(&world, &["--fail", "db", "--broken", "db"]);
     assert!(
         limit.contains("20s  db   has failed for good, because it used up its starts\n"),

@@ -6,7 +6,8 @@ use serde::Serialize;
 
 use super::imagined::Imagined;
 use crate::model::{
-    Event, Happening, InstanceId, Monotonic, Reason, Role, Rung, Span, Spec, StopCause, Verdict,
+    Event, Happening, InstanceId, Kind, Monotonic, Reason, Role, Rung, Span, Spec, StopCause,
+    Verdict,
 };
 use crate::plan::Hurry;
 use crate::supervisor::{Notice, Supervisor};
@@ -145,7 +146,10 @@ impl Teller {
             Happening::Ended { role: Role::Main, outcome, .. } if !self.stops.contains_key(id) => {
                 let is_good = spec.is_some_and(|spec| spec.is_success(outcome));
                 let word = if is_good { "ends" } else { "fails" };
-                self.say(*at, Some(id.clone()), format!("{word} ({outcome})"), None);
+                // Of a task that ends well the next line says that it is done.
+                if !is_good || spec.is_none_or(|spec| spec.kind != Kind::Task) {
+                    self.say(*at, Some(id.clone()), format!("{word} ({outcome})"), None);
+                }
             }
             Happening::StopBegan { cause, .. } => {
                 let stop = Stop { cause: cause.clone(), acts: None, is_cut: false };
