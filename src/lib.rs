@@ -8,6 +8,7 @@
 //! 2 system      trait System and Linux: processes, ledger, store; all `unsafe` is here
 //! 3 supervisor  take events -> apply -> reconcile what they touched -> carry out
 //! 4 daemon      the poll loop, signals, sockets; keeper: the log keeper's own loop
+//!   simulate    the supervisor over an imagined system: what would happen
 //! 5 cli         arguments, output, exit codes
 //! ```
 //!
@@ -22,5 +23,6 @@ pub mod logs;
 pub mod model;
 pub mod plan;
 pub mod protocol;
+pub mod simulate;
 pub mod supervisor;
 pub mod system;

@@ -1,6 +1,5 @@
 //! Tasks that run when they are due. What a clock that is set does to them is in `clock.rs`; when an
 //! expression is due, in `src/model/schedule/tests.rs`; what must hold in any world, in `sim/once.rs`.
-#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
 mod common;
 

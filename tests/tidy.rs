@@ -16,7 +16,7 @@ const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 const OPM: &str = env!("CARGO_BIN_EXE_opm");
 
 /// Which floors a floor may use: those below it, and of these only what it has to know.
-const FLOORS: [(&str, &[&str]); 10] = [
+const FLOORS: [(&str, &[&str]); 11] = [
     ("model", &[]),
     ("config", &["model"]),
     ("plan", &["model"]),
@@ -25,6 +25,7 @@ const FLOORS: [(&str, &[&str]); 10] = [
     ("logs", &["model", "system"]),
     ("keeper", &["model", "system", "logs"]),
     ("supervisor", &["model", "config", "plan", "system"]),
+    ("simulate", &["model", "plan", "system", "supervisor"]),
     ("daemon", &["model", "config", "plan", "protocol", "system", "supervisor"]),
     (
         "cli",
@@ -35,6 +36,7 @@ const FLOORS: [(&str, &[&str]); 10] = [
             "protocol",
             "system",
             "supervisor",
+            "simulate",
             "daemon",
             "keeper",
             "logs",

@@ -9,17 +9,18 @@ use serde_json::{Value, json};
 use super::args::{Apply, Check, Format, Global, Plan, Waiting};
 use super::client::Client;
 use super::{Error, Exit, Outcome, output, serve, units};
-use crate::config::{self, SourceFile};
+use crate::config::{self, Loaded, SourceFile};
 use crate::daemon::{Started, read_source};
 use crate::model::FilePath;
+use crate::plan;
 use crate::protocol::FileText;
-use crate::supervisor::Source;
+use crate::supervisor::{Source, State};
 
 /// Longest standard input that is taken as a unit file, in bytes.
 const STDIN_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
 /// The source that an argument means.
-fn source(dir: &Path) -> Result<Source, Error> {
+pub(super) fn source(dir: &Path) -> Result<Source, Error> {
     if dir == Path::new("-") {
         let mut text = Vec::new();
         let read = std::io::stdin().take(STDIN_BYTES_MAX).read_to_end(&mut text);
@@ -108,13 +109,18 @@ fn settle(
 }
 
 fn refuse_mistakes(source: &Source) -> Result<(), Error> {
+    load(source).map(drop)
+}
+
+/// The units of a source; with any mistake in them all mistakes are shown instead.
+pub(super) fn load(source: &Source) -> Result<Loaded, Error> {
     let loaded = config::load(&source.files, &BTreeMap::new(), &[]);
     if config::has_errors(&loaded.diagnostics) {
         let colour = output::stderr_is_terminal();
         output::note(config::render(&loaded.diagnostics, &source.files, colour).trim_end());
         return Err(Error::new(Exit::Bad, ""));
     }
-    Ok(())
+    Ok(loaded)
 }
 
 /// The mistakes in a directory's units, as an error: for a daemon that said that there are any.
@@ -221,10 +227,17 @@ pub(super) fn check(args: &Check) -> Outcome {
     let source = source(&args.dir)?;
     let loaded = config::load(&source.files, &BTreeMap::new(), &[]);
     let bad = config::has_errors(&loaded.diagnostics);
+    let units = loaded.specs.len();
+    if !bad {
+        let state = State::of_specs(loaded.specs, &source.name);
+        if let Some(warning) = plan::budget_warning(&state.desired, args.shutdown_timeout) {
+            output::note(&format!("warning: {warning}"));
+        }
+    }
     match args.format {
         Format::Json => output::json(&loaded.diagnostics)?,
         Format::Text if loaded.diagnostics.is_empty() => {
-            output::line(&format!("{} units, no mistakes", loaded.specs.len()))?;
+            output::line(&format!("{units} units, no mistakes"))?;
         }
         Format::Text => {
             let colour = output::stderr_is_terminal();

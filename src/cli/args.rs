@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 
 use crate::model::Span;
+use crate::simulate::Wish;
 
 /// A declarative init and supervisor: YAML units in, running processes out.
 #[derive(Debug, Parser)]
@@ -67,6 +68,10 @@ pub(super) enum Command {
     Why(Name),
     /// Explain a key of unit files, or print when a schedule is due
     Explain(Explain),
+    /// Draw how units hang together
+    Graph(Graph),
+    /// Tell what would happen, and do nothing
+    Simulate(Simulate),
     /// Wait until units are up, ready, down, completed or settled
     Wait(Wait),
     /// Follow what happens
@@ -184,6 +189,9 @@ pub(super) struct Check {
     /// How mistakes are printed
     #[arg(long, value_enum, default_value_t = Format::Text)]
     pub(super) format: Format,
+    /// Warn where the units may take longer to stop, one after the other
+    #[arg(long, value_parser = span, value_name = "TIME")]
+    pub(super) shutdown_timeout: Option<Span>,
 }
 
 #[derive(Debug, clap::Args)]
@@ -255,6 +263,89 @@ pub(super) struct Logs {
     /// Print lines as they were written, without time and unit
     #[arg(long, conflicts_with = "json")]
     pub(super) raw: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Graph {
+    /// Directory of unit files, to look at these alone; then units: only what hangs on them
+    #[arg(value_names = ["DIR", "UNIT"], num_args = 0..)]
+    pub(super) what: Vec<String>,
+    /// For graphviz
+    #[arg(long, conflicts_with = "json")]
+    pub(super) dot: bool,
+    /// For mermaid
+    #[arg(long, conflicts_with_all = ["json", "dot"])]
+    pub(super) mermaid: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Simulate {
+    /// Directory of unit files, to look at these alone; all that is wanted is up at the beginning
+    pub(super) dir: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) wishes: Wishes,
+    /// Only SIGKILL ends this unit
+    #[arg(long, value_name = "UNIT")]
+    pub(super) stubborn: Vec<String>,
+    /// This unit fails whenever it is started
+    #[arg(long, value_name = "UNIT")]
+    pub(super) broken: Vec<String>,
+}
+
+/// What is imagined to happen, in the order of the command line.
+#[derive(Debug)]
+pub(super) struct Wishes(pub(super) Vec<Wish>);
+
+#[derive(Debug, clap::Args)]
+#[group(required = true, multiple = true)]
+struct WishArgs {
+    /// Its processes fail
+    #[arg(long, value_name = "UNIT")]
+    fail: Vec<String>,
+    /// It is stopped by hand
+    #[arg(long, value_name = "UNIT")]
+    stop: Vec<String>,
+    /// opm shuts down [default: in the daemon's own time]
+    #[arg(long, value_name = "TIME", num_args = 0..=1, default_missing_value = "")]
+    #[arg(action = clap::ArgAction::Append, value_parser = budget)]
+    shutdown: Vec<Budget>,
+}
+
+/// The time of a shutdown; none: the daemon's own.
+#[derive(Debug, Clone, Copy)]
+struct Budget(Option<Span>);
+
+fn budget(text: &str) -> Result<Budget, String> {
+    if text.is_empty() { Ok(Budget(None)) } else { span(text).map(|time| Budget(Some(time))) }
+}
+
+impl clap::Args for Wishes {
+    fn augment_args(command: clap::Command) -> clap::Command {
+        WishArgs::augment_args(command)
+    }
+
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        WishArgs::augment_args_for_update(command)
+    }
+}
+
+impl clap::FromArgMatches for Wishes {
+    fn from_arg_matches(matches: &clap::ArgMatches) -> Result<Self, clap::Error> {
+        let WishArgs { fail, stop, shutdown } = WishArgs::from_arg_matches(matches)?;
+        let places = |name: &str| matches.indices_of(name).into_iter().flatten();
+        let mut wishes: Vec<(usize, Wish)> = Vec::new();
+        wishes.extend(places("fail").zip(fail.into_iter().map(Wish::Fail)));
+        wishes.extend(places("stop").zip(stop.into_iter().map(Wish::Stop)));
+        let shutdowns = shutdown.into_iter().map(|Budget(time)| Wish::Shutdown(time));
+        wishes.extend(places("shutdown").zip(shutdowns));
+        wishes.sort_by_key(|(place, _)| *place);
+        Ok(Self(wishes.into_iter().map(|(_, wish)| wish).collect()))
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &clap::ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
 }
 
 #[derive(Debug, clap::Args)]

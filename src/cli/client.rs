@@ -10,7 +10,7 @@ use super::args::Global;
 use super::{Error, Exit, output};
 use crate::model::Span;
 use crate::protocol::{Call, Decoder, REPLY_BYTES_MAX, Reply};
-use crate::supervisor::Row;
+use crate::supervisor::{Refusal, Row};
 use crate::system::{Dirs, SOCKET_PATH_MAX};
 
 /// The directories that a command means.
@@ -62,13 +62,15 @@ impl Client {
 
     /// Connects, or says that no daemon runs.
     pub(super) fn connect(global: &Global) -> Result<Self, Error> {
+        Self::connect_or(global, "start one with `opm daemon` or `opm apply`")
+    }
+
+    /// Connects, or says that no daemon runs, and what can be done instead.
+    pub(super) fn connect_or(global: &Global, instead: &str) -> Result<Self, Error> {
         Self::try_connect(global)?.ok_or_else(|| {
             let socket = dirs(global).socket();
-            let message = format!(
-                "no daemon runs (nobody listens on `{}`); start one with `opm daemon` or \
-                 `opm apply`",
-                socket.display()
-            );
+            let message =
+                format!("no daemon runs (nobody listens on `{}`); {instead}", socket.display());
             Error::new(Exit::NoDaemon, message)
         })
     }
@@ -148,6 +150,11 @@ pub(super) fn rows(value: &Value) -> Vec<Row> {
 fn lost(reason: &str) -> Error {
     let reason = crate::system::plain(reason);
     Error::new(Exit::NoDaemon, format!("lost the daemon: {reason}"))
+}
+
+/// A refusal, as the daemon would tell it.
+pub(super) fn refused(refusal: &Refusal) -> Error {
+    Error::new(Exit::Refused, refusal)
 }
 
 /// The result of a reply, or its error with the exit code that goes with it.

@@ -42,9 +42,7 @@ pub(super) fn explain(global: &Global, args: &Explain) -> Outcome {
     if !found.supported {
         text.push_str("  This opm does not support it yet.\n");
     }
-    for key in inside() {
-        text.push_str(&format!("  {}: {}\n", key.path, key.meaning));
-    }
+    text.extend(inside().map(|key| format!("  {}: {}\n", key.path, key.meaning)));
     text.push_str("The manual: opm-unit(5)\n");
     output::raw(text.as_bytes()).map(|()| Exit::Done)
 }

@@ -3,13 +3,17 @@
 mod apply;
 mod args;
 mod client;
+mod draw;
 mod explain;
+mod graph;
 mod logs;
 mod output;
 mod probe;
 mod query;
 mod serve;
+mod simulate;
 mod units;
+mod world;
 
 use std::process::ExitCode;
 
@@ -109,6 +113,8 @@ fn dispatch(args: Args) -> Result<u8, Error> {
         Command::Reload(names) => units::reload(&global, &names),
         Command::Kill(kill) => units::kill(&global, &kill),
         Command::Release(names) => units::release(&global, &names),
+        Command::Graph(args) => graph::graph(&global, &args),
+        Command::Simulate(args) => simulate::simulate(&global, &args),
         Command::Logs(logs) => logs::logs(&global, &logs),
         Command::Save => units::save(&global),
         Command::Restore => units::restore(&global),

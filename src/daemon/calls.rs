@@ -136,6 +136,7 @@ fn control(
             let lines: Vec<String> = ids.iter().flat_map(|id| supervisor.why(id)).collect();
             Ok(json!({ "lines": lines }))
         }
+        "State" => state(supervisor),
         "Save" => Ok(json!({ "generation": supervisor.save()? })),
         "Restore" => Ok(restore(supervisor)),
         "Shutdown" => {
@@ -186,8 +187,15 @@ fn show(supervisor: &Supervisor<Linux>, name: &str) -> Result<Value, Failure> {
     } }))
 }
 
+/// What `graph` and `simulate` look at in a process of their own: neither holds up supervision.
+fn state(supervisor: &Supervisor<Linux>) -> Result<Value, Failure> {
+    let state = serde_json::to_value(supervisor.state());
+    let state = state.map_err(|error| Failure::Refused(format!("cannot tell it: {error}")))?;
+    Ok(json!({ "state": state }))
+}
+
 fn changes(applied: &Applied, source: &Source) -> Result<Value, Failure> {
-    let text = if applied.diagnostics.is_empty() {
+    let mut text = if applied.diagnostics.is_empty() {
         String::new()
     } else {
         config::render(&applied.diagnostics, &source.files, false)
@@ -196,6 +204,7 @@ fn changes(applied: &Applied, source: &Source) -> Result<Value, Failure> {
         let all = serde_json::to_value(&applied.diagnostics).unwrap_or_default();
         return Err(Failure::BadUnits(all, text));
     }
+    text.extend(applied.warnings.iter().map(|warning| format!("warning: {warning}\n")));
     Ok(json!({
         "changes": applied.plan.changes, "generation": applied.generation,
         "units": applied.units, "warnings": text,

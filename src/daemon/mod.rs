@@ -79,6 +79,7 @@ struct Daemon {
     reexec: bool,
     panics: Vec<Monotonic>,
     repeats: report::Repeats,
+    cut_short: report::CutShort,
     /// The patience of the shutdown as far as it was reported.
     hurry: Option<crate::plan::Hurry>,
 }
@@ -180,6 +181,7 @@ impl Daemon {
         self.supervisor.turn(events);
         let notices = self.supervisor.take_notices();
         for notice in &notices {
+            self.cut_short.hear(&self.supervisor, notice);
             // The command of `opm run -- CMD` speaks for itself, unless there is none.
             if !self.options.stateless || report::is_failed_start(notice) {
                 report::log(&self.supervisor, notice, &mut self.repeats);
@@ -308,6 +310,9 @@ impl Daemon {
 
     /// All runs are over: what no unit owns gets TERM and, after a while, KILL. PID 1 leaves last.
     fn end(&mut self) {
+        if !self.options.stateless {
+            self.cut_short.say(&self.supervisor);
+        }
         let left = self.sweep(Signal::TERM, STRAYS_WAIT);
         if left > 0 && self.sweep(Signal::KILL, STRAYS_KILL_WAIT) > 0 {
             log::warn!("processes are left that could not be killed");

@@ -1,13 +1,15 @@
 //! What happens, as lines of opm's own log and as events for clients.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use log::Level;
 use serde_json::{Value, json};
 
 use crate::config;
-use crate::model::{Happening, Monotonic, Outcome, Reason, Span, StartError, StopCause, Verdict};
-use crate::plan::{Hurry, Plan};
+use crate::model::{
+    Happening, InstanceId, Monotonic, Outcome, Reason, Rung, Span, StartError, StopCause, Verdict,
+};
+use crate::plan::{Hurry, Plan, Shutdown};
 use crate::supervisor::{Applied, Notice, Source, Supervisor};
 use crate::system::System;
 
@@ -87,6 +89,48 @@ pub(super) fn is_failed_start(notice: &Notice) -> bool {
     matches!(notice.event.what, Happening::Ended { outcome: Outcome::NotStarted(_), .. })
 }
 
+/// Who was killed in a shutdown before its own time was over.
+#[derive(Debug, Default)]
+pub(super) struct CutShort {
+    cut: BTreeSet<InstanceId>,
+    killed: BTreeSet<InstanceId>,
+}
+
+impl CutShort {
+    pub(super) fn hear<S: System>(&mut self, supervisor: &Supervisor<S>, notice: &Notice) {
+        let Happening::Rung { rung, .. } = notice.event.what else { return };
+        let Some(shutdown) = supervisor.shutdown() else { return };
+        // When somebody has no patience left, that was said.
+        if shutdown.hurry == Hurry::Kill {
+            return;
+        }
+        if notice.reason.as_ref().is_some_and(Reason::is_cut) {
+            self.cut.insert(notice.event.instance.clone());
+        }
+        if rung == Rung::Kill {
+            self.killed.insert(notice.event.instance.clone());
+        }
+    }
+
+    /// Says it, at the end.
+    pub(super) fn say<S: System>(&self, supervisor: &Supervisor<S>) {
+        let time = |shutdown: &Shutdown| Some(shutdown.deadline?.since(shutdown.began));
+        let Some(budget) = supervisor.shutdown().and_then(time) else { return };
+        let view = supervisor.view();
+        let own = |id: &InstanceId| {
+            let own = view.unit(id).map_or(Span::ZERO, |unit| unit.spec.stop.time());
+            if own == Span::FOREVER { format!("`{id}`") } else { format!("`{id}` ({own})") }
+        };
+        let all: Vec<String> = self.cut.intersection(&self.killed).map(own).collect();
+        if !all.is_empty() {
+            log::warn!(
+                "killed before their own time was over, as a shutdown has {budget}: {}",
+                all.join(", ")
+            );
+        }
+    }
+}
+
 /// Says that opm is going down, and with how much patience.
 pub(super) fn shutdown<S: System>(supervisor: &Supervisor<S>) {
     let Some(shutdown) = supervisor.shutdown() else { return };
@@ -121,7 +165,7 @@ fn line<S: System>(supervisor: &Supervisor<S>, notice: &Notice) -> Option<(Level
             (Level::Error, format!("stopping: {cause}"))
         }
         Happening::StopBegan { cause, .. } => (Level::Info, format!("stopping: {cause}")),
-        Happening::Rung { rung: crate::model::Rung::Kill, .. } => {
+        Happening::Rung { rung: Rung::Kill, .. } => {
             (Level::Warn, format!("killing what is left{because}"))
         }
         Happening::Tree { left: left @ 1.., .. } => {
@@ -193,6 +237,9 @@ pub(super) fn applied(applied: &Applied, source: &Source) {
             return;
         }
         log::warn!("{text}");
+    }
+    for warning in &applied.warnings {
+        log::warn!("{warning}");
     }
     let Plan { changes } = &applied.plan;
     if changes.is_empty() {

@@ -130,6 +130,7 @@ pub(super) fn build(mut options: Options) -> Result<Daemon, BootFailure> {
         reexec: false,
         panics: Vec::new(),
         repeats: report::Repeats::default(),
+        cut_short: report::CutShort::default(),
         hurry: None,
     };
     if !same_process && let Some(dir) = daemon.options.units.clone() {

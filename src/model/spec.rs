@@ -631,6 +631,14 @@ impl Default for Stop {
     }
 }
 
+impl Stop {
+    /// How long all its steps together wait at most; [`Span::FOREVER`] where one waits for ever.
+    pub fn time(&self) -> Span {
+        let nanos = self.steps.iter().map(|step| step.wait.as_nanos());
+        Span::nanos(nanos.fold(0, u64::saturating_add))
+    }
+}
+
 /// One thing to try.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct StopStep {

@@ -93,6 +93,8 @@ pub enum Reason {
     Stop(StopCause),
     /// A step of the stop did not work in time.
     StopTimedOut,
+    /// The part of a shutdown's time that this stage may use is over.
+    ShareSpent,
     /// The whole shutdown has no time left.
     BudgetSpent,
     /// A process ended like this.
@@ -113,6 +115,13 @@ pub enum Reason {
     StillRuns,
 }
 
+impl Reason {
+    /// Whether a stop is cut short: the unit's own time for it was longer.
+    pub fn is_cut(&self) -> bool {
+        matches!(self, Self::ShareSpent | Self::BudgetSpent)
+    }
+}
+
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -125,6 +134,7 @@ impl fmt::Display for Reason {
             Self::Blocked => f.write_str("it cannot start yet"),
             Self::Stop(cause) => cause.fmt(f),
             Self::StopTimedOut => f.write_str("it did not stop in time"),
+            Self::ShareSpent => f.write_str("its part of the time for shutting down is used up"),
             Self::BudgetSpent => f.write_str("the time for shutting down is used up"),
             Self::Ended(Some(outcome)) => outcome.fmt(f),
             Self::Ended(None) => f.write_str("it ended"),

@@ -7,6 +7,7 @@
 //! (`Phase::Stopping` with [`Rung::Dependents`]) from neighbour to neighbour, before anything is
 //! signalled.
 
+mod budget;
 mod changes;
 mod fields;
 mod order;
@@ -17,6 +18,7 @@ mod start;
 mod stop;
 mod why;
 
+pub use budget::{Chain, budget_warning, longest_stop};
 pub use changes::{Change, Class, Effect, FieldChange, Plan, plan};
 pub use fields::{conceal, fields_of};
 pub use order::{Standing, blockers, standing};

@@ -21,7 +21,7 @@ enum Call {
     Pass(Reason),
 }
 
-fn call<'a>(view: &View<'a>, unit: &Unit, id: &InstanceId, schedule: &Schedule) -> Call {
+fn call(view: &View<'_>, unit: &Unit, id: &InstanceId, schedule: &Schedule) -> Call {
     let Some(entry) = entry(view, id, schedule) else { return Call::Enrol };
     if entry.epoch != unit.epoch_of(id) {
         return Call::Run(Reason::Asked);

@@ -87,23 +87,24 @@ impl Stopping<'_> {
         }
         let wait = spec.stop.steps.get(usize::from(n)).map_or(Span::ZERO, |step| step.wait);
         let deadline = self.deadline(view, wait);
-        if deadline.is_some_and(|at| self.now >= at) {
+        if let Some((_, reason)) = deadline.clone().filter(|(at, _)| self.now >= *at) {
             let next = n.saturating_add(1);
             let more = spec.stop.steps.get(usize::from(next)).is_some();
             let rung = if more { Rung::Step(next) } else { Rung::Kill };
-            return self.climb(rung, Reason::StopTimedOut);
+            return self.climb(rung, reason);
         }
-        self.capped_wake(view, deadline)
+        self.capped_wake(view, deadline.map(|(at, _)| at))
     }
 
-    /// The end of a wait on this rung, within the time that a shutdown leaves to this stage.
-    fn deadline(&self, view: &View<'_>, wait: Span) -> Option<Monotonic> {
-        let own = (wait != Span::FOREVER).then(|| self.since.after(wait));
+    /// The end of a wait on this rung, within the time that a shutdown leaves to this stage, and what
+    /// it means.
+    fn deadline(&self, view: &View<'_>, wait: Span) -> Option<(Monotonic, Reason)> {
+        let own = (wait != Span::FOREVER).then(|| (self.since.after(wait), Reason::StopTimedOut));
         let budget = view.shutdown.and_then(|shutdown| shutdown.deadline).map(|deadline| {
             let stages = view.graph.node(&self.id.unit).map_or(1, |node| node.depth);
-            self.since.after(deadline.since(self.since).share(stages))
+            (self.since.after(deadline.since(self.since).share(stages)), Reason::ShareSpent)
         });
-        [own, budget].into_iter().flatten().min()
+        [own, budget].into_iter().flatten().min_by_key(|(at, _)| *at)
     }
 
     /// Look again at the end of the wait, or when the whole shutdown is over.
@@ -176,10 +177,10 @@ impl Stopping<'_> {
             return None;
         }
         let deadline = self.deadline(view, helper_time(spec));
-        if view.hurry() == Hurry::Kill || deadline.is_some_and(|at| self.now >= at) {
+        if view.hurry() == Hurry::Kill || deadline.as_ref().is_some_and(|(at, _)| self.now >= *at) {
             let action = Action::KillHelper(self.run.id, role);
             return Some(Due::step(self.id, action, Reason::StopTimedOut));
         }
-        Some(self.capped_wake(view, deadline))
+        Some(self.capped_wake(view, deadline.map(|(at, _)| at)))
     }
 }

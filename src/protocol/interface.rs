@@ -100,6 +100,11 @@ method Events() -> (event: ?object)
 # The chain of causes of how an instance is
 method Why(unit: string) -> (lines: []string)
 
+# Everything that opm decides by: desired is what is wanted, instances what is known by instance,
+# now the monotonic clock in ns, shutdown_timeout in ns or null. What is in desired and instances is
+# opm's own and may differ in another version; variables and commands are left out
+method State() -> (state: object)
+
 # Save the desired state now
 method Save() -> (generation: int)
 

@@ -53,7 +53,7 @@ impl<S: System> Supervisor<S> {
                 self.system.forget(&id);
                 self.happens(&id, Happening::Forgotten, Some(reason));
                 self.wakes.set(&id, None);
-                self.alarms.set(&id, None);
+                self.times.alarms.set(&id, None);
                 self.dirty.remove(&id);
                 self.purge(&id);
             }

@@ -2,13 +2,35 @@
 //! the wall clock is set.
 
 use super::Supervisor;
-use crate::model::{Due, Entry, InstanceId, Schedule, Span, Wall};
+use super::wakes::Wakes;
+use crate::model::{Agenda, Due, Entry, InstanceId, Schedule, Span, Wall};
 use crate::system::System;
 
 /// A change of the wall clock against the time that passes which is no drift.
 const STEP_MIN: Span = Span::seconds(1);
 /// A due time that was served so far in the future was served by a wrong clock, and counts no more.
 const AHEAD_MAX: Span = Span::seconds(24 * 3_600);
+
+/// When instances are due, and when to look at the wall clock for that.
+#[derive(Debug)]
+pub(super) struct Timetable {
+    pub(super) agenda: Agenda,
+    /// Whether it is to be saved.
+    changed: bool,
+    /// Set by a failed save, so that it is said once.
+    fails: bool,
+    /// By how much the wall clock was ahead of the time that passed when all was worked out.
+    offset: i64,
+    pub(super) alarms: Wakes<Wall>,
+    /// What the system was last told to wake us at.
+    armed: Option<Wall>,
+}
+
+impl Timetable {
+    pub(super) fn new(agenda: Agenda) -> Self {
+        Self { agenda, changed: false, fails: false, offset: 0, alarms: Wakes::new(), armed: None }
+    }
+}
 
 impl<S: System> Supervisor<S> {
     fn schedule_of(&self, id: &InstanceId) -> Option<&Schedule> {
@@ -26,14 +48,16 @@ impl<S: System> Supervisor<S> {
     pub(super) fn enrol(&mut self, id: &InstanceId) {
         let Some(schedule) = self.schedule_of(id).map(Schedule::hash) else { return };
         let epoch = self.desired.units.get(&id.unit).map_or(0, |unit| unit.epoch_of(id));
-        let old = self.agenda.get(id);
+        let old = self.times.agenda.get(id);
         // What was asked for by hand is still to be done under another schedule.
         let epoch = old.map_or(epoch, |entry| entry.epoch);
         let ran = old.and_then(|entry| entry.ran);
         let last = self.system.wall();
         let next = self.due_after(id, last);
-        self.agenda.insert(id.clone(), Entry { schedule, last, ran, epoch, queued: false, next });
-        self.agenda_changed = true;
+        self.times
+            .agenda
+            .insert(id.clone(), Entry { schedule, last, ran, epoch, queued: false, next });
+        self.times.changed = true;
         self.touch(id);
     }
 
@@ -41,7 +65,7 @@ impl<S: System> Supervisor<S> {
     /// to begin later, or by none.
     pub(super) fn serve(&mut self, id: &InstanceId, change: impl FnOnce(&mut Entry)) {
         let wall = self.system.wall();
-        let Some(entry) = self.agenda.get(id) else { return };
+        let Some(entry) = self.times.agenda.get(id) else { return };
         let mut last = entry.last;
         if let Some(due) = entry.next.filter(|due| due.at <= wall)
             && let Some(schedule) = self.schedule_of(id)
@@ -50,11 +74,11 @@ impl<S: System> Supervisor<S> {
             last = schedule.when.latest(due.time, wall, &zone);
         }
         let next = self.due_after(id, last);
-        if let Some(entry) = self.agenda.get_mut(id) {
+        if let Some(entry) = self.times.agenda.get_mut(id) {
             (entry.last, entry.next) = (last, next);
             change(entry);
         }
-        self.agenda_changed = true;
+        self.times.changed = true;
         self.touch(id);
     }
 
@@ -65,32 +89,32 @@ impl<S: System> Supervisor<S> {
         self.serve(id, |entry| {
             (entry.epoch, entry.queued, entry.ran) = (epoch, false, Some(wall));
         });
-        self.agenda.get(id).map(|entry| entry.last)
+        self.times.agenda.get(id).map(|entry| entry.last)
     }
 
     /// Works out all due times: at boot, and when the wall clock was set.
     pub(super) fn work_out(&mut self) {
-        self.clock_offset = self.offset();
+        self.times.offset = self.offset();
         let wall = self.system.wall();
-        let ids: Vec<InstanceId> = self.agenda.iter().map(|(id, _)| id.clone()).collect();
+        let ids: Vec<InstanceId> = self.times.agenda.iter().map(|(id, _)| id.clone()).collect();
         for id in ids {
             let begun = self.observed.get(&id).map(|instance| (instance.due, instance.epoch));
-            let Some(entry) = self.agenda.get_mut(&id) else { continue };
+            let Some(entry) = self.times.agenda.get_mut(&id) else { continue };
             // The ledger knows of a run that began just before the supervisor died.
             if let Some((Some(due), epoch)) = begun
                 && (due > entry.last || (due == entry.last && entry.queued))
             {
                 (entry.last, entry.epoch, entry.queued) = (due, epoch, false);
-                self.agenda_changed = true;
+                self.times.changed = true;
             }
             if entry.last.since(wall) > AHEAD_MAX {
                 log::warn!("{id}: its last due time is in the future; its schedule begins anew");
                 entry.last = wall;
-                self.agenda_changed = true;
+                self.times.changed = true;
             }
             let last = entry.last;
             let next = self.due_after(&id, last);
-            if let Some(entry) = self.agenda.get_mut(&id) {
+            if let Some(entry) = self.times.agenda.get_mut(&id) {
                 entry.next = next;
             }
             self.touch(&id);
@@ -99,18 +123,18 @@ impl<S: System> Supervisor<S> {
 
     /// Looks who is due by the wall clock, and whether that was set.
     pub(super) fn look_at_the_wall(&mut self) {
-        if self.agenda.is_empty() {
+        if self.times.agenda.is_empty() {
             return;
         }
         let offset = self.offset();
-        let step = offset.saturating_sub(self.clock_offset);
+        let step = offset.saturating_sub(self.times.offset);
         if step.unsigned_abs() > STEP_MIN.as_nanos() / 1_000 {
             log::info!("the wall clock was set; schedules are worked out anew");
             self.shift_intervals(step);
             self.work_out();
         }
         let now = self.system.wall();
-        while let Some(id) = self.alarms.pop(now) {
+        while let Some(id) = self.times.alarms.pop(now) {
             self.touch(&id);
         }
     }
@@ -121,6 +145,15 @@ impl<S: System> Supervisor<S> {
         self.touch_neighbours(id);
     }
 
+    /// Lets the system wake us when the next instance is due by the wall clock.
+    pub(super) fn arm(&mut self) {
+        let next = self.times.alarms.first();
+        if next != self.times.armed {
+            self.system.set_alarm(next);
+            self.times.armed = next;
+        }
+    }
+
     /// An interval is a length of time: it ends as much later as the clock was set on.
     fn shift_intervals(&mut self, step: i64) {
         let is_interval = |id: &&InstanceId| {
@@ -128,11 +161,11 @@ impl<S: System> Supervisor<S> {
             schedule.is_some_and(|s| matches!(s.when, crate::model::When::Every(_)))
         };
         let ids: Vec<InstanceId> =
-            self.agenda.iter().map(|(id, _)| id).filter(is_interval).cloned().collect();
+            self.times.agenda.iter().map(|(id, _)| id).filter(is_interval).cloned().collect();
         for id in ids {
-            if let Some(entry) = self.agenda.get_mut(&id) {
+            if let Some(entry) = self.times.agenda.get_mut(&id) {
                 entry.last = Wall(entry.last.0.saturating_add(step));
-                self.agenda_changed = true;
+                self.times.changed = true;
             }
         }
     }
@@ -150,25 +183,25 @@ impl<S: System> Supervisor<S> {
             let unit = units.get(&id.unit).filter(|unit| !unit.removed);
             unit.is_some_and(|unit| unit.spec.schedule.is_some() && unit.spec.has_instance(id))
         };
-        self.agenda_changed |= self.agenda.retain(is_kept);
+        self.times.changed |= self.times.agenda.retain(is_kept);
     }
 
     /// Saves the due times, where they changed: before anything runs because of them.
     pub(super) fn save_agenda(&mut self) {
-        if !self.agenda_changed {
+        if !self.times.changed {
             return;
         }
         // The ledger has them too, for as long as the machine runs: what is due runs all the same.
-        let result = self.system.save_agenda(&self.agenda);
+        let result = self.system.save_agenda(&self.times.agenda);
         match &result {
-            Err(error) if !self.agenda_fails => {
+            Err(error) if !self.times.fails => {
                 log::error!("{error}; after a reboot a schedule may run twice for one due time");
             }
-            Ok(()) if self.agenda_fails => log::info!("due times can be saved again"),
+            Ok(()) if self.times.fails => log::info!("due times can be saved again"),
             Ok(()) | Err(_) => {}
         }
         // What could not be saved is tried again in the next turn.
-        self.agenda_fails = result.is_err();
-        self.agenda_changed = result.is_err();
+        self.times.fails = result.is_err();
+        self.times.changed = result.is_err();
     }
 }

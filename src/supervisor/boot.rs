@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use super::agenda::Timetable;
 use super::keeper_unit::{self, KeeperOptions};
 use super::wakes::Wakes;
 use super::{Refusal, Supervisor};
@@ -55,12 +56,7 @@ impl<S: System> Boot<S> {
             dirty: BTreeSet::new(),
             queued: BTreeSet::new(),
             wakes: Wakes::new(),
-            agenda: self.loaded.agenda,
-            agenda_changed: false,
-            agenda_fails: false,
-            clock_offset: 0,
-            alarms: Wakes::new(),
-            armed: None,
+            times: Timetable::new(self.loaded.agenda),
             running,
             notices: Vec::new(),
             ledger_fails: false,
@@ -96,7 +92,7 @@ impl<S: System> Supervisor<S> {
         }
         self.running = count_running(&self.observed);
         self.wakes.clear();
-        self.alarms.clear();
+        self.times.alarms.clear();
         self.adopt_all(true);
         self.work_out();
         self.last_stage();

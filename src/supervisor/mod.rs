@@ -11,6 +11,7 @@ mod agenda;
 mod boot;
 mod keeper_unit;
 mod requests;
+mod state;
 mod status;
 mod wakes;
 
@@ -19,13 +20,15 @@ use std::collections::BTreeSet;
 pub use boot::Boot;
 pub use keeper_unit::{COMMAND_SOURCE, KeeperOptions};
 pub use requests::{Applied, Refusal, Source};
+pub use state::State;
 pub use status::Row;
 
+use agenda::Timetable;
 use wakes::Wakes;
 
 use crate::model::{
-    Action, Agenda, Desired, Event, Graph, Happening, Instance, InstanceId, Monotonic, Observed,
-    Phase, Reason, Rung, Span, Step, Wall,
+    Action, Desired, Event, Graph, Happening, Instance, InstanceId, Monotonic, Observed, Phase,
+    Reason, Rung, Span, Step, Wall,
 };
 use crate::plan::{self, Hurry, Shutdown, View};
 use crate::system::System;
@@ -59,15 +62,8 @@ pub struct Supervisor<S> {
     /// Instances whose next process is due, and waits until there is room, [`System::has_room`].
     queued: BTreeSet<InstanceId>,
     wakes: Wakes<Monotonic>,
-    /// When instances are due, and by which look at the clocks that was worked out.
-    agenda: Agenda,
-    agenda_changed: bool,
-    /// Set by a failed save, so that it is said once.
-    agenda_fails: bool,
-    clock_offset: i64,
-    alarms: Wakes<Wall>,
-    /// What the system was last told to wake us at.
-    armed: Option<Wall>,
+    /// When instances with a schedule are due.
+    times: Timetable,
     /// How many instances have a run, the log keeper's apart.
     running: usize,
     notices: Vec<Notice>,
@@ -105,6 +101,11 @@ impl<S: System> Supervisor<S> {
         self.shutdown.as_ref()
     }
 
+    /// How long a shutdown may take; `None`: as long as the units' own times.
+    pub fn shutdown_budget(&self) -> Option<Span> {
+        self.shutdown_budget
+    }
+
     /// Everything that a decision may look at.
     pub fn view(&self) -> View<'_> {
         View {
@@ -112,8 +113,8 @@ impl<S: System> Supervisor<S> {
             graph: &self.graph,
             observed: &self.observed,
             shutdown: self.shutdown.as_ref(),
-            agenda: &self.agenda,
-            wall: if self.agenda.is_empty() { Wall::default() } else { self.system.wall() },
+            agenda: &self.times.agenda,
+            wall: if self.times.agenda.is_empty() { Wall::default() } else { self.system.wall() },
         }
     }
 
@@ -194,7 +195,7 @@ impl<S: System> Supervisor<S> {
         }
         for (id, wake, alarm) in wakes {
             self.wakes.set(&id, wake);
-            self.alarms.set(&id, alarm);
+            self.times.alarms.set(&id, alarm);
         }
         let wishes = due.iter().any(|step| step.action.is_wish());
         for step in due {
@@ -205,15 +206,6 @@ impl<S: System> Supervisor<S> {
             } else {
                 self.carry_out(step);
             }
-        }
-    }
-
-    /// Lets the system wake us when the next instance is due by the wall clock.
-    fn arm(&mut self) {
-        let next = self.alarms.first();
-        if next != self.armed {
-            self.system.set_alarm(next);
-            self.armed = next;
         }
     }
 
@@ -330,7 +322,7 @@ impl<S: System> Supervisor<S> {
         self.minimal = true;
         self.dirty.clear();
         self.wakes.clear();
-        self.alarms.clear();
+        self.times.alarms.clear();
     }
 
     /// Passes a signal on to the command that opm was started with: to its whole group.

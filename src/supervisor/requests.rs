@@ -65,6 +65,8 @@ pub struct Applied {
     pub units: Vec<UnitName>,
     /// Warnings; with an error nothing is applied.
     pub diagnostics: Vec<Diagnostic>,
+    /// What is legal, has no place in a file, and is hardly meant.
+    pub warnings: Vec<String>,
 }
 
 /// A unit with all its instances, or one of them.
@@ -142,7 +144,10 @@ impl<S: System> Supervisor<S> {
         let mut plan = plan::plan(&self.desired, &desired, &self.observed);
         plan.changes.retain(|change| !keeper_unit::is_keeper(&change.unit));
         let generation = self.desired.generation;
-        (Applied { plan, generation, units, diagnostics: loaded.diagnostics }, desired)
+        let own = without_internal(&desired);
+        let warnings = plan::budget_warning(&own, self.shutdown_budget).into_iter().collect();
+        let diagnostics = loaded.diagnostics;
+        (Applied { plan, generation, units, diagnostics, warnings }, desired)
     }
 
     /// A changed spec clears what an instance came to under the old one.

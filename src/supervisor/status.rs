@@ -151,13 +151,13 @@ impl<S: System> Supervisor<S> {
 
     /// When a wanted instance with a schedule runs next.
     fn next_run(&self, id: &InstanceId) -> Option<ZonedDateTime> {
-        let due = self.agenda.get(id)?.next.filter(|_| self.view().wants(id))?;
+        let due = self.times.agenda.get(id)?.next.filter(|_| self.view().wants(id))?;
         self.local(id, due.at)
     }
 
     /// When an instance with a schedule last ran.
     fn last_run(&self, id: &InstanceId) -> Option<ZonedDateTime> {
-        self.local(id, self.agenda.get(id)?.ran?)
+        self.local(id, self.times.agenda.get(id)?.ran?)
     }
 
     /// The chain of reasons why an instance is as it is, with its next run where it has a schedule.
@@ -166,7 +166,7 @@ impl<S: System> Supervisor<S> {
         if let Some(line) = lines.first_mut()
             && let Some(next) = self.next_run_words(id)
         {
-            line.push_str(&format!("; {next}"));
+            line.extend(["; ", &next]);
         }
         lines
     }

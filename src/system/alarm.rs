@@ -1,6 +1,6 @@
 //! One timer on the wall clock, for all schedules.
 //!
-//! It is armed with `TFD_TIMER_CANCEL_ON_SET`, timerfd_create(2): it fires at its time even when the
+//! It is armed with `TFD_TIMER_CANCEL_ON_SET`, `timerfd_create(2)`: it fires at its time even when the
 //! machine slept before, and when the clock is set it is readable at once.
 
 use std::io;

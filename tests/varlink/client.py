@@ -63,6 +63,8 @@ with client.open("io.opm.Control") as opm:
     assert opm.Show("a")["unit"]["name"] == "a"
     assert opm.Why("b")["lines"]
     assert opm.Info()["shutting_down"] is False
+    state = opm.State()["state"]
+    assert list(state["desired"]["units"]) == list(state["instances"]) == ["a", "b"], state
     assert opm.Kill(["a"], "CONT")["instances"] == ["a"]
     assert opm.Restore()["pending"] == []
     plan = opm.Plan("elsewhere", [{"path": "/x/c.yaml", "text": "command: [true]\n"}])

@@ -97,9 +97,9 @@ fn date(text: &str, pattern: &mut Pattern) -> Result<(), ScheduleError> {
         return Err(ScheduleError("days counted from a month's end (`~`) are not known".into()));
     }
     let parts: Vec<&str> = text.split('-').collect();
-    let (year, month, day) = match parts.as_slice() {
-        &[year, month, day] => (year, month, day),
-        &[month, day] => ("*", month, day),
+    let (year, month, day) = match *parts.as_slice() {
+        [year, month, day] => (year, month, day),
+        [month, day] => ("*", month, day),
         _ => {
             return Err(ScheduleError(format!("`{text}` is no date, as `2026-12-24` or `*-*-01`")));
         }
@@ -126,9 +126,9 @@ fn date(text: &str, pattern: &mut Pattern) -> Result<(), ScheduleError> {
 /// `HOUR:MINUTE[:SECOND]`.
 fn time(text: &str, pattern: &mut Pattern) -> Result<(), ScheduleError> {
     let parts: Vec<&str> = text.split(':').collect();
-    let (hour, minute, second) = match parts.as_slice() {
-        &[hour, minute] => (hour, minute, "00"),
-        &[hour, minute, second] => (hour, minute, second),
+    let (hour, minute, second) = match *parts.as_slice() {
+        [hour, minute] => (hour, minute, "00"),
+        [hour, minute, second] => (hour, minute, second),
         _ => return Err(ScheduleError(format!("`{text}` is no time, as `09:00` or `*:0/15`"))),
     };
     let hours = set("hour", hour, 0, 23)?;

@@ -119,10 +119,12 @@ impl Field {
             (self.first..).zip(self.names).find(|(_, name)| name.eq_ignore_ascii_case(text));
         let number = named.map(|(number, _)| number).or_else(|| digits(text));
         number.filter(|n| (self.first..=self.last).contains(n)).ok_or_else(|| {
-            let names =
+            let or_name =
                 self.names.first().map_or_else(String::new, |name| format!(", or `{name}`"));
             let (name, first, last) = (self.name, self.first, self.last);
-            ScheduleError(format!("`{text}` is no {name}: a number from {first} to {last}{names}"))
+            ScheduleError(format!(
+                "`{text}` is no {name}: a number from {first} to {last}{or_name}"
+            ))
         })
     }
 }

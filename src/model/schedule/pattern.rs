@@ -142,16 +142,12 @@ impl Pattern {
                 return None;
             }
             let found = self.seconds.from(local.second()).next();
-            match found.filter(|_| self.minutes.has(local.minute())) {
-                Some(second) => {
-                    let wait = i64::from(second - local.second());
-                    return at.checked_add(wait.seconds()).ok();
-                }
-                None => {
-                    let rest = i64::from(60 - local.second());
-                    at = at.checked_add(rest.seconds()).ok()?;
-                }
+            if let Some(second) = found.filter(|_| self.minutes.has(local.minute())) {
+                let wait = i64::from(second - local.second());
+                return at.checked_add(wait.seconds()).ok();
             }
+            let rest = i64::from(60 - local.second());
+            at = at.checked_add(rest.seconds()).ok()?;
         }
     }
 

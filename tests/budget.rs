@@ -1,0 +1,87 @@
+//! The time that a shutdown has, against the time that the units ask for.
+
+mod common;
+
+use common::World;
+
+const SLEEP: &str = "command: [sleep, '1000']\nlogs: {to: null}\n";
+/// It goes only when it is killed.
+const STUBBORN: &str = "trap '' TERM; while :; do sleep 0.05; done";
+
+const WARNING: &str = "warning: stopping `web`, then `db` may take 15s, and a shutdown has 3s: who is \
+                       not gone when its part of that is over is killed\n";
+
+fn chain(world: &World) {
+    world.unit("db", &format!("{SLEEP}stop: {{timeout: 5s}}\n"));
+    world.unit("web", &format!("{SLEEP}requires: [db]\n"));
+    world.unit("alone", SLEEP);
+}
+
+#[test]
+fn a_chain_of_stops_that_does_not_fit_is_warned_of() {
+    let Some(mut world) = World::new() else { return };
+    chain(&world);
+    world.run_with(&["run", "units", "--shutdown-timeout", "3s"]);
+    world.until_phase("web", "up");
+    assert!(world.log().contains(&format!("opm: {WARNING}")), "{}", world.log());
+    for args in [
+        &["plan", "units"][..],
+        &["apply", "units"],
+        &["check", "--shutdown-timeout", "3s", "units"],
+    ] {
+        let said = world.opm(args);
+        assert_eq!(said.code, 0, "{said:?}");
+        assert_eq!(said.err.matches(WARNING).count(), 1, "{said:?}");
+    }
+    // Without a time it is the daemon's own.
+    let said = world.opm(&["simulate", "--shutdown"]);
+    assert!(said.out.contains("2      web    0s    1.5s  10s         cut short\n"), "{said:?}");
+    for args in [&["check", "units"][..], &["check", "--shutdown-timeout", "15s", "units"]] {
+        assert_eq!(world.opm(args).err, "");
+    }
+    world.unit("web", &format!("{SLEEP}requires: [db]\nstop: {{timeout: 1s}}\n"));
+    world.unit("db", &format!("{SLEEP}stop: {{timeout: 2s}}\n"));
+    let said = world.opm(&["apply", "units"]);
+    assert!(!said.err.contains("warning"), "{said:?}");
+}
+
+#[test]
+fn pid_one_has_nine_seconds_by_itself() {
+    let mut world = World::bare();
+    chain(&world);
+    if !world.start_pid_one(&["run", "units"]) {
+        return;
+    }
+    world.until("the warning", || {
+        world.log().contains("stopping `web`, then `db` may take 15s, and a shutdown has 9s")
+    });
+}
+
+#[test]
+fn the_end_says_who_was_cut_short() {
+    let Some(mut world) = World::new() else { return };
+    world.service("web", STUBBORN, "requires: [db]\n");
+    world.service("db", STUBBORN, "stop: {timeout: 100ms}\n");
+    world.service("easy", "exec sleep 1000", "");
+    world.run_with(&["run", "units", "--shutdown-timeout", "800ms"]);
+    for unit in ["web", "easy"] {
+        world.until_phase(unit, "up");
+    }
+    assert_eq!(world.opm(&["shutdown"]).code, 0);
+    assert_eq!(world.wait_run(), 0);
+    let log = world.log();
+    let last = "opm: warning: killed before their own time was over, as a shutdown has 800ms: `web` \
+                (10s)\n";
+    assert!(log.contains(last), "{log}");
+}
+
+#[test]
+fn a_shutdown_in_time_says_nothing_of_that() {
+    let Some(mut world) = World::new() else { return };
+    chain(&world);
+    world.run_with(&["run", "units", "--shutdown-timeout", "20s"]);
+    world.until_phase("web", "up");
+    assert_eq!(world.opm(&["shutdown"]).code, 0);
+    assert_eq!(world.wait_run(), 0);
+    assert!(!world.log().contains("warning"), "{}", world.log());
+}
