@@ -169,6 +169,8 @@ goldens! {
     two_writers
     unknown_key
     unknown_unit
+    watch
+    watch_mistakes
     wide_characters
     windows_lines
     wrong_types
@@ -275,7 +277,7 @@ before: [other]|conflicts: [off]|on_dependency_restart: restart|conditions: {env
 instances: 2|restart: always|success_exit: [3]|on_success: shutdown|on_failure: shutdown|\
 essential: true|ready: {fd: 3}|start_timeout: 1s|pre_start: [x]|post_start: [x]|pre_stop: [x]|\
 post_stop: [x]|reload: {signal: HUP}|health: {tcp: \"x:1\"}|stop: {signal: INT}|logs: {to: console}|limits: {core: 0}|\
-nice: 1|oom_score_adjust: 1|kind: task|name: x";
+watch: {paths: [x]}|nice: 1|oom_score_adjust: 1|kind: task|name: x";
 
 /// The same for keys of a task with a schedule.
 const TASK_SAMPLES: &str = "schedule: \"@daily\"|calendar: daily|every: 1h|timezone: UTC|jitter: 1s|\

@@ -49,6 +49,7 @@ fn run(main: Option<Life>, helper: Option<(Role, Life)>) -> Run {
         was_healthy: false,
         ready: None,
         reloaded: None,
+        touched: None,
         left: None,
         status: String::new(),
         adopted: false,
@@ -145,6 +146,7 @@ fn happenings(run: RunId) -> Vec<(&'static str, Happening)> {
         ("Rung step", Happening::Rung { run, rung: Rung::Step(0) }),
         ("Rung post_stop", Happening::Rung { run, rung: Rung::PostStop(0) }),
         ("Tree 0", Happening::Tree { run, left: 0 }),
+        ("Touched", Happening::Touched { run }),
         ("Said", Happening::Said { run, status: "well".to_owned() }),
         ("Adopted", Happening::Adopted { run }),
         ("Unproven", Happening::Unproven { run, why: "no pidfd in this kernel".to_owned() }),
@@ -183,6 +185,7 @@ fn names_a_run(what: &Happening) -> bool {
         | Happening::StopBegan { .. }
         | Happening::Rung { .. }
         | Happening::Tree { .. }
+        | Happening::Touched { .. }
         | Happening::Said { .. }
         | Happening::Adopted { .. }
         | Happening::Unproven { .. } => true,
@@ -414,6 +417,7 @@ fn any_happening() -> impl Strategy<Value = Happening> {
         2 => run().prop_map(|run| Happening::StopBegan { run, cause: StopCause::MainEnded }),
         2 => (run(), any_rung()).prop_map(|(run, rung)| Happening::Rung { run, rung }),
         1 => (run(), 0..3u32).prop_map(|(run, left)| Happening::Tree { run, left }),
+        1 => run().prop_map(|run| Happening::Touched { run }),
         1 => (run(), "[aä€]{0,200}").prop_map(|(run, status)| Happening::Said { run, status }),
         1 => run().prop_map(|run| Happening::Adopted { run }),
         1 => run().prop_map(|run| Happening::Unproven { run, why: "why".to_owned() }),
@@ -470,7 +474,7 @@ proptest! {
             // Whoever reads it has to count for himself.
             let mut now = now.clone();
             if let Some(run) = &mut now.run {
-                run.left = None;
+                (run.left, run.touched) = (None, None);
             }
             prop_assert_eq!(serde_json::from_str::<Instance>(&json).unwrap(), now);
         }

@@ -292,6 +292,7 @@ fn instance(facts: Facts, unit: &Unit, pid: i32) -> Instance {
         was_healthy: false,
         ready: (ready || is_up).then(|| ago(since)),
         reloaded: None,
+        touched: None,
         left,
         status: String::new(),
         adopted: false,

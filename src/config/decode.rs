@@ -13,6 +13,7 @@ mod restart;
 mod schedule;
 mod stop;
 mod value;
+mod watch;
 
 use super::diagnostic::{Spot, quoted};
 use super::source::{At, Sink};
@@ -222,6 +223,7 @@ impl Decoder<'_, '_> {
         if let Some(node) = fields.get("health") {
             spec.health = self.health(node);
         }
+        spec.watch = fields.get("watch").and_then(|node| self.watch(node, spec.reload.is_some()));
         spec.schedule = self.schedule(fields);
         spec.hooks.pre_start = self.hooks("pre_start", fields);
         spec.hooks.post_start = self.hooks("post_start", fields);

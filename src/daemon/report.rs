@@ -184,6 +184,7 @@ fn line<S: System>(supervisor: &Supervisor<S>, notice: &Notice) -> Option<(Level
             let what: Vec<String> = on.iter().map(ToString::to_string).collect();
             (Level::Info, format!("waits for {}", what.join(", ")))
         }
+        Happening::Touched { .. } => (Level::Debug, "a file that it watches changed".to_owned()),
         Happening::Said { status, .. } => (Level::Debug, status.clone()),
         Happening::Adopted { .. } => (Level::Debug, "adopted".to_owned()),
         Happening::Reloaded { .. } => (Level::Info, format!("reloaded{because}")),

@@ -114,6 +114,8 @@ pub enum StopCause {
     ConditionUnmet(String),
     /// Its health check failed too often.
     Unhealthy,
+    /// Something that it watches changed.
+    Touched,
     /// Its next due time came, and its schedule says that a run does not outlast that.
     Due,
 }
@@ -127,6 +129,7 @@ impl StopCause {
             | Self::Changed
             | Self::Dependency(_)
             | Self::DependencyRestarted(_)
+            | Self::Touched
             | Self::Shutdown => true,
             Self::MainEnded
             | Self::HookFailed(_)
@@ -152,6 +155,7 @@ impl fmt::Display for StopCause {
             Self::StartTimeout => f.write_str("it was not ready in time"),
             Self::ConditionUnmet(what) => write!(f, "a condition does not hold: {what}"),
             Self::Unhealthy => f.write_str("its health check failed too often"),
+            Self::Touched => f.write_str("a file that it watches changed"),
             Self::Due => f.write_str("its next run is due"),
         }
     }
@@ -350,6 +354,11 @@ pub enum Happening {
         /// Whether restart counters begin anew when it starts.
         fresh: bool,
     },
+    /// Something that the run watches changed.
+    Touched {
+        /// The run.
+        run: RunId,
+    },
     /// The run said how it is doing.
     Said {
         /// The run.
@@ -389,9 +398,11 @@ impl Happening {
             | Self::Settled { .. }
             | Self::Adopted { .. }
             | Self::Forgotten => true,
-            Self::Tree { .. } | Self::Waits { .. } | Self::Said { .. } | Self::Unproven { .. } => {
-                false
-            }
+            Self::Tree { .. }
+            | Self::Waits { .. }
+            | Self::Touched { .. }
+            | Self::Said { .. }
+            | Self::Unproven { .. } => false,
         }
     }
 }

@@ -41,6 +41,7 @@ mod spec;
 mod step;
 mod template;
 mod time;
+mod watch;
 
 pub use agenda::{Agenda, Due, Entry};
 pub use desired::{Desired, Hold, InstanceWish, Unit};
@@ -64,3 +65,4 @@ pub use spec::{
 pub use step::{Action, Reason, Step};
 pub use template::{Template, TemplateError, Variable};
 pub use time::{Monotonic, Span, SpanError, Wall};
+pub use watch::{Watch, WatchAction};

@@ -150,6 +150,9 @@ pub struct Run {
     pub ready: Option<Monotonic>,
     /// When it was last told to read its configuration again.
     pub reloaded: Option<Monotonic>,
+    /// When something that it watches last changed, while it was up.
+    #[serde(skip)]
+    pub touched: Option<Monotonic>,
     /// How many of its processes live beside those with a role, as far as they were counted. Whoever
     /// reads the ledger has to count anew, as only who counted is told when that changes.
     #[serde(skip)]
@@ -362,9 +365,14 @@ impl Instance {
             }),
             Happening::Up { run } => self.up(*run, at),
             Happening::Reloaded { run } => self.with_run(*run, |run| {
-                run.reloaded = Some(at);
+                (run.reloaded, run.touched) = (Some(at), None);
                 true
             }),
+            // What a start itself writes is no reason for another one.
+            Happening::Touched { run } if self.phase == Phase::Up => {
+                self.with_run(*run, |run| run.touched.replace(at) != Some(at))
+            }
+            Happening::Touched { .. } => false,
             Happening::StopBegan { run, cause } => self.begin_stop(*run, cause, at),
             Happening::Rung { run, rung } => self.take_rung(*run, *rung, at),
             Happening::Tree { run, left } => {
@@ -419,6 +427,7 @@ impl Instance {
             was_healthy: false,
             ready: None,
             reloaded: None,
+            touched: None,
             left: None,
             status: String::new(),
             adopted: false,

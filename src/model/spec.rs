@@ -15,6 +15,7 @@ use super::schedule::Schedule;
 use super::signal::Signal;
 use super::template::Template;
 use super::time::Span;
+use super::watch::Watch;
 
 /// Most instances of one unit. More is a sign of a wrong number, not of a plan.
 pub const INSTANCES_MAX: u32 = 1_000;
@@ -84,6 +85,8 @@ pub struct Spec {
     pub reload: Option<Reload>,
     /// How it is watched while it is up.
     pub health: Option<Health>,
+    /// Files whose change restarts or reloads it.
+    pub watch: Option<Watch>,
     /// When a task runs; `None`: once per boot and definition.
     pub schedule: Option<Schedule>,
     /// Commands round the main process.
@@ -119,6 +122,7 @@ impl Spec {
             stop: Stop::default(),
             reload: None,
             health: None,
+            watch: None,
             schedule: None,
             hooks: Hooks::default(),
             logs: Logs::default(),

@@ -3,7 +3,7 @@
 use super::{Due, View, order, probe, schedule};
 use crate::model::{
     Action, Instance, InstanceId, Kind, Life, Monotonic, OnDependencyRestart, Outcome, Phase,
-    Process, Ready, Reason, Reload, Role, Run, Spec, StopCause, Unit,
+    Process, Ready, Reason, Reload, Role, Run, Spec, StopCause, Unit, WatchAction,
 };
 
 /// What is due for an instance with a run that is not being ended.
@@ -223,19 +223,36 @@ fn up(view: &View<'_>, unit: &Unit, id: &InstanceId, run: &Run, now: Monotonic) 
         }
         return Due::at(deadline);
     }
-    if spec.relations.on_dependency_restart != OnDependencyRestart::Reload {
-        return Due::NOTHING;
+    let touched = touched(spec, id, run, now);
+    let follows = spec.relations.on_dependency_restart == OnDependencyRestart::Reload;
+    if !follows || !touched.steps.is_empty() {
+        return touched;
     }
     let since = run.reloaded.unwrap_or(run.began);
     match order::recovered_since(view, &id.unit, since) {
         Some(cause) => {
             let action = reload_action(spec, run);
-            action.map_or(Due::NOTHING, |action| {
-                Due::step(id, action, Reason::DependencyRestarted(cause))
-            })
+            action
+                .map_or(touched, |action| Due::step(id, action, Reason::DependencyRestarted(cause)))
         }
-        None => Due::NOTHING,
+        None => touched,
     }
+}
+
+/// What follows from a change of something that a run watches, once it has been quiet for a while.
+fn touched(spec: &Spec, id: &InstanceId, run: &Run, now: Monotonic) -> Due {
+    let (Some(watch), Some(at)) = (&spec.watch, run.touched) else { return Due::NOTHING };
+    let due = at.after(watch.debounce);
+    if now < due {
+        return Due::at(due);
+    }
+    let restart = Action::StopBegin(run.id, StopCause::Touched);
+    let action = match watch.action {
+        WatchAction::Restart => restart,
+        // A check sees to it that there is a way to reload.
+        WatchAction::Reload => reload_action(spec, run).unwrap_or(restart),
+    };
+    Due::step(id, action, Reason::Touched)
 }
 
 /// The action that reloads this run, if its spec has one.

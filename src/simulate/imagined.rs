@@ -205,6 +205,8 @@ impl System for Imagined {
         name.and_then(|name| TimeZone::get(name).ok()).unwrap_or_else(TimeZone::system)
     }
 
+    fn watch_paths(&mut self, _: &Launch) {}
+
     /// The clock jumps to what follows from what is asked about, not to the next due time.
     fn set_alarm(&mut self, _: Option<Wall>) {}
 

@@ -174,6 +174,7 @@ impl Teller {
             | Happening::Ready { .. }
             | Happening::Up { .. }
             | Happening::Tree { .. }
+            | Happening::Touched { .. }
             | Happening::Said { .. }
             | Happening::Adopted { .. }
             | Happening::Unproven { .. }
@@ -259,6 +260,7 @@ fn because(reason: &Reason) -> String {
         | Reason::Removed
         | Reason::DependencyRestarted(_)
         | Reason::Limit
+        | Reason::Touched
         | Reason::Due
         | Reason::Missed
         | Reason::StillRuns => reason.to_string(),

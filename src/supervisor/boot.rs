@@ -147,6 +147,10 @@ impl<S: System> Supervisor<S> {
         for claim in claims {
             any |= self.adopt_process(id, &claim);
         }
+        let spec = self.desired.units.get(&id.unit).map(|unit| &unit.spec);
+        if any && spec.is_some_and(|spec| spec.watch.is_some()) {
+            self.watch_paths(id);
+        }
         any
     }
 

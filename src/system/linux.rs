@@ -22,6 +22,7 @@ use super::env::inheritable;
 use super::instruction::{self, Instruction};
 use super::launch::{self, Launcher, Origin};
 use super::ledger::{self, Ledger};
+use super::paths::Paths;
 use super::process::Found;
 use super::room::{Later, Room};
 use super::spawn::{self, BirthError, Entry, Way};
@@ -76,6 +77,8 @@ pub struct Linux {
     /// Both ends of the instances' output FIFOs, so that nothing in them is lost with their writer.
     outputs: BTreeMap<InstanceId, OwnedFd>,
     files: FileWaits,
+    /// Only where something is watched.
+    paths: Option<Paths>,
     /// Only where something is due by the wall clock.
     alarm: Option<Alarm>,
     urandom: fs::File,
@@ -117,6 +120,8 @@ enum Watched {
     ReadyFd { run: RunId, fifo: OwnedFd },
     /// The inotify instance of all file waits.
     Files,
+    /// The inotify instance of all that units watch.
+    Paths,
     /// The timer of all schedules.
     Alarm,
 }
@@ -170,6 +175,7 @@ impl Linux {
             children: BTreeMap::new(),
             outputs: BTreeMap::new(),
             files: FileWaits::default(),
+            paths: None,
             alarm: None,
             urandom: file("/dev/urandom")?,
             own: i32::try_from(std::process::id()).unwrap_or(0),
@@ -290,6 +296,12 @@ impl Linux {
                 }
             }
             Some(Watched::Files) => self.files_ready(&mut events),
+            Some(Watched::Paths) => {
+                let touched = self.paths.as_mut().map(Paths::look).unwrap_or_default();
+                for run in touched {
+                    events.extend(self.event_of(run, Happening::Touched { run }));
+                }
+            }
             // The turn that follows looks at the clock.
             Some(Watched::Alarm) => {
                 if let Some(Err(error)) = self.alarm.as_mut().map(Alarm::take) {
@@ -454,7 +466,7 @@ impl Linux {
             }
             Watched::Notify { run, socket } => (socket.as_fd().as_raw_fd(), Some(*run)),
             Watched::ReadyFd { run, fifo } => (fifo.as_raw_fd(), Some(*run)),
-            Watched::Files | Watched::Alarm => return Some(watched),
+            Watched::Files | Watched::Paths | Watched::Alarm => return Some(watched),
         };
         if let Err(error) = self.registry.deregister(&mut SourceFd(&fd)) {
             log::debug!("cannot stop watching a descriptor: {error}");
@@ -551,6 +563,21 @@ impl Linux {
         let fail = |error: std::io::Error| prepare_error("watch for a file", &error);
         if let Some(fd) = self.files.add(run, path, before).map_err(fail)? {
             self.watch(None, fd, Watched::Files).map_err(fail)?;
+        }
+        Ok(())
+    }
+
+    fn begin_to_watch(&mut self, run: RunId, roots: Vec<PathBuf>) -> std::io::Result<()> {
+        if self.paths.is_none() {
+            if roots.is_empty() {
+                return Ok(());
+            }
+            let paths = Paths::new()?;
+            self.watch(None, paths.as_fd().as_raw_fd(), Watched::Paths)?;
+            self.paths = Some(paths);
+        }
+        if let Some(paths) = &mut self.paths {
+            paths.watch(run, roots);
         }
         Ok(())
     }
@@ -883,6 +910,9 @@ impl System for Linux {
             self.outputs.remove(instance);
         }
         self.files.remove(run);
+        if let Some(paths) = &mut self.paths {
+            paths.remove(run);
+        }
         self.later.forget(run);
         let tokens = self.runs.get(&run).map(|kept| kept.tokens.clone()).unwrap_or_default();
         for token in tokens {
@@ -908,6 +938,14 @@ impl System for Linux {
             {
                 log::warn!("cannot remove {}: {error}", path.display());
             }
+        }
+    }
+
+    fn watch_paths(&mut self, launch: &Launch) {
+        let templates = launch.spec.watch.iter().flat_map(|watch| &watch.paths);
+        let paths: Vec<PathBuf> = templates.map(|path| self.path_of(launch, path)).collect();
+        if let Err(error) = self.begin_to_watch(launch.run, paths) {
+            log::error!("{}: cannot watch files: {error}", launch.instance);
         }
     }
 

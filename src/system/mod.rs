@@ -14,6 +14,7 @@ pub mod instruction;
 mod launch;
 mod ledger;
 mod linux;
+mod paths;
 mod process;
 mod room;
 mod spawn;
@@ -182,6 +183,10 @@ pub trait System {
 
     /// Lets go of everything that was kept for an instance: it is forgotten.
     fn forget(&mut self, instance: &InstanceId);
+
+    /// Tells by events when something changes that a run watches: what its spec says now, and nothing
+    /// else.
+    fn watch_paths(&mut self, launch: &Launch);
 
     /// Tells the log keeper how to treat the instances' output from now on.
     fn instruct(&mut self, id: &InstanceId, index: u32, spec: &Spec) -> Result<(), SystemError>;

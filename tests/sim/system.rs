@@ -284,6 +284,10 @@ impl System for Simulated {
         TimeZone::UTC
     }
 
+    fn watch_paths(&mut self, _: &Launch) {
+        self.verb();
+    }
+
     fn set_alarm(&mut self, at: Option<Wall>) {
         self.verb();
         self.machine.borrow_mut().alarm = at;
