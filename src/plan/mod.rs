@@ -14,6 +14,7 @@ mod probe;
 mod restart;
 mod start;
 mod stop;
+mod watchdog;
 mod why;
 
 pub use changes::{Change, Class, Effect, FieldChange, Plan, plan};

@@ -18,7 +18,7 @@ pub(crate) struct File {
 }
 
 impl File {
-    const PROGRAMS: [&'static str; 14] = [
+    const PROGRAMS: [&'static str; 16] = [
         "forever",
         "forever",
         "forever",
@@ -28,6 +28,8 @@ impl File {
         "child",
         "breeder",
         "mute",
+        "pings",
+        "faints:2500",
         "missing",
         "after:900:0",
         "after:300:1",
@@ -91,6 +93,9 @@ impl File {
                 "ready: {exec: [\"orphan:5:0\"]}\n",
             ]);
             keys += "start_timeout: 5s\n";
+        }
+        if matches!(program, "pings" | "faints:2500") {
+            keys += "watchdog: 3s\n";
         }
         if !is_task && !is_broken && chance.one_in(5) {
             keys += *chance.pick(&[
@@ -165,15 +170,16 @@ impl File {
     pub(crate) fn stays(&self) -> bool {
         let runs = matches!(
             self.program,
-            "" | "forever" | "late" | "stubborn" | "slow:200" | "child" | "breeder"
+            "" | "forever" | "late" | "stubborn" | "slow:200" | "child" | "breeder" | "pings"
         );
         // What ends for good at the first end, or the third, was perhaps ended by somebody.
         let is_patient = !self.keys.contains("limit") && !self.keys.contains("never");
         runs && is_patient && !self.is_broken
     }
 
-    /// Whether it is asked again and again, so that it is never silent.
-    pub(crate) fn is_asked(&self) -> bool {
-        self.keys.contains("health:")
+    /// Whether it is asked again and again, or says again and again that it is well, so that it is
+    /// never silent.
+    pub(crate) fn is_watched(&self) -> bool {
+        self.keys.contains("health:") || self.keys.contains("watchdog:")
     }
 }

@@ -70,6 +70,9 @@ pub(crate) struct Process {
     pub(crate) program: String,
     pub(crate) life: Life,
     pub(crate) ready_at: Option<Monotonic>,
+    /// When it says next that it is well, and when it began.
+    ping_at: Option<Monotonic>,
+    began: Monotonic,
     pub(crate) end_at: Option<(Monotonic, Outcome)>,
     /// Whether it has said that it is ready, where a rule asks for that.
     pub(crate) is_ready: bool,
@@ -104,6 +107,8 @@ pub(crate) enum Wire {
     Member(RunId),
     /// A run says that it is ready.
     Ready(RunId),
+    /// A run says that it is well.
+    Ping(RunId),
 }
 
 /// The machine.
@@ -233,8 +238,9 @@ impl Machine {
             let begins = if let Life::Born(at) = p.life { Some(at) } else { None };
             let runs = p.life == Life::Running;
             let ready = p.ready_at.filter(|_| runs);
+            let ping = p.ping_at.filter(|_| runs);
             let end = p.end_at.as_ref().map(|(at, _)| *at).filter(|_| runs);
-            [begins, ready, end].into_iter().flatten()
+            [begins, ready, ping, end].into_iter().flatten()
         });
         own.chain(self.wire.iter().map(|(at, _)| *at)).min()
     }
@@ -283,6 +289,8 @@ impl Machine {
             program: program.to_owned(),
             life: Life::Gated,
             ready_at: None,
+            ping_at: None,
+            began: self.now,
             end_at: None,
             is_ready: false,
             says,
@@ -352,10 +360,25 @@ impl Machine {
                     self.see(Seen::Ready { owner });
                 }
             }
+            self.pass_ping(pid);
             let process = self.processes.get_mut(&pid).unwrap();
             if let Some((_, outcome)) = process.end_at.take_if(|(at, _)| *at <= now) {
                 self.end(pid, outcome);
             }
+        }
+    }
+
+    fn pass_ping(&mut self, pid: i32) {
+        let now = self.now;
+        let process = self.processes.get_mut(&pid).unwrap();
+        if process.ping_at.take_if(|at| *at <= now).is_none() {
+            return;
+        }
+        process.ping_at = program::pings_next(&process.program, process.began, now);
+        let owner = process.owner.clone();
+        if let Some(owner) = owner {
+            self.tell(Wire::Ping(owner.run));
+            self.see(Seen::Pings { run: owner.run });
         }
     }
 
@@ -367,6 +390,8 @@ impl Machine {
             return;
         }
         process.life = Life::Running;
+        process.began = now;
+        process.ping_at = program::pings_next(&process.program, now, now);
         let end = program::end(&process.program, now);
         // A signal that came before is as strong as one that comes now.
         process.end_at =

@@ -11,7 +11,7 @@
 //! - `system.rs`: the supervisor's seam to them, with the real ledger and saved state.
 //! - `world.rs`: what the daemon's loop does.
 //! - `scene.rs`: what was seen. `check.rs`: what must hold of it. `file.rs`, `story.rs`: random worlds. `small.rs`: all small ones.
-//! - `points.rs`: one life, cut off at each of its operations. `planted.rs`: faults to be found.
+//! - `watchdog.rs`: who pings, and who falls silent. `points.rs`: one life, cut off at each of its operations. `planted.rs`: faults to be found.
 #![expect(
     clippy::unwrap_used,
     clippy::panic,
@@ -36,6 +36,7 @@ mod setting;
 mod small;
 mod story;
 mod system;
+mod watchdog;
 mod world;
 
 use std::panic::catch_unwind;

@@ -7,6 +7,8 @@
 //! | `slow:MILLIS` | takes so long to end after SIGTERM |
 //! | `late` | says that it is ready after a second |
 //! | `mute` | never says so |
+//! | `pings` | says every second to its watchdog that it is well |
+//! | `faints:MILLIS` | does so for a while, and runs on in silence |
 //! | `child` | leaves a child behind as it begins |
 //! | `breeder` | leaves one behind when it is told to end |
 //! | `exit:CODE` | ends at once |
@@ -18,6 +20,9 @@ use opm::model::{
     Command, FilePath, Hook, Monotonic, Outcome, Ready, Reload, Role, Signal, Span, StopAction,
 };
 use opm::system::Launch;
+
+/// How often those that have a watchdog say that they are well.
+const PING_EVERY: Span = Span::seconds(1);
 
 /// The program that a launch runs; `None` where its unit has no such command any more.
 pub(crate) fn program(launch: &Launch) -> Option<String> {
@@ -40,6 +45,7 @@ pub(crate) fn program(launch: &Launch) -> Option<String> {
             _ => return None,
         },
         Role::HealthProbe => spec.health.as_ref()?.probe.question.command(&base),
+        Role::Former(_) => return None,
         Role::Reload => match spec.reload.as_ref()? {
             Reload::Command(command) => command.clone(),
             Reload::Signal(_) => return None,
@@ -62,6 +68,17 @@ pub(crate) fn end(program: &str, began: Monotonic) -> Option<(Monotonic, Outcome
             Some((began.after(Span::millis(wait.parse().unwrap())), code(text)))
         }
         _ => None,
+    }
+}
+
+/// When a program that began at this time says next to its watchdog that it is well.
+pub(crate) fn pings_next(program: &str, began: Monotonic, now: Monotonic) -> Option<Monotonic> {
+    let next = now.after(PING_EVERY);
+    match program.split_once(':') {
+        Some(("faints", wait)) => {
+            Some(next).filter(|at| *at <= began.after(Span::millis(wait.parse().unwrap())))
+        }
+        _ => (program == "pings").then_some(next),
     }
 }
 

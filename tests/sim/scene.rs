@@ -31,6 +31,10 @@ pub(crate) enum Seen {
     Ready {
         owner: Owner,
     },
+    /// It says that it is well.
+    Pings {
+        run: RunId,
+    },
     /// It ends.
     Ends {
         pid: i32,
@@ -203,6 +207,7 @@ impl Scene {
             // Who asks twice has no patience for order.
             Seen::Shutdown => self.is_ordered = Some(self.is_ordered.is_none()),
             Seen::Goes { .. }
+            | Seen::Pings { .. }
             | Seen::Known { .. }
             | Seen::Signalled { .. }
             | Seen::Released { .. }

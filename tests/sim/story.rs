@@ -434,7 +434,7 @@ impl Story {
     fn rest(&mut self) -> Result<(), String> {
         let stay = (0..self.files.len()).all(|place| {
             let file = &self.files[place];
-            let rests = (file.stays() && !file.is_asked()) || file.kind == "task";
+            let rests = (file.stays() && !file.is_watched()) || file.kind == "task";
             !self.exists[place] || rests
         });
         if !stay || !self.is_at_rest() {

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use opm::model::{
     Desired, EXIT_NEVER_STARTED, Event, Happening, Identity, InstanceId, Monotonic, Observed,
-    Outcome, Ready, Role, RunId, Signal, Spec, Stage, StartError, Wall,
+    Outcome, Ready, Role, RunId, Signal, Spec, Stage, StartError, Wall, Word,
 };
 use opm::system::{
     Disk, Launch, Ledger, Loaded, Proof, Replay, RunRef, Store, System, SystemError,
@@ -185,6 +185,10 @@ impl Simulated {
             Wire::Ready(run) => {
                 let Some(instance) = self.runs.get(&run).cloned() else { return Vec::new() };
                 vec![self.event(&instance, Happening::Ready { run })]
+            }
+            Wire::Ping(run) => {
+                let Some(instance) = self.runs.get(&run).cloned() else { return Vec::new() };
+                vec![self.event(&instance, Happening::Word { run, word: Word::Well })]
             }
         }
     }

@@ -423,7 +423,9 @@ fn words(seen: &Seen) -> Option<String> {
         Seen::Saves { desired } => format!("saves generation {}", desired.generation),
         Seen::Saved { desired } => format!("saved generation {}", desired.generation),
         Seen::Boots { desired } => format!("a supervisor boots, generation {}", desired.generation),
-        Seen::Told(_) | Seen::TurnOver | Seen::Flushed { is_ok: true } => return None,
+        Seen::Told(_) | Seen::TurnOver | Seen::Pings { .. } | Seen::Flushed { is_ok: true } => {
+            return None;
+        }
         other => format!("{other:?}"),
     })
 }
