@@ -304,6 +304,9 @@ fn who_forks_away_and_says_so_before_it_ends_has_not_ended() {
                 child = os.fork()\n\
                 if child == 0:\n\
                 \x20   time.sleep(1000)\n\
+                open('forked', 'a').write('%d\\n' % os.getpid())\n\
+                while not os.path.exists('go'):\n\
+                \x20   time.sleep(0.01)\n\
                 peer = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)\n\
                 text = 'MAINPID=%d\\nREADY=1' % child\n\
                 peer.sendto(text.encode(), os.environ['NOTIFY_SOCKET'])\n\
@@ -315,10 +318,18 @@ fn who_forks_away_and_says_so_before_it_ends_has_not_ended() {
     std::fs::write(world.path("fork.py"), fork).unwrap();
     world.service("d", "exec python3 fork.py", &format!("{NOTIFY}instances: 16\n"));
     world.run();
+    world.until("all of them", || world.lines("forked").len() == 16);
+    // All is to be told at once: of each that it speaks, and that it ends.
+    let daemon = world.daemon_pid().unwrap();
+    world.kill("STOP", daemon);
+    std::fs::write(world.path("go"), "").unwrap();
+    let first: Vec<i32> = world.lines("forked").iter().map(|pid| pid.parse().unwrap()).collect();
+    world.until("their ends", || first.iter().all(|pid| !world.alive(*pid)));
+    world.kill("CONT", daemon);
     let up = || world.rows().iter().filter(|row| row["phase"] == "up").count();
     world.until("all of them", || up() == 16);
-    watch_for(Duration::from_millis(300), || up() != 16, "they are not what forked");
     assert_eq!(count(&world.log(), "its main process is"), 16, "each is up for the first time");
+    assert_eq!(world.lines("forked").len(), 16);
 }
 
 #[test]

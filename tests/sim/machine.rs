@@ -134,6 +134,8 @@ pub(crate) struct Machine {
     pub(crate) full_until: Monotonic,
     /// Until then no process can be made.
     pub(crate) no_forks_until: Monotonic,
+    /// How long it takes to look at the conditions of a start.
+    pub(crate) slowness: Span,
     /// Until then /proc shows nothing.
     pub(crate) hidden_until: Monotonic,
     /// Whether what is signalled now was asked for by hand.
@@ -176,6 +178,7 @@ impl Machine {
             doom: None,
             full_until: Monotonic::default(),
             no_forks_until: Monotonic::default(),
+            slowness: Span::ZERO,
             hidden_until: Monotonic::default(),
             is_by_hand: false,
             seen: Vec::new(),
@@ -229,6 +232,14 @@ impl Machine {
             }
         }
         due.into_iter().map(|(_, wire)| wire).collect()
+    }
+
+    /// How often a run has said by now that it is well, and nobody was told yet.
+    pub(crate) fn take_pings(&mut self, run: RunId) -> usize {
+        let now = self.now;
+        let before = self.wire.len();
+        self.wire.retain(|(at, wire)| *at > now || *wire != Wire::Ping(run));
+        before - self.wire.len()
     }
 
     /// The next time at which anything happens by itself.
@@ -368,6 +379,17 @@ impl Machine {
         }
     }
 
+    /// Time passes, and nobody is told anything.
+    pub(crate) fn pass_until(&mut self, until: Monotonic) {
+        loop {
+            self.pass();
+            let now = self.now;
+            let Some(next) = self.next().filter(|at| *at > now && *at <= until) else { break };
+            self.now = next;
+        }
+        self.now = until;
+    }
+
     fn pass_ping(&mut self, pid: i32) {
         let now = self.now;
         let process = self.processes.get_mut(&pid).unwrap();
@@ -376,7 +398,8 @@ impl Machine {
         }
         process.ping_at = program::pings_next(&process.program, process.began, now);
         let owner = process.owner.clone();
-        if let Some(owner) = owner {
+        // What is said to nobody is lost.
+        if let Some(owner) = owner.filter(|_| self.is_locked) {
             self.tell(Wire::Ping(owner.run));
             self.see(Seen::Pings { run: owner.run });
         }

@@ -285,6 +285,9 @@ impl System for Simulated {
 
     fn conditions(&mut self, _: &InstanceId, _: u32, _: &Spec) -> Result<(), String> {
         self.verb();
+        let mut machine = self.machine.borrow_mut();
+        let until = machine.now.after(machine.slowness);
+        machine.pass_until(until);
         Ok(())
     }
 
@@ -458,6 +461,13 @@ impl System for Simulated {
             self.machine.borrow_mut().tell_ready(launch.run);
         }
         Proof::Alive
+    }
+
+    fn hear(&mut self, run: RunId) -> Vec<Event> {
+        let pings = self.machine.borrow_mut().take_pings(run);
+        let instance = self.runs.get(&run).filter(|_| pings > 0);
+        let word = Word::Well;
+        instance.map(|id| self.event(id, Happening::Word { run, word })).into_iter().collect()
     }
 
     fn note(&mut self, event: &Event) {

@@ -114,6 +114,20 @@ fn who_falls_silent_is_ended_in_time_and_another_follows_whatever_the_policy() {
 }
 
 #[test]
+fn a_turn_that_takes_long_is_no_silence() {
+    let mut world = world("pings", true);
+    world.pass(Span::millis(3_500));
+    let first = run(&mut world, "a");
+    // What requires it begins, which takes long; and it is looked at in the same turn.
+    world.machine().slowness = Span::seconds(20);
+    let names = ["b".to_owned()];
+    world.act(|supervisor| supervisor.restart(&names).unwrap()).unwrap();
+    world.pass(Span::seconds(60));
+    assert_eq!((run(&mut world, "a"), phase(&mut world, "b")), (first, Phase::Up));
+    verdict(&world).unwrap();
+}
+
+#[test]
 fn no_silence_counts_in_which_nobody_listened() {
     let mut world = world("pings", false);
     world.pass(Span::millis(3_500));

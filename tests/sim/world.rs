@@ -287,14 +287,7 @@ impl World {
     /// Time passes, and the supervisor does not run.
     pub(crate) fn freeze(&mut self, span: Span) {
         let until = self.machine().now.after(span);
-        loop {
-            self.machine().pass();
-            let now = self.machine().now;
-            let next = self.machine().next().filter(|at| *at > now && *at <= until);
-            let Some(next) = next else { break };
-            self.machine().now = next;
-        }
-        self.machine().now = until;
+        self.machine().pass_until(until);
         self.look();
     }
 
