@@ -18,7 +18,7 @@ pub(crate) struct File {
 }
 
 impl File {
-    const PROGRAMS: [&'static str; 16] = [
+    const PROGRAMS: [&'static str; 17] = [
         "forever",
         "forever",
         "forever",
@@ -30,6 +30,7 @@ impl File {
         "mute",
         "pings",
         "faints:2500",
+        "hands:40",
         "missing",
         "after:900:0",
         "after:300:1",
@@ -170,7 +171,14 @@ impl File {
     pub(crate) fn stays(&self) -> bool {
         let runs = matches!(
             self.program,
-            "" | "forever" | "late" | "stubborn" | "slow:200" | "child" | "breeder" | "pings"
+            "" | "forever"
+                | "late"
+                | "stubborn"
+                | "slow:200"
+                | "child"
+                | "breeder"
+                | "pings"
+                | "hands:40"
         );
         // What ends for good at the first end, or the third, was perhaps ended by somebody.
         let is_patient = !self.keys.contains("limit") && !self.keys.contains("never");

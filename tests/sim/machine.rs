@@ -72,6 +72,8 @@ pub(crate) struct Process {
     pub(crate) ready_at: Option<Monotonic>,
     /// When it says next that it is well, and when it began.
     ping_at: Option<Monotonic>,
+    /// When it says that its child is the main process.
+    names_at: Option<Monotonic>,
     began: Monotonic,
     pub(crate) end_at: Option<(Monotonic, Outcome)>,
     /// Whether it has said that it is ready, where a rule asks for that.
@@ -109,6 +111,8 @@ pub(crate) enum Wire {
     Ready(RunId),
     /// A run says that it is well.
     Ping(RunId),
+    /// A run says that this is its main process.
+    MainIs(RunId, Identity),
 }
 
 /// The machine.
@@ -250,8 +254,9 @@ impl Machine {
             let runs = p.life == Life::Running;
             let ready = p.ready_at.filter(|_| runs);
             let ping = p.ping_at.filter(|_| runs);
+            let names = p.names_at.filter(|_| runs);
             let end = p.end_at.as_ref().map(|(at, _)| *at).filter(|_| runs);
-            [begins, ready, ping, end].into_iter().flatten()
+            [begins, ready, ping, names, end].into_iter().flatten()
         });
         own.chain(self.wire.iter().map(|(at, _)| *at)).min()
     }
@@ -301,6 +306,7 @@ impl Machine {
             life: Life::Gated,
             ready_at: None,
             ping_at: None,
+            names_at: None,
             began: self.now,
             end_at: None,
             is_ready: false,
@@ -372,6 +378,7 @@ impl Machine {
                 }
             }
             self.pass_ping(pid);
+            self.pass_name(pid);
             let process = self.processes.get_mut(&pid).unwrap();
             if let Some((_, outcome)) = process.end_at.take_if(|(at, _)| *at <= now) {
                 self.end(pid, outcome);
@@ -405,6 +412,31 @@ impl Machine {
         }
     }
 
+    fn pass_name(&mut self, pid: i32) {
+        let now = self.now;
+        let process = self.processes.get_mut(&pid).unwrap();
+        if process.names_at.take_if(|at| *at <= now).is_none() {
+            return;
+        }
+        let Some(run) = process.owner.as_ref().map(|owner| owner.run) else { return };
+        let mut strays = self.processes.values().filter(|p| p.is_of(run) && p.role().is_none());
+        let child = strays.find(|p| p.is_alive()).map(|p| p.identity);
+        if let Some(child) = child.filter(|_| self.is_locked) {
+            self.tell(Wire::MainIs(run, child));
+        }
+    }
+
+    /// Which main processes a run has named, and nobody was told yet.
+    pub(crate) fn take_names(&mut self, run: RunId) -> Vec<Identity> {
+        let named =
+            self.wire.extract_if(.., |(_, wire)| matches!(wire, Wire::MainIs(of, _) if *of == run));
+        let named = named.filter_map(|(_, wire)| match wire {
+            Wire::MainIs(_, identity) => Some(identity),
+            _ => None,
+        });
+        named.collect()
+    }
+
     fn begin(&mut self, pid: i32) {
         let now = self.now;
         let process = self.processes.get_mut(&pid).unwrap();
@@ -414,6 +446,7 @@ impl Machine {
         }
         process.life = Life::Running;
         process.began = now;
+        process.names_at = program::names_child(&process.program, now);
         process.ping_at = program::pings_next(&process.program, now, now);
         let end = program::end(&process.program, now);
         // A signal that came before is as strong as one that comes now.
@@ -505,9 +538,10 @@ impl Machine {
         members.map(|p| p.identity.pid).collect()
     }
 
-    /// How many processes of a run have no role.
-    pub(crate) fn strays(&self, run: RunId) -> u32 {
-        let strays = |p: &&Process| p.is_alive() && p.is_of(run) && p.role().is_none();
+    /// How many processes of a run are none of these.
+    pub(crate) fn strays(&self, run: RunId, leaders: &[(Role, Identity)]) -> u32 {
+        let leads = |p: &Process| leaders.iter().any(|(_, leader)| *leader == p.identity);
+        let strays = |p: &&Process| p.is_alive() && p.is_of(run) && !leads(p);
         u32::try_from(self.processes.values().filter(strays).count()).unwrap()
     }
 

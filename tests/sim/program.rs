@@ -11,6 +11,7 @@
 //! | `faints:MILLIS` | does so for a while, and runs on in silence |
 //! | `child` | leaves a child behind as it begins |
 //! | `breeder` | leaves one behind when it is told to end |
+//! | `hands:MILLIS` | leaves a child, says after a while that it is the main process, and exits 1 |
 //! | `exit:CODE` | ends at once |
 //! | `after:MILLIS:CODE` | ends after a while |
 //! | `orphan:MILLIS:CODE` | the same, and leaves a child behind as it begins |
@@ -63,6 +64,10 @@ pub(crate) fn end(program: &str, began: Monotonic) -> Option<(Monotonic, Outcome
     let (name, first, second) = (words.next()?, words.next(), words.next());
     let code = |text: &str| Outcome::Exited(text.parse().unwrap());
     match (name, first, second) {
+        ("hands", Some(wait), None) => {
+            let wait = Span::millis(wait.parse().unwrap());
+            Some((began.after(wait).after(Span::millis(20)), Outcome::Exited(1)))
+        }
         ("exit", Some(text), None) => Some((began, code(text))),
         ("after" | "orphan", Some(wait), Some(text)) => {
             Some((began.after(Span::millis(wait.parse().unwrap())), code(text)))
@@ -82,6 +87,12 @@ pub(crate) fn pings_next(program: &str, began: Monotonic, now: Monotonic) -> Opt
     }
 }
 
+/// When a program that began at this time says that its child is the main process.
+pub(crate) fn names_child(program: &str, began: Monotonic) -> Option<Monotonic> {
+    let wait = program.strip_prefix("hands:")?;
+    Some(began.after(Span::millis(wait.parse().unwrap())))
+}
+
 /// How long a program takes to end after this signal; `None` when it does not.
 pub(crate) fn patience(program: &str, signal: Signal) -> Option<Span> {
     match (signal, program.split_once(':')) {
@@ -94,7 +105,7 @@ pub(crate) fn patience(program: &str, signal: Signal) -> Option<Span> {
 
 /// Whether a program leaves a child behind as it begins.
 pub(crate) fn forks(program: &str) -> bool {
-    program == "child" || program.starts_with("orphan")
+    program == "child" || program.starts_with("orphan") || program.starts_with("hands")
 }
 
 /// When a program that began at this time says that it is ready.

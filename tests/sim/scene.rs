@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use opm::model::{
     Condition, Desired, Event, Happening, InstanceId, Kind, Outcome, Ready, Role, RunId, Signal,
-    Spec, StopCause, UnitName,
+    Spec, StopCause, UnitName, Word,
 };
 use opm::supervisor::Notice;
 
@@ -229,7 +229,9 @@ impl Scene {
 
     fn told(&mut self, event: &Event) {
         match &event.what {
-            Happening::Execed { run, role: Role::Main } => {
+            // Whoever is named the main process runs its program.
+            Happening::Execed { run, role: Role::Main }
+            | Happening::Word { run, word: Word::MainIs { .. } } => {
                 self.told_running.insert(event.instance.clone(), *run);
             }
             Happening::Ready { run } => {
