@@ -9,9 +9,9 @@ use std::collections::VecDeque;
 use std::fmt::Write;
 
 use opm::model::{
-    Asked, Blocker, Condition, Event, Happening, Identity, Instance, InstanceId, Life, Monotonic,
-    Observed, Outcome, Phase, Process, Role, Run, RunId, Rung, STATUS_BYTES_MAX, Signal, Span,
-    SpecHash, StopCause, UnitName, Until, Verdict, Wall,
+    Asked, Blocker, Condition, Doing, Event, Happening, Identity, Instance, InstanceId, Life,
+    Monotonic, Observed, Outcome, Phase, Process, Role, Run, RunId, Rung, STATUS_BYTES_MAX, Signal,
+    Span, SpecHash, StopCause, UnitName, Until, Verdict, Wall, Word, Words,
 };
 use proptest::prelude::*;
 use proptest::test_runner::FileFailurePersistence;
@@ -52,6 +52,7 @@ fn run(main: Option<Life>, helper: Option<(Role, Life)>) -> Run {
         touched: None,
         left: None,
         status: String::new(),
+        words: Words::default(),
         adopted: false,
     }
 }
@@ -148,6 +149,13 @@ fn happenings(run: RunId) -> Vec<(&'static str, Happening)> {
         ("Tree 0", Happening::Tree { run, left: 0 }),
         ("Touched", Happening::Touched { run }),
         ("Said", Happening::Said { run, status: "well".to_owned() }),
+        ("Does", Happening::Word { run, word: Word::Does(Some(Doing::Reloading)) }),
+        ("Well", Happening::Word { run, word: Word::Well }),
+        ("Failed", Happening::Word { run, word: Word::Failed }),
+        ("Silence", Happening::Word { run, word: Word::Silence(Span::seconds(5)) }),
+        ("MoreTime", Happening::Word { run, word: Word::MoreTime(second(99)) }),
+        ("MainIs", Happening::Word { run, word: Word::MainIs { identity: identity(60), was: 0 } }),
+        ("Ended former main", ended(Role::Former(0))),
         ("Adopted", Happening::Adopted { run }),
         ("Unproven", Happening::Unproven { run, why: "no pidfd in this kernel".to_owned() }),
         (
@@ -187,6 +195,7 @@ fn names_a_run(what: &Happening) -> bool {
         | Happening::Tree { .. }
         | Happening::Touched { .. }
         | Happening::Said { .. }
+        | Happening::Word { .. }
         | Happening::Adopted { .. }
         | Happening::Unproven { .. } => true,
     }
@@ -225,6 +234,11 @@ fn difference(old: &Instance, new: Option<&Instance>) -> String {
             fact("reloaded", old.reloaded != new.reloaded);
             fact("count", old.left != new.left);
             fact("status", old.status != new.status);
+            fact("doing", old.words.doing != new.words.doing);
+            fact("well", old.words.well != new.words.well);
+            fact("failed", old.words.failed != new.words.failed);
+            fact("silence", old.words.silence != new.words.silence);
+            fact("more time", old.words.more_time != new.words.more_time);
             fact("adopted", old.adopted != new.adopted);
         }
         (None, Some(_)) => fact("a run", true),

@@ -22,6 +22,9 @@ fn app(watch: &str) -> Option<World> {
     Some(world)
 }
 
+/// What is changed, and how.
+type Change<'a> = (&'a str, Box<dyn Fn() + 'a>);
+
 /// Waits until the run with this number of starts before it is up.
 fn until_start(world: &World, starts: usize, why: &str) {
     world.until(why, || world.lines("starts").len() >= starts);
@@ -33,7 +36,6 @@ fn until_start(world: &World, starts: usize, why: &str) {
 fn any_change_below_a_watched_directory_restarts_once() {
     let Some(world) = app("{paths: [../app], debounce: 200ms}") else { return };
     let dir = world.path("app");
-    type Change<'a> = (&'a str, Box<dyn Fn() + 'a>);
     let changes: Vec<Change<'_>> = vec![
         ("a file written", Box::new(|| fs::write(dir.join("main"), "2").unwrap())),
         ("a file deep down", Box::new(|| fs::write(dir.join("lib/part"), "2").unwrap())),

@@ -258,6 +258,9 @@ pub struct Process {
     pub oom_score_adjust: Option<i32>,
     /// How the run says that it is ready.
     pub ready: Ready,
+    /// The longest silence on the notify socket once it is ready; `None`: nobody watches.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub watchdog: Option<Span>,
     /// Whether the run has a session of its own; only the command of `opm run -- CMD` has not.
     #[serde(default = "yes", skip_serializing_if = "is_yes")]
     pub own_session: bool,
@@ -292,6 +295,7 @@ impl Process {
             nice: None,
             oom_score_adjust: None,
             ready: Ready::Started,
+            watchdog: None,
             own_session: true,
         }
     }

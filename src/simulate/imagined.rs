@@ -157,6 +157,7 @@ impl Imagined {
             | Role::PostStart(_)
             | Role::Reload
             | Role::PreStop(_)
+            | Role::Former(_)
             | Role::PostStop(_)
             | Role::ReadyProbe
             | Role::HealthProbe => self.end(pid, Outcome::Exited(0)),

@@ -175,6 +175,7 @@ impl Teller {
             | Happening::Up { .. }
             | Happening::Tree { .. }
             | Happening::Touched { .. }
+            | Happening::Word { .. }
             | Happening::Said { .. }
             | Happening::Adopted { .. }
             | Happening::Unproven { .. }

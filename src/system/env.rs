@@ -5,7 +5,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
 /// Variables of the supervisor that say something about the supervisor itself.
-const OWN: [&str; 10] = [
+const OWN: [&str; 12] = [
     "OPM_RUN",
     "OPM_UNIT",
     "OPM_INSTANCE",
@@ -13,6 +13,8 @@ const OWN: [&str; 10] = [
     "OPM_RUN_LOCK_FD",
     "OPM_LISTEN_FD",
     "NOTIFY_SOCKET",
+    "WATCHDOG_USEC",
+    "WATCHDOG_PID",
     "LISTEN_FDS",
     "LISTEN_PID",
     "LISTEN_FDNAMES",

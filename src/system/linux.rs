@@ -1,27 +1,30 @@
 //! The real world. Glue over the files beside it; its events come from the descriptors that it
 //! registers with the daemon's poll, and from reaping.
 
+mod said;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fs;
 use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use jiff::tz::TimeZone;
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
 
 use super::alarm::Alarm;
-use super::channels::{self, FileWaits, Mark, NotifySocket};
-use super::child::{Prepared, REPORT_BYTES};
+use super::channels::{self, FileWaits, Mark};
+use super::child::{self, Prepared, REPORT_BYTES};
 use super::dirs::Lock;
 use super::disk::Files;
 use super::env::inheritable;
 use super::instruction::{self, Instruction};
 use super::launch::{self, Launcher, Origin};
 use super::ledger::{self, Ledger};
+use super::notify::NotifySocket;
 use super::paths::Paths;
 use super::process::Found;
 use super::room::{Later, Room};
@@ -34,8 +37,10 @@ use super::{
 };
 use crate::model::{
     Agenda, Desired, EXIT_NEVER_STARTED, Event, Happening, Identity, InstanceId, Monotonic,
-    Observed, Outcome, Output, Ready, Role, RunId, Signal, Spec, Stage, StartError, Stdin, Wall,
+    Observed, Outcome, Output, ProcessSpec, Ready, Role, RunId, Signal, Spec, Stage, StartError,
+    Stdin, Wall,
 };
+use said::Said;
 
 /// How long the death of a process that is not our child may take to be reaped by its parent, in
 /// milliseconds: until then the kernel does not tell how it ended.
@@ -76,6 +81,8 @@ pub struct Linux {
     children: BTreeMap<i32, (InstanceId, RunId, Role)>,
     /// Both ends of the instances' output FIFOs, so that nothing in them is lost with their writer.
     outputs: BTreeMap<InstanceId, OwnedFd>,
+    /// By its number, what is watched for the end of a process that is not our child.
+    foreign: BTreeMap<i32, Token>,
     files: FileWaits,
     /// Only where something is watched.
     paths: Option<Paths>,
@@ -103,6 +110,9 @@ struct Kept {
     tree: Option<RunRef>,
     ends: Ends,
     notify: Option<PathBuf>,
+    said: Said,
+    /// Whether an earlier supervisor began it.
+    is_adopted: bool,
 }
 
 /// A descriptor that tells something.
@@ -111,11 +121,11 @@ enum Watched {
     /// The channel of a process that has not run its program yet.
     Channel(Box<Launching>),
     /// The end of a process that is not our child.
-    Foreign { run: RunId, role: Role, pid: i32, pidfd: OwnedFd },
+    Foreign { run: RunId, role: Role, pid: i32, start: u64, pidfd: OwnedFd },
     /// The end of a process without a role, in a tree that is watched.
     Member { run: RunId, pidfd: OwnedFd },
-    /// A notify socket.
-    Notify { run: RunId, socket: NotifySocket },
+    /// A notify socket, and whether the run says on it that it is ready.
+    Notify { run: RunId, is_readiness: bool, socket: NotifySocket },
     /// A readiness descriptor.
     ReadyFd { run: RunId, fifo: OwnedFd },
     /// The inotify instance of all file waits.
@@ -174,6 +184,7 @@ impl Linux {
             runs: BTreeMap::new(),
             children: BTreeMap::new(),
             outputs: BTreeMap::new(),
+            foreign: BTreeMap::new(),
             files: FileWaits::default(),
             paths: None,
             alarm: None,
@@ -212,7 +223,7 @@ impl Linux {
             }
         }
         for (launch, identity) in due.readiness {
-            self.reopen_readiness(&launch, &identity);
+            self.reopen_channels(&launch, &identity);
         }
         for run in due.trees {
             let tree = self.runs.get(&run).and_then(|kept| kept.tree.clone());
@@ -244,7 +255,20 @@ impl Linux {
     /// Reaps every child that has ended. Children without a role change no unit's state.
     pub fn reap(&mut self) -> Vec<Event> {
         let mut events = Vec::new();
-        while let Some((pid, outcome)) = sys::reap_one() {
+        while let Some(pid) = sys::ended_child() {
+            // What it said comes before its end: it may have named another main process.
+            if let Some((_, run, Role::Main)) = self.children.get(&pid) {
+                events.extend(self.messages_of(*run));
+            }
+            // One that was not our child is it since its parent ended.
+            let foreign = self.foreign_child(pid);
+            let Some(outcome) = sys::reap(pid) else { break };
+            if let Some(Watched::Foreign { run, role, .. }) = foreign.and_then(|t| self.unwatch(t))
+            {
+                self.note_end(run, pid);
+                events.extend(self.event_of(run, Happening::Ended { run, role, outcome }));
+                continue;
+            }
             let Some((instance, run, role)) = self.children.remove(&pid) else {
                 log::debug!("reaped {pid}, which has no role: {outcome}");
                 continue;
@@ -256,19 +280,29 @@ impl Linux {
         events
     }
 
+    /// What is watched for the end of a child that has ended, where it was watched by a pidfd.
+    fn foreign_child(&self, pid: i32) -> Option<Token> {
+        let token = *self.foreign.get(&pid)?;
+        let Some(Watched::Foreign { start, .. }) = self.watched.get(&token) else { return None };
+        process::stat(pid).filter(|stat| stat.start == *start).map(|_| token)
+    }
+
     /// What the descriptor with this token has to tell.
     pub fn ready(&mut self, token: Token) -> Vec<Event> {
         let mut events = Vec::new();
         match self.watched.get(&token) {
             None => {}
             Some(Watched::Channel(_)) => self.channel_ready(token, &mut events),
-            Some(Watched::Foreign { run, role, pid, pidfd }) => {
+            Some(Watched::Foreign { run, role, pid, .. }) => {
                 let (run, role, pid) = (*run, *role, *pid);
-                if let Some(outcome) = foreign_end(pidfd) {
-                    self.note_end(run, pid);
-                    self.unwatch(token);
-                    events.extend(self.event_of(run, Happening::Ended { run, role, outcome }));
+                if role == Role::Main {
+                    events.extend(self.messages_of(run));
                 }
+                // If its parent ended since, it is our child, and nobody else can say how it ended.
+                if process::stat(pid).is_some_and(|stat| stat.parent == self.own) {
+                    events.extend(self.reap());
+                }
+                self.foreign_ready(token, &mut events);
             }
             Some(Watched::Member { run, .. }) => {
                 let run = *run;
@@ -279,16 +313,7 @@ impl Linux {
                     events.push(self.event(&tree.instance, Happening::Tree { run, left }));
                 }
             }
-            Some(Watched::Notify { run, socket }) => {
-                let run = *run;
-                let mut messages = Vec::new();
-                while let Some(message) = socket.receive() {
-                    messages.push(message);
-                }
-                for message in messages {
-                    self.notified(run, message, &mut events);
-                }
-            }
+            Some(Watched::Notify { .. }) => events.extend(self.take_messages(token)),
             Some(Watched::ReadyFd { run, fifo }) => {
                 let run = *run;
                 if channels::newline_came(fifo) {
@@ -312,6 +337,18 @@ impl Linux {
         events
     }
 
+    fn foreign_ready(&mut self, token: Token, events: &mut Vec<Event>) {
+        let Some(Watched::Foreign { run, role, pid, pidfd, .. }) = self.watched.get(&token) else {
+            return;
+        };
+        let (run, role, pid) = (*run, *role, *pid);
+        if let Some(outcome) = foreign_end(pidfd) {
+            self.note_end(run, pid);
+            self.unwatch(token);
+            events.extend(self.event_of(run, Happening::Ended { run, role, outcome }));
+        }
+    }
+
     /// What has come about before anybody watched: who died, and which files are there.
     pub fn catch_up(&mut self) -> Vec<Event> {
         let mut events = self.reap();
@@ -324,45 +361,6 @@ impl Linux {
             self.files.remove(run);
             events.extend(self.event_of(run, Happening::Ready { run }));
         }
-    }
-
-    fn notified(&self, run: RunId, message: channels::NotifyMessage, events: &mut Vec<Event>) {
-        if let Some(pid) = message.sender
-            && !self.is_of_run(pid, run)
-        {
-            log::warn!("process {pid} is not of the unit whose notify socket it wrote to; ignored");
-            return;
-        }
-        if let Some(status) = message.status {
-            events.extend(self.event_of(run, Happening::Said { run, status }));
-        }
-        if message.ready {
-            events.extend(self.event_of(run, Happening::Ready { run }));
-        }
-    }
-
-    /// Whether a process is of a run. One that is gone already was let write by the socket's mode.
-    fn is_of_run(&self, pid: i32, run: RunId) -> bool {
-        let leaders: Vec<(Role, Identity)> = self
-            .children
-            .iter()
-            .filter(|(_, (_, of, _))| *of == run)
-            .filter_map(|(pid, (_, _, role))| {
-                let start = process::stat(*pid)?.start;
-                Some((*role, Identity { pid: *pid, start, inode: None }))
-            })
-            .collect();
-        let Some(stat) = process::stat(pid) else { return true };
-        if leaders.iter().any(|(_, leader)| leader.pid == pid || leader.pid == stat.session) {
-            return true;
-        }
-        let Some(kept) = self.runs.get(&run) else { return false };
-        let adopted = leaders.is_empty();
-        let instance = kept.instance.clone();
-        let known = self.children.keys().copied().collect();
-        let tree = RunRef { instance, run, leaders, adopted };
-        let ends = self.ends(run);
-        tree::members(&tree, &known, &ends).iter().any(|member| member.pid == pid)
     }
 
     fn note_end(&mut self, run: RunId, pid: i32) {
@@ -448,6 +446,9 @@ impl Linux {
         let token = Token(self.next_token);
         self.next_token = self.next_token.wrapping_add(1).max(Self::FIRST_TOKEN);
         self.registry.register(&mut SourceFd(&fd), token, Interest::READABLE)?;
+        if let Watched::Foreign { pid, .. } = &watched {
+            self.foreign.insert(*pid, token);
+        }
         self.watched.insert(token, watched);
         if let Some(kept) = run.and_then(|run| self.runs.get_mut(&run)) {
             kept.tokens.push(token);
@@ -461,10 +462,14 @@ impl Linux {
             Watched::Channel(launching) => {
                 (launching.channel.as_raw_fd(), Some(launching.launch.run))
             }
-            Watched::Foreign { run, pidfd, .. } | Watched::Member { run, pidfd } => {
+            Watched::Foreign { run, pid, pidfd, .. } => {
+                if self.foreign.get(pid) == Some(&token) {
+                    self.foreign.remove(pid);
+                }
                 (pidfd.as_raw_fd(), Some(*run))
             }
-            Watched::Notify { run, socket } => (socket.as_fd().as_raw_fd(), Some(*run)),
+            Watched::Member { run, pidfd } => (pidfd.as_raw_fd(), Some(*run)),
+            Watched::Notify { run, socket, .. } => (socket.as_fd().as_raw_fd(), Some(*run)),
             Watched::ReadyFd { run, fifo } => (fifo.as_raw_fd(), Some(*run)),
             Watched::Files | Watched::Paths | Watched::Alarm => return Some(watched),
         };
@@ -485,6 +490,8 @@ impl Linux {
             tree: None,
             ends: Ends::since(began),
             notify: None,
+            said: Said::default(),
+            is_adopted: false,
         })
     }
 
@@ -504,15 +511,30 @@ impl Linux {
         channels::child_end(fifo).map_err(fail)
     }
 
-    /// Everything by which a main process can say that it is ready, and what it is told of that.
+    /// Everything by which a main process can say how it is, and what it is told of that.
+    fn open_channels(
+        &mut self,
+        launch: &Launch,
+        process: &ProcessSpec,
+    ) -> Result<Readiness, StartError> {
+        let mut readiness = self.open_readiness(launch, &process.ready)?;
+        if hears(process) {
+            let path = self.open_notify(launch, process)?;
+            readiness.extra.push(("NOTIFY_SOCKET", path.into()));
+        }
+        if let Some(silence) = process.watchdog {
+            let micros = (silence.as_nanos() / 1_000).to_string();
+            readiness.extra.push(("WATCHDOG_USEC", micros.into()));
+            // The child adds its number.
+            readiness.extra.push((child::OWN_PID.trim_end_matches('='), OsString::new()));
+        }
+        Ok(readiness)
+    }
+
+    /// Everything by which a main process can say that it is ready, the notify socket apart.
     fn open_readiness(&mut self, launch: &Launch, ready: &Ready) -> Result<Readiness, StartError> {
         let (id, run) = (&launch.instance, launch.run);
         match ready {
-            Ready::Notify => {
-                let path = self.dirs.notify().join(id.to_string());
-                self.open_notify(run, &path, owner_of(&launch.spec))?;
-                Ok(Readiness { owned: Vec::new(), extra: vec![("NOTIFY_SOCKET", path.into())] })
-            }
             Ready::Fd(number) => {
                 let path = self.dirs.notify().join(format!("{id}.ready"));
                 let fail = |error: std::io::Error| prepare_error(path.display(), &error);
@@ -528,28 +550,31 @@ impl Linux {
                 self.wait_for_file(run, path, before)?;
                 Ok(Readiness::default())
             }
-            Ready::Started | Ready::Delay(_) | Ready::Asked(_) => Ok(Readiness::default()),
+            Ready::Started | Ready::Notify | Ready::Delay(_) | Ready::Asked(_) => {
+                Ok(Readiness::default())
+            }
         }
     }
 
     fn open_notify(
         &mut self,
-        run: RunId,
-        path: &Path,
-        owner: Option<u32>,
-    ) -> Result<(), StartError> {
-        let socket = NotifySocket::bind(path, owner).map_err(|reason| StartError {
-            stage: Stage::Prepare,
-            subject: path.display().to_string(),
-            reason,
-            passing: false,
+        launch: &Launch,
+        process: &ProcessSpec,
+    ) -> Result<PathBuf, StartError> {
+        let path = self.dirs.notify().join(launch.instance.to_string());
+        let socket = NotifySocket::bind(&path, owner_of(&launch.spec)).map_err(|reason| {
+            let (stage, subject) = (Stage::Prepare, path.display().to_string());
+            StartError { stage, subject, reason, passing: false }
         })?;
         let fd = socket.as_fd().as_raw_fd();
+        let run = launch.run;
         if let Some(kept) = self.runs.get_mut(&run) {
-            kept.notify = Some(path.to_owned());
+            kept.notify = Some(path.clone());
         }
-        self.watch(Some(run), fd, Watched::Notify { run, socket })
-            .map_err(|error| prepare_error(path.display(), &error))
+        let is_readiness = process.ready == Ready::Notify;
+        self.watch(Some(run), fd, Watched::Notify { run, is_readiness, socket })
+            .map_err(|error| prepare_error(path.display(), &error))?;
+        Ok(path)
     }
 
     fn path_of(&self, launch: &Launch, template: &crate::model::Template) -> PathBuf {
@@ -567,7 +592,7 @@ impl Linux {
         Ok(())
     }
 
-    fn begin_to_watch(&mut self, run: RunId, roots: Vec<PathBuf>) -> std::io::Result<()> {
+    fn begin_to_watch(&mut self, run: RunId, roots: &[PathBuf]) -> std::io::Result<()> {
         if self.paths.is_none() {
             if roots.is_empty() {
                 return Ok(());
@@ -631,6 +656,11 @@ struct Readiness {
     extra: Vec<(&'static str, OsString)>,
 }
 
+/// Whether a unit's process has a notify socket.
+fn hears(process: &ProcessSpec) -> bool {
+    process.ready == Ready::Notify || process.watchdog.is_some()
+}
+
 /// Whether a process has a part in the end of a run, or only in its life.
 fn is_of_end(role: Role) -> bool {
     match role {
@@ -640,7 +670,8 @@ fn is_of_end(role: Role) -> bool {
         | Role::Main
         | Role::PostStart(_)
         | Role::ReadyProbe
-        | Role::HealthProbe => false,
+        | Role::HealthProbe
+        | Role::Former(_) => false,
     }
 }
 
@@ -776,7 +807,7 @@ impl System for Linux {
             Output::Inherit | Output::Null => None,
         };
         let Readiness { owned, extra } =
-            if is_main { self.open_readiness(launch, &spec.ready)? } else { Readiness::default() };
+            if is_main { self.open_channels(launch, spec)? } else { Readiness::default() };
         let null = self.null.as_raw_fd();
         let mut descriptors = Vec::new();
         if !(is_main && spec.stdin == Stdin::Inherit) {
@@ -944,7 +975,7 @@ impl System for Linux {
     fn watch_paths(&mut self, launch: &Launch) {
         let templates = launch.spec.watch.iter().flat_map(|watch| &watch.paths);
         let paths: Vec<PathBuf> = templates.map(|path| self.path_of(launch, path)).collect();
-        if let Err(error) = self.begin_to_watch(launch.run, paths) {
+        if let Err(error) = self.begin_to_watch(launch.run, &paths) {
             log::error!("{}: cannot watch files: {error}", launch.instance);
         }
     }
@@ -965,7 +996,7 @@ impl System for Linux {
             .map_err(|error| SystemError::new("instruct the log keeper about", name, error))
     }
 
-    fn adopt(&mut self, launch: &Launch, identity: &Identity, execed: bool) -> Proof {
+    fn adopt(&mut self, launch: &Launch, identity: &Identity, _: bool) -> Proof {
         match self.take_over(launch, identity) {
             Proof::Alive => {}
             Proof::Dead => {
@@ -988,11 +1019,13 @@ impl System for Linux {
             {
                 log::warn!("{}: {error}", launch.instance);
             }
-            if !execed || process.ready != Ready::Started {
-                self.reopen_readiness(launch, identity);
-            }
+            self.reopen_channels(launch, identity);
         }
         Proof::Alive
+    }
+
+    fn hear(&mut self, run: RunId) -> Vec<Event> {
+        self.messages_of(run)
     }
 
     fn note(&mut self, event: &Event) {
@@ -1051,6 +1084,7 @@ impl Linux {
             }
         };
         self.keep(&launch.instance, run);
+        self.forget_role(run, role, identity);
         if process::stat(identity.pid).is_some_and(|stat| stat.parent == self.own) {
             self.children.insert(identity.pid, (launch.instance.clone(), run, role));
             return Proof::Alive;
@@ -1059,7 +1093,9 @@ impl Linux {
             return Proof::Unknown("this kernel has no pidfd to watch it with".to_owned());
         };
         let fd = pidfd.as_raw_fd();
-        let watched = Watched::Foreign { run, role, pid: identity.pid, pidfd };
+        self.keep(&launch.instance, run).is_adopted = true;
+        let (pid, start) = (identity.pid, identity.start);
+        let watched = Watched::Foreign { run, role, pid, start, pidfd };
         if !self.room.for_adopted(fd) {
             self.look_later(launch, identity);
         } else if let Err(error) = self.watch(Some(run), fd, watched) {
@@ -1069,6 +1105,28 @@ impl Linux {
         Proof::Alive
     }
 
+    /// What was known of this process and of another one in its role is known better now: after a
+    /// cycle that broke off, what was said last may be lost.
+    fn forget_role(&mut self, run: RunId, role: Role, identity: &Identity) {
+        let Some(kept) = self.runs.get_mut(&run) else { return };
+        let tokens = kept.tokens.clone();
+        if let Role::Former(number) = role {
+            kept.said.knows_former(number, *identity);
+        }
+        let is_main = role == Role::Main;
+        if is_main && kept.said.has_former() {
+            let is_it = |pid: i32| pid == identity.pid;
+            self.children.retain(|pid, (_, of, its)| (*of, *its) != (run, role) || is_it(*pid));
+        }
+        for token in tokens {
+            if let Some(Watched::Foreign { role: its, pid, .. }) = self.watched.get(&token)
+                && (*pid == identity.pid || (is_main && *its == role))
+            {
+                self.unwatch(token);
+            }
+        }
+    }
+
     fn look_later(&mut self, launch: &Launch, identity: &Identity) {
         self.later.ended(launch.run, launch.role);
         self.later.processes.push((launch.clone(), *identity));
@@ -1076,26 +1134,26 @@ impl Linux {
     }
 
     /// For a run of an earlier supervisor: whatever it still has to say, it says to us.
-    fn reopen_readiness(&mut self, launch: &Launch, main: &Identity) {
+    fn reopen_channels(&mut self, launch: &Launch, main: &Identity) {
         let Some(process) = &launch.spec.process else { return };
-        let result = match &process.ready {
-            Ready::Started | Ready::Delay(_) | Ready::Asked(_) => Ok(()),
-            Ready::Notify | Ready::Fd(_) | Ready::File(_)
-                if !self.room.for_start(self.null.as_fd()) =>
-            {
-                self.later.readiness.push((launch.clone(), *main));
-                self.later.again(self.now());
-                Ok(())
-            }
+        let has_any = hears(process) || matches!(process.ready, Ready::Fd(_) | Ready::File(_));
+        if has_any && !self.room.for_start(self.null.as_fd()) {
+            self.later.readiness.push((launch.clone(), *main));
+            self.later.again(self.now());
+            return;
+        }
+        let notify =
+            if hears(process) { self.open_notify(launch, process).map(|_| ()) } else { Ok(()) };
+        let ready = match &process.ready {
+            Ready::Started | Ready::Notify | Ready::Delay(_) | Ready::Asked(_) => Ok(()),
             Ready::File(template) => {
                 let path = self.path_of(launch, template);
                 let before = channels::mark_older_than(&path, process::started_at(main.start));
                 self.wait_for_file(launch.run, path, before)
             }
-            ready @ Ready::Notify => self.open_readiness(launch, ready).map(|_| ()),
             ready @ Ready::Fd(_) => self.reopen_ready_fifo(launch, ready),
         };
-        if let Err(error) = result {
+        for error in [notify, ready].into_iter().filter_map(Result::err) {
             log::warn!("{}: {error}", launch.instance);
         }
     }

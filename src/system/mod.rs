@@ -14,6 +14,7 @@ pub mod instruction;
 mod launch;
 mod ledger;
 mod linux;
+mod notify;
 mod paths;
 mod process;
 mod room;
@@ -25,12 +26,12 @@ mod tree;
 use std::fmt;
 use std::sync::Arc;
 
-pub use channels::{NotifyMessage, parse_notify};
 pub use dirs::{Dirs, LockError, SOCKET_PATH_MAX};
 pub use disk::{Disk, Files};
 pub use env::Environment;
 pub use ledger::{Ledger, Replay, compact_text, replay_text};
 pub use linux::{Linux, Options};
+pub use notify::{NotifyMessage, Ping, parse_notify};
 pub use process::{Stat, parse_stat};
 pub use store::{Loaded, Store, decode as decode_saved, encode as encode_saved};
 pub use sys::{
@@ -193,6 +194,11 @@ pub trait System {
 
     /// Whether a process that the ledger names lives; if so, its end will be told.
     fn adopt(&mut self, launch: &Launch, process: &Identity, execed: bool) -> Proof;
+
+    /// What a run has said and nobody has taken yet.
+    fn hear(&mut self, _run: RunId) -> Vec<Event> {
+        Vec::new()
+    }
 
     /// Notes an event for the ledger; it is written with the next one that must be there first.
     fn note(&mut self, event: &Event);

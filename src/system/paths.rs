@@ -51,7 +51,7 @@ impl Paths {
     }
 
     /// Watches these paths for a run, and no others.
-    pub(super) fn watch(&mut self, run: RunId, roots: Vec<PathBuf>) {
+    pub(super) fn watch(&mut self, run: RunId, roots: &[PathBuf]) {
         self.remove(run);
         let roots: Vec<PathBuf> = roots.iter().map(|root| real(root)).collect();
         let watched = Watched { roots: roots.clone(), dirs: BTreeSet::new(), is_partial: false };
@@ -158,7 +158,7 @@ impl Paths {
         let all: Vec<(RunId, Vec<PathBuf>)> =
             self.runs.iter().map(|(run, watched)| (*run, watched.roots.clone())).collect();
         for (run, roots) in &all {
-            self.watch(*run, roots.clone());
+            self.watch(*run, roots);
         }
         all.into_iter().map(|(run, _)| run).collect()
     }

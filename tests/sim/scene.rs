@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use opm::model::{
     Condition, Desired, Event, Happening, InstanceId, Kind, Outcome, Ready, Role, RunId, Signal,
-    Spec, StopCause, UnitName,
+    Spec, StopCause, UnitName, Word,
 };
 use opm::supervisor::Notice;
 
@@ -30,6 +30,10 @@ pub(crate) enum Seen {
     /// It says that it is ready.
     Ready {
         owner: Owner,
+    },
+    /// It says that it is well.
+    Pings {
+        run: RunId,
     },
     /// It ends.
     Ends {
@@ -210,6 +214,7 @@ impl Scene {
             // Who asks twice has no patience for order.
             Seen::Shutdown => self.is_ordered = Some(self.is_ordered.is_none()),
             Seen::Goes { .. }
+            | Seen::Pings { .. }
             | Seen::Known { .. }
             | Seen::Signalled { .. }
             | Seen::Released { .. }
@@ -231,7 +236,9 @@ impl Scene {
 
     fn told(&mut self, event: &Event) {
         match &event.what {
-            Happening::Execed { run, role: Role::Main } => {
+            // Whoever is named the main process runs its program.
+            Happening::Execed { run, role: Role::Main }
+            | Happening::Word { run, word: Word::MainIs { .. } } => {
                 self.told_running.insert(event.instance.clone(), *run);
             }
             Happening::Ready { run } => {

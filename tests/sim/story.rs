@@ -36,7 +36,7 @@ pub(crate) struct Story {
     pub(crate) files: Vec<File>,
     pub(crate) exists: Vec<bool>,
     troubles: Vec<Trouble>,
-    with_schedules: bool,
+    with_more: bool,
 }
 
 impl Story {
@@ -54,20 +54,21 @@ impl Story {
         };
         let troubles: Vec<Trouble> =
             Trouble::ALL.into_iter().filter(|_| chance.one_in(2)).collect();
-        // Worlds of before schedules stay what they were.
-        let with_schedules = seed % 5 == 4;
-        let any = |place| Self::file(place, with_schedules, &mut chance);
+        // Worlds of before there were schedules and watchdogs stay what they were.
+        let with_more = seed % 5 == 4;
+        let any = |place| Self::file(place, with_more, &mut chance);
         let files = (0..count).map(any).collect();
         let world = World::new(chance.next(), setting);
         let exists = vec![true; count];
-        Self { world, chance, files, exists, troubles, with_schedules }
+        Self { world, chance, files, exists, troubles, with_more }
     }
 
-    fn file(place: usize, with_schedules: bool, chance: &mut Chance) -> File {
-        if with_schedules && chance.one_in(2) {
+    fn file(place: usize, with_more: bool, chance: &mut Chance) -> File {
+        if with_more && chance.one_in(2) {
             return File::scheduled(place, chance);
         }
-        File::any(place, chance)
+        let file = File::any(place, chance);
+        if with_more { file.speaking(chance) } else { file }
     }
 
     /// Three units that have to do with each other, and nothing left to chance.
@@ -91,7 +92,7 @@ impl Story {
         ];
         let world = World::new(1, setting);
         let (chance, exists) = (Chance::new(1), vec![true; 3]);
-        Self { world, chance, files, exists, troubles: Vec::new(), with_schedules: false }
+        Self { world, chance, files, exists, troubles: Vec::new(), with_more: false }
     }
 
     /// Everything that is asked of a supervisor, once.
@@ -217,7 +218,7 @@ impl Story {
                 self.world.machine().is_by_hand = false;
             }
             10 | 11 => {
-                self.files[place] = Self::file(place, self.with_schedules, &mut self.chance);
+                self.files[place] = Self::file(place, self.with_more, &mut self.chance);
                 self.apply();
             }
             12 => {

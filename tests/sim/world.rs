@@ -288,14 +288,7 @@ impl World {
     /// Time passes, and the supervisor does not run.
     pub(crate) fn freeze(&mut self, span: Span) {
         let until = self.machine().now.after(span);
-        loop {
-            self.machine().pass();
-            let now = self.machine().now;
-            let next = self.machine().next().filter(|at| *at > now && *at <= until);
-            let Some(next) = next else { break };
-            self.machine().now = next;
-        }
-        self.machine().now = until;
+        self.machine().pass_until(until);
         self.look();
     }
 
@@ -426,6 +419,7 @@ fn words(seen: &Seen) -> Option<String> {
         Seen::Boots { desired } => format!("a supervisor boots, generation {}", desired.generation),
         Seen::Told(_)
         | Seen::TurnOver
+        | Seen::Pings { .. }
         | Seen::Flushed { is_ok: true }
         | Seen::AgendaSaved { is_ok: false } => return None,
         Seen::AgendaSaved { is_ok: true } => "saves due times".to_owned(),
