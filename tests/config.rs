@@ -150,6 +150,8 @@ goldens! {
     ready_exec
     ready_file
     ready_http
+    ready_log
+    ready_log_mistakes
     ready_tcp
     questions_wrong
     reload_missing

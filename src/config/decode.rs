@@ -179,6 +179,7 @@ impl Decoder<'_, '_> {
         self.lasting(&fields, &mut spec);
         spec.process = self.process(node, &fields, base);
         self.logs(&fields, &mut spec);
+        self.output_is_read(&fields, &spec);
         name.map(|_| spec)
     }
 

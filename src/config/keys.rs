@@ -230,7 +230,7 @@ pub const KEYS: &[Key] = &[
     now("ready.exec", Service, "list of texts, or text", "", Restart, "when this command exits 0"),
     now("ready.interval", Service, "duration", "1s", Restart, "how often tcp, unix, http and exec ask"),
     now("ready.timeout", Service, "duration", "3s", Restart, "how long one answer may take"),
-    later("ready.log", Service, "regular expression", "", Restart, "when a line of its log matches"),
+    now("ready.log", Service, "regular expression", "", Restart, "when a line of its output matches"),
     now("start_timeout", Runs, "duration or never", "60s", Live, "how long it may take from its start to ready"),
     now("health", Service, "map", "none", Live, "how it is watched while it is up"),
     now("health.http", Service, "URL", "", Live, "this URL answers"),

@@ -368,6 +368,8 @@ pub enum Ready {
     Delay(Span),
     /// When this file is there, made or changed since the start.
     File(Template),
+    /// When a line of its output matches this regular expression.
+    Log(String),
     /// When the answer to this question is yes.
     Asked(Probe),
 }

@@ -135,7 +135,7 @@ fn next_in_start(spec: &Spec, run: &Run, now: Monotonic) -> Next {
                     probe::Next::Do(action) => Next::Do(action),
                     probe::Next::Wait(at) => Next::WaitUntil(Some(at)),
                 },
-                Ready::Notify | Ready::Fd(_) | Ready::File(_) => Next::Wait,
+                Ready::Notify | Ready::Fd(_) | Ready::File(_) | Ready::Log(_) => Next::Wait,
             }
         }
         Some(Process { state: Life::Running(_), .. }) => after_ready(spec, run),

@@ -67,6 +67,9 @@ fn link(view: &View<'_>, id: &InstanceId, lines: &mut Vec<String>) -> Option<Ins
                 (None, Some(Ready::Asked(probe))) => {
                     format!("`{}` has not said yet that it is ready", probe.question.words())
                 }
+                (None, Some(Ready::Log(pattern))) => {
+                    format!("no line of its output has matched `{pattern}` yet")
+                }
                 (None, _) => "its run has begun and is not ready".to_owned(),
             });
         }

@@ -86,6 +86,21 @@ pub(super) fn newline_came(fifo: &OwnedFd) -> bool {
     came
 }
 
+/// Whether the log keeper has said that this run is ready; what it said of others is passed over.
+pub(super) fn answer_came(fifo: &OwnedFd, run: RunId) -> bool {
+    let Ok(fd) = fifo.try_clone() else { return false };
+    let mut file = fs::File::from(fd);
+    let mut text = Vec::new();
+    // It ends with an error, as there is always a writer: ourselves.
+    if let Err(error) = file.read_to_end(&mut text)
+        && error.kind() != ErrorKind::WouldBlock
+    {
+        log::error!("cannot read what the log keeper says: {error}");
+    }
+    let own = run.to_string();
+    text.split(|byte| *byte == b'\n').any(|line| line == own.as_bytes() || line == b"any")
+}
+
 /// A file's identity and last change: enough to tell whether it was made or changed since.
 pub(super) type Mark = Option<(u64, i64, i64)>;
 

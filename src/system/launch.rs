@@ -111,6 +111,7 @@ impl Launcher<'_> {
                 Ready::Started
                 | Ready::Notify
                 | Ready::Fd(_)
+                | Ready::Log(_)
                 | Ready::Delay(_)
                 | Ready::File(_) => None,
             },

@@ -6,7 +6,7 @@ mod said;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fs;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -21,7 +21,7 @@ use super::child::{self, Prepared, REPORT_BYTES};
 use super::dirs::Lock;
 use super::disk::Files;
 use super::env::inheritable;
-use super::instruction::{self, Instruction};
+use super::instruction::{self, Instruction, ReadyLine};
 use super::launch::{self, Launcher, Origin};
 use super::ledger::{self, Ledger};
 use super::notify::NotifySocket;
@@ -128,6 +128,8 @@ enum Watched {
     Notify { run: RunId, is_readiness: bool, socket: NotifySocket },
     /// A readiness descriptor.
     ReadyFd { run: RunId, fifo: OwnedFd },
+    /// Where the log keeper says that a run's line has come.
+    ReadyLog { run: RunId, fifo: OwnedFd },
     /// The inotify instance of all file waits.
     Files,
     /// The inotify instance of all that units watch.
@@ -314,6 +316,12 @@ impl Linux {
                 }
             }
             Some(Watched::Notify { .. }) => events.extend(self.take_messages(token)),
+            Some(Watched::ReadyLog { run, fifo }) => {
+                let run = *run;
+                if channels::answer_came(fifo, run) {
+                    events.extend(self.event_of(run, Happening::Ready { run }));
+                }
+            }
             Some(Watched::ReadyFd { run, fifo }) => {
                 let run = *run;
                 if channels::newline_came(fifo) {
@@ -470,7 +478,9 @@ impl Linux {
             }
             Watched::Member { run, pidfd } => (pidfd.as_raw_fd(), Some(*run)),
             Watched::Notify { run, socket, .. } => (socket.as_fd().as_raw_fd(), Some(*run)),
-            Watched::ReadyFd { run, fifo } => (fifo.as_raw_fd(), Some(*run)),
+            Watched::ReadyFd { run, fifo } | Watched::ReadyLog { run, fifo } => {
+                (fifo.as_raw_fd(), Some(*run))
+            }
             Watched::Files | Watched::Paths | Watched::Alarm => return Some(watched),
         };
         if let Err(error) = self.registry.deregister(&mut SourceFd(&fd)) {
@@ -550,10 +560,43 @@ impl Linux {
                 self.wait_for_file(run, path, before)?;
                 Ok(Readiness::default())
             }
+            Ready::Log(_) => {
+                self.open_answer(launch)?;
+                self.mark_output(launch)?;
+                Ok(Readiness::default())
+            }
             Ready::Started | Ready::Notify | Ready::Delay(_) | Ready::Asked(_) => {
                 Ok(Readiness::default())
             }
         }
+    }
+
+    /// The FIFO on which the log keeper says that a run's line has come.
+    fn open_answer(&mut self, launch: &Launch) -> Result<(), StartError> {
+        let path = self.answer_path(&launch.instance);
+        let fail = |error: std::io::Error| prepare_error(path.display(), &error);
+        let fifo = channels::open_fifo(&path, None).map_err(fail)?;
+        let (run, fd) = (launch.run, fifo.as_raw_fd());
+        self.watch(Some(run), fd, Watched::ReadyLog { run, fifo }).map_err(fail)
+    }
+
+    fn answer_path(&self, id: &InstanceId) -> PathBuf {
+        self.dirs.notify().join(format!("{id}.ready"))
+    }
+
+    /// Tells the log keeper where in the output a run begins.
+    fn mark_output(&mut self, launch: &Launch) -> Result<(), StartError> {
+        let fail = |error: std::io::Error| {
+            let subject = format!("output FIFO of {}", launch.instance);
+            // It is full, as nobody reads it now.
+            StartError { passing: true, ..prepare_error(subject, &error) }
+        };
+        let Some(fifo) = self.outputs.get(&launch.instance) else { return Ok(()) };
+        let mut file = fs::File::from(fifo.try_clone().map_err(fail)?);
+        let run = launch.run.to_string();
+        let parts = [instruction::RUN_MARK, run.as_bytes(), instruction::RUN_MARK_END, b"\n"];
+        // Shorter than PIPE_BUF: whole or not at all, pipe(7).
+        file.write_all(&parts.concat()).map_err(fail)
     }
 
     fn open_notify(
@@ -987,7 +1030,14 @@ impl System for Linux {
             let text = launch::fill(template, &self.origin, id, index, spec);
             base.unwrap_or_else(|| PathBuf::from("/")).join(text)
         };
-        let new = Instruction::of(&spec.logs, &self.dirs.logs.join(&name), &text);
+        let ready = match spec.process.as_ref().map(|process| &process.ready) {
+            Some(Ready::Log(pattern)) => {
+                let (pattern, answer) = (pattern.clone(), self.answer_path(id).into());
+                Some(ReadyLine { pattern, answer })
+            }
+            _ => None,
+        };
+        let new = Instruction::of(&spec.logs, ready, &self.dirs.logs.join(&name), &text);
         // Most starts say what was said before.
         if Instruction::read(&self.dirs.run, id).is_ok_and(|known| known.as_ref() == Some(&new)) {
             return Ok(());
@@ -1136,7 +1186,8 @@ impl Linux {
     /// For a run of an earlier supervisor: whatever it still has to say, it says to us.
     fn reopen_channels(&mut self, launch: &Launch, main: &Identity) {
         let Some(process) = &launch.spec.process else { return };
-        let has_any = hears(process) || matches!(process.ready, Ready::Fd(_) | Ready::File(_));
+        let has_file = matches!(process.ready, Ready::Fd(_) | Ready::File(_) | Ready::Log(_));
+        let has_any = hears(process) || has_file;
         if has_any && !self.room.for_start(self.null.as_fd()) {
             self.later.readiness.push((launch.clone(), *main));
             self.later.again(self.now());
@@ -1151,6 +1202,8 @@ impl Linux {
                 let before = channels::mark_older_than(&path, process::started_at(main.start));
                 self.wait_for_file(launch.run, path, before)
             }
+            // The log keeper knows what has come, and holds the FIFO.
+            Ready::Log(_) => self.open_answer(launch),
             ready @ Ready::Fd(_) => self.reopen_ready_fifo(launch, ready),
         };
         for error in [notify, ready].into_iter().filter_map(Result::err) {

@@ -152,7 +152,7 @@ impl Scene {
             return self.finished.contains(id);
         }
         let says = spec.process.as_ref().is_some_and(|process| match process.ready {
-            Ready::Notify | Ready::Fd(_) | Ready::File(_) => true,
+            Ready::Notify | Ready::Fd(_) | Ready::File(_) | Ready::Log(_) => true,
             Ready::Started | Ready::Delay(_) | Ready::Asked(_) => false,
         });
         let any = condition == Condition::Started || !says;

@@ -361,7 +361,7 @@ impl System for Simulated {
             Owner { instance: launch.instance.clone(), run: launch.run, role: Some(launch.role) };
         let says = launch.role == Role::Main
             && launch.spec.process.as_ref().is_some_and(|process| match process.ready {
-                Ready::Notify | Ready::Fd(_) | Ready::File(_) => true,
+                Ready::Notify | Ready::Fd(_) | Ready::File(_) | Ready::Log(_) => true,
                 Ready::Started | Ready::Delay(_) | Ready::Asked(_) => false,
             });
         let identity = {
@@ -517,7 +517,7 @@ impl System for Simulated {
         }
         // A FIFO keeps what was said meanwhile, and a file is there; a datagram is lost.
         let keeps = launch.spec.process.as_ref().is_some_and(|process| match process.ready {
-            Ready::Fd(_) | Ready::File(_) => true,
+            Ready::Fd(_) | Ready::File(_) | Ready::Log(_) => true,
             Ready::Started | Ready::Notify | Ready::Delay(_) | Ready::Asked(_) => false,
         });
         if launch.role == Role::Main && keeps && is_ready {

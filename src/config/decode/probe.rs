@@ -44,6 +44,7 @@ impl Decoder<'_, '_> {
             }
             "delay" => self.span(key.path, value).map(Ready::Delay),
             "file" => self.path(key.path, value).map(Ready::File),
+            "log" => self.pattern(key.path, value).map(Ready::Log),
             _ => {
                 let question = self.question(key, value, fields.get("expect"));
                 let interval = self.interval("ready.interval", &fields, READY_INTERVAL);
@@ -51,6 +52,17 @@ impl Decoder<'_, '_> {
                 Some(Ready::Asked(Probe { question: question?, interval, timeout }))
             }
         }
+    }
+
+    /// A regular expression.
+    fn pattern(&mut self, key: &str, node: &Node) -> Option<String> {
+        let text = self.text(key, node)?.to_owned();
+        if let Err(error) = regex_lite::Regex::new(&text) {
+            let message = format!("`{key}` is no regular expression: {error}");
+            self.sink.error(node.at, message);
+            return None;
+        }
+        Some(text)
     }
 
     pub(super) fn health(&mut self, node: &Node) -> Option<Health> {
