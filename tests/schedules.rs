@@ -40,6 +40,8 @@ fn a_task_is_not_run_by_an_apply_and_runs_at_once_when_it_is_started() {
     assert_eq!((row["phase"].as_str(), row["settled"].as_bool()), (Some("down"), Some(true)));
     assert!(row["next_run"].as_str().unwrap().contains("-01-01T00:00:00"), "{row}");
     assert!(row["last_run"].is_null(), "{row}");
+    // It is where it should be.
+    assert_eq!(world.opm(&["status", "yearly"]).code, 0);
     let why = world.opm(&["why", "yearly"]);
     assert!(why.out.contains("it runs when it is due; next run"), "{}", why.out);
     for runs in 1..=2 {

@@ -24,7 +24,7 @@ pub(super) fn status(global: &Global, args: &Status) -> Outcome {
     } else {
         output::raw(table(&rows).as_bytes())?;
     }
-    let up = rows.iter().all(|row| matches!(row.phase.as_str(), "up" | "done"));
+    let up = rows.iter().all(units::is_well);
     Ok(if args.units.is_empty() || up { Exit::Done } else { Exit::NoDaemon })
 }
 

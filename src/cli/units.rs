@@ -69,14 +69,18 @@ pub(super) fn wait_settled(
     Ok(report(global, &waited.rows))
 }
 
-/// Says which of these wanted instances failed, each root cause once, with its last words.
-fn report(global: &Global, rows: &[Row]) -> Exit {
-    // One that waits for its time is where it should be.
-    let is_well = |row: &Row| match row.phase.as_str() {
-        "up" | "done" | "skipped" => true,
+/// Whether an instance is where it should be; so is one that waits for its time.
+pub(super) fn is_well(row: &Row) -> bool {
+    match row.phase.as_str() {
+        "up" | "done" => true,
         "down" => row.next_run.is_some(),
         _ => false,
-    };
+    }
+}
+
+/// Says which of these wanted instances failed, each root cause once, with its last words.
+fn report(global: &Global, rows: &[Row]) -> Exit {
+    let is_well = |row: &Row| row.phase == "skipped" || is_well(row);
     let failed: Vec<&Row> = rows.iter().filter(|row| row.wanted && !is_well(row)).collect();
     for row in &failed {
         let why = if row.why.is_empty() { "no reason is known" } else { &row.why };

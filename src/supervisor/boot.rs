@@ -61,6 +61,7 @@ impl<S: System> Boot<S> {
             notices: Vec::new(),
             ledger_fails: false,
             replace_fails: None,
+            is_restless: false,
             minimal: false,
         };
         supervisor.adopt_all(self.same_process);

@@ -37,6 +37,9 @@ use crate::system::System;
 /// takes one per link. What is left at the end is taken up in the next turn.
 const ROUNDS_MAX: usize = 20_000;
 
+/// Most instances that a message names.
+const NAMED_MAX: usize = 8;
+
 /// Something that was done, or happened, for those who watch.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Notice {
@@ -71,6 +74,8 @@ pub struct Supervisor<S> {
     ledger_fails: bool,
     /// Why the ledger could not be replaced, so that it is said once.
     replace_fails: Option<String>,
+    /// Set by a turn that did not come to rest, so that it is said once.
+    is_restless: bool,
     /// Set after too many bugs.
     minimal: bool,
 }
@@ -159,6 +164,7 @@ impl<S: System> Supervisor<S> {
             }
             self.round();
         }
+        self.tell_restless();
         self.save_agenda();
         self.arm();
         self.flush();
@@ -167,6 +173,21 @@ impl<S: System> Supervisor<S> {
             log::warn!("{error}");
         }
         self.replace_fails = failure;
+    }
+
+    /// Units that begin and end again and again within one turn are a bug that an operator must see:
+    /// said once.
+    fn tell_restless(&mut self) {
+        let is_restless = !self.dirty.is_empty() && !self.minimal;
+        if is_restless && !self.is_restless {
+            let names: Vec<String> =
+                self.dirty.iter().take(NAMED_MAX).map(ToString::to_string).collect();
+            let names = names.join("`, `");
+            log::error!(
+                "`{names}` do not come to rest in {ROUNDS_MAX} rounds; this is a bug of opm"
+            );
+        }
+        self.is_restless = is_restless;
     }
 
     /// Takes up one instance that waits for room, if there is some now.
