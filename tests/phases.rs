@@ -9,9 +9,9 @@ use std::collections::VecDeque;
 use std::fmt::Write;
 
 use opm::model::{
-    Asked, Blocker, Condition, Event, Happening, Identity, Instance, InstanceId, Life, Monotonic,
-    Observed, Outcome, Phase, Process, Role, Run, RunId, Rung, STATUS_BYTES_MAX, Signal, Span,
-    SpecHash, StopCause, UnitName, Until, Verdict, Wall,
+    Asked, Blocker, Bound, Condition, Event, Happening, Identity, Instance, InstanceId, Life,
+    Monotonic, Observed, Outcome, Phase, Process, Role, Run, RunId, Rung, STATUS_BYTES_MAX, Signal,
+    Span, SpecHash, StopCause, UnitName, Until, Verdict, Wall,
 };
 use proptest::prelude::*;
 use proptest::test_runner::FileFailurePersistence;
@@ -50,6 +50,8 @@ fn run(main: Option<Life>, helper: Option<(Role, Life)>) -> Run {
         ready: None,
         reloaded: None,
         left: None,
+        bound: Vec::new(),
+        called: None,
         status: String::new(),
         adopted: false,
     }
@@ -145,6 +147,14 @@ fn happenings(run: RunId) -> Vec<(&'static str, Happening)> {
         ("Rung step", Happening::Rung { run, rung: Rung::Step(0) }),
         ("Rung post_stop", Happening::Rung { run, rung: Rung::PostStop(0) }),
         ("Tree 0", Happening::Tree { run, left: 0 }),
+        (
+            "Listens",
+            Happening::Listens {
+                run,
+                bound: vec![Bound { at: "tcp [::1]:80".to_owned(), inode: 7 }],
+            },
+        ),
+        ("Called", Happening::Called { run }),
         ("Said", Happening::Said { run, status: "well".to_owned() }),
         ("Adopted", Happening::Adopted { run }),
         ("Unproven", Happening::Unproven { run, why: "no pidfd in this kernel".to_owned() }),
@@ -164,7 +174,7 @@ fn happenings(run: RunId) -> Vec<(&'static str, Happening)> {
         ("Settled failed", settled(Verdict::Failed { at_limit: true })),
         ("Settled done", settled(Verdict::Done)),
         ("Settled skipped", settled(Verdict::Skipped { condition: "env `X`".to_owned() })),
-        ("Waits", Happening::Waits { on: Vec::new(), fresh: false }),
+        ("Waits", Happening::Waits { on: Vec::new(), fresh: false, epoch: None }),
         ("Forgotten", Happening::Forgotten),
     ]
 }
@@ -175,6 +185,8 @@ fn names_a_run(what: &Happening) -> bool {
         Happening::Settled { .. } | Happening::Waits { .. } | Happening::Forgotten => false,
         Happening::Began { .. }
         | Happening::Spawned { .. }
+        | Happening::Listens { .. }
+        | Happening::Called { .. }
         | Happening::Execed { .. }
         | Happening::Ended { .. }
         | Happening::Ready { .. }
@@ -415,10 +427,14 @@ fn any_happening() -> impl Strategy<Value = Happening> {
         2 => (run(), any_rung()).prop_map(|(run, rung)| Happening::Rung { run, rung }),
         1 => (run(), 0..3u32).prop_map(|(run, left)| Happening::Tree { run, left }),
         1 => (run(), "[aä€]{0,200}").prop_map(|(run, status)| Happening::Said { run, status }),
+        1 => (run(), 0..3u64).prop_map(|(run, inode)| Happening::Listens {
+            run, bound: vec![Bound { at: "tcp [::1]:80".to_owned(), inode }],
+        }),
+        1 => run().prop_map(|run| Happening::Called { run }),
         1 => run().prop_map(|run| Happening::Adopted { run }),
         1 => run().prop_map(|run| Happening::Unproven { run, why: "why".to_owned() }),
         3 => any_verdict().prop_map(|verdict| Happening::Settled { verdict }),
-        1 => any::<bool>().prop_map(|fresh| Happening::Waits { on: vec![blocker()], fresh }),
+        1 => any::<bool>().prop_map(|fresh| Happening::Waits { on: vec![blocker()], fresh, epoch: None }),
         1 => Just(Happening::Forgotten),
     ]
 }

@@ -293,6 +293,8 @@ fn instance(facts: Facts, unit: &Unit, pid: i32) -> Instance {
         ready: (ready || is_up).then(|| ago(since)),
         reloaded: None,
         left,
+        bound: Vec::new(),
+        called: None,
         status: String::new(),
         adopted: false,
     });
@@ -771,7 +773,9 @@ impl Obliging {
                 self.happen(id, Happening::Tree { run, left: 0 });
             }
             Action::Settle(verdict) => self.happen(id, Happening::Settled { verdict }),
-            Action::Wait { on, fresh } => self.happen(id, Happening::Waits { on, fresh }),
+            Action::Wait { on, fresh } => {
+                self.happen(id, Happening::Waits { on, fresh, epoch: None });
+            }
             Action::Forget => {
                 self.happen(id, Happening::Forgotten);
                 let unit = &id.unit;

@@ -395,7 +395,7 @@ fn every_exit_code_is_in_the_manual_and_back() {
 fn every_key_is_in_the_manual_and_back() {
     let Some(page) = page("opm-unit.5") else { return };
     let mut described = BTreeSet::new();
-    for name in ["KEYS OF EVERY UNIT", "KEYS OF SERVICES AND TASKS"] {
+    for name in ["KEYS OF EVERY UNIT", "KEYS OF SERVICES AND TASKS", "KEYS OF SOCKETS"] {
         for line in section(&page, name) {
             if let Some(keys) = line.strip_prefix(".It Ic ") {
                 described.extend(keys.split(" , Ic ").map(str::trim));

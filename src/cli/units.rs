@@ -71,10 +71,11 @@ pub(super) fn wait_settled(
 
 /// Says which of these wanted instances failed, each root cause once, with its last words.
 fn report(global: &Global, rows: &[Row]) -> Exit {
-    // One that waits for its time is where it should be.
+    // One that waits for its time, or for somebody who connects, is where it should be.
     let is_well = |row: &Row| match row.phase.as_str() {
         "up" | "done" | "skipped" => true,
         "down" => row.next_run.is_some(),
+        "waiting" => row.awaits_connection,
         _ => false,
     };
     let failed: Vec<&Row> = rows.iter().filter(|row| row.wanted && !is_well(row)).collect();

@@ -38,8 +38,13 @@ pub fn ledger(text: &[u8]) {
         // From here on a compacted ledger goes on as the long one.
         let mut again = rewritten(&cut_off);
         again.extend_from_slice(&text[whole..]);
-        assert_eq!(replay_text(&again).observed, all.observed, "compacted at byte {whole}");
+        let goes_on = replay_text(&again).observed;
+        assert_eq!(lines(&goes_on), lines(&all.observed), "compacted at byte {whole}");
     }
+}
+
+fn lines(observed: &Observed) -> String {
+    String::from_utf8(compact_text(observed).expect("facts can be written")).expect("text")
 }
 
 /// The facts as a ledger of their own, which says the same.
@@ -47,7 +52,8 @@ fn rewritten(observed: &Observed) -> Vec<u8> {
     let text = compact_text(observed).expect("facts can be written");
     let again = replay_text(&text);
     assert_eq!(again.problems, [""; 0]);
-    assert_eq!(again.observed, *observed);
+    // How many processes were counted is not in it.
+    assert_eq!(lines(&again.observed), lines(observed));
     text
 }
 
