@@ -274,6 +274,8 @@ fn a_limit_of_processes_passes() {
     assert_no_flood(&world);
     assert_eq!(world.opm(&["stop", "wide"]).code, 0);
     world.until("all to be up", || up(&world) == 12);
+    // One that is up has run its program, and not yet all of it.
+    world.until("all to have begun", || (0..12).all(|n| starts(&world, &format!("s{n}")) > 0));
     world.assert_no_doubles();
     for n in 0..12 {
         assert_eq!(starts(&world, &format!("s{n}")), 1, "s{n}\n{}", world.log());

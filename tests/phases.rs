@@ -9,9 +9,9 @@ use std::collections::VecDeque;
 use std::fmt::Write;
 
 use opm::model::{
-    Asked, Blocker, Bound, Condition, Event, Happening, Identity, Instance, InstanceId, Life,
-    Monotonic, Observed, Outcome, Phase, Process, Role, Run, RunId, Rung, STATUS_BYTES_MAX, Signal,
-    Span, SpecHash, StopCause, UnitName, Until, Verdict, Wall,
+    Asked, Blocker, Bound, Condition, Doing, Event, Happening, Identity, Instance, InstanceId,
+    Life, Monotonic, Observed, Outcome, Phase, Process, Role, Run, RunId, Rung, STATUS_BYTES_MAX,
+    Signal, Span, SpecHash, StopCause, UnitName, Until, Verdict, Wall, Word, Words,
 };
 use proptest::prelude::*;
 use proptest::test_runner::FileFailurePersistence;
@@ -49,10 +49,12 @@ fn run(main: Option<Life>, helper: Option<(Role, Life)>) -> Run {
         was_healthy: false,
         ready: None,
         reloaded: None,
+        touched: None,
         left: None,
         bound: Vec::new(),
         called: None,
         status: String::new(),
+        words: Words::default(),
         adopted: false,
     }
 }
@@ -155,7 +157,15 @@ fn happenings(run: RunId) -> Vec<(&'static str, Happening)> {
             },
         ),
         ("Called", Happening::Called { run }),
+        ("Touched", Happening::Touched { run }),
         ("Said", Happening::Said { run, status: "well".to_owned() }),
+        ("Does", Happening::Word { run, word: Word::Does(Some(Doing::Reloading)) }),
+        ("Well", Happening::Word { run, word: Word::Well }),
+        ("Failed", Happening::Word { run, word: Word::Failed }),
+        ("Silence", Happening::Word { run, word: Word::Silence(Span::seconds(5)) }),
+        ("MoreTime", Happening::Word { run, word: Word::MoreTime(second(99)) }),
+        ("MainIs", Happening::Word { run, word: Word::MainIs { identity: identity(60), was: 0 } }),
+        ("Ended former main", ended(Role::Former(0))),
         ("Adopted", Happening::Adopted { run }),
         ("Unproven", Happening::Unproven { run, why: "no pidfd in this kernel".to_owned() }),
         (
@@ -195,7 +205,9 @@ fn names_a_run(what: &Happening) -> bool {
         | Happening::StopBegan { .. }
         | Happening::Rung { .. }
         | Happening::Tree { .. }
+        | Happening::Touched { .. }
         | Happening::Said { .. }
+        | Happening::Word { .. }
         | Happening::Adopted { .. }
         | Happening::Unproven { .. } => true,
     }
@@ -234,6 +246,11 @@ fn difference(old: &Instance, new: Option<&Instance>) -> String {
             fact("reloaded", old.reloaded != new.reloaded);
             fact("count", old.left != new.left);
             fact("status", old.status != new.status);
+            fact("doing", old.words.doing != new.words.doing);
+            fact("well", old.words.well != new.words.well);
+            fact("failed", old.words.failed != new.words.failed);
+            fact("silence", old.words.silence != new.words.silence);
+            fact("more time", old.words.more_time != new.words.more_time);
             fact("adopted", old.adopted != new.adopted);
         }
         (None, Some(_)) => fact("a run", true),
@@ -426,6 +443,7 @@ fn any_happening() -> impl Strategy<Value = Happening> {
         2 => run().prop_map(|run| Happening::StopBegan { run, cause: StopCause::MainEnded }),
         2 => (run(), any_rung()).prop_map(|(run, rung)| Happening::Rung { run, rung }),
         1 => (run(), 0..3u32).prop_map(|(run, left)| Happening::Tree { run, left }),
+        1 => run().prop_map(|run| Happening::Touched { run }),
         1 => (run(), "[aä€]{0,200}").prop_map(|(run, status)| Happening::Said { run, status }),
         1 => (run(), 0..3u64).prop_map(|(run, inode)| Happening::Listens {
             run, bound: vec![Bound { at: "tcp [::1]:80".to_owned(), inode }],
@@ -486,7 +504,7 @@ proptest! {
             // Whoever reads it has to count for himself.
             let mut now = now.clone();
             if let Some(run) = &mut now.run {
-                run.left = None;
+                (run.left, run.touched) = (None, None);
             }
             prop_assert_eq!(serde_json::from_str::<Instance>(&json).unwrap(), now);
         }

@@ -17,7 +17,7 @@ use opm::model::{
     Happening, Hold, Identity, Instance, InstanceId, Instances, Kind, Life, Monotonic, Observed,
     OnDependencyRestart, Outcome, Phase, Process, ProcessSpec, Ready, Reload, RestartPolicy, Role,
     Run, RunId, Rung, Signal, Span, Spec, SpecHash, Step, StopCause, Template, Unit, UnitName,
-    Until, Wall, find_loop, needs_of,
+    Until, Wall, Word, Words, find_loop, needs_of,
 };
 use opm::plan::{self, Hurry, Shutdown, View, decide, reconcile};
 use proptest::prelude::*;
@@ -130,6 +130,8 @@ fn any_spec(place: usize, instances_max: u32) -> impl Strategy<Value = Spec> {
                 let argv = Command::Argv(vec![Template::literal("x")]);
                 let mut process = ProcessSpec::new(argv, FilePath::from("/"));
                 process.ready = behaviour.2;
+                let is_watched = kind == Kind::Service && process.ready == Ready::Notify;
+                process.watchdog = is_watched.then_some(Span::seconds(1));
                 spec.process = Some(process);
                 // A task that is always run again never comes to rest.
                 if kind == Kind::Service || behaviour.1 != RestartPolicy::Always {
@@ -292,10 +294,16 @@ fn instance(facts: Facts, unit: &Unit, pid: i32) -> Instance {
         was_healthy: false,
         ready: (ready || is_up).then(|| ago(since)),
         reloaded: None,
+        touched: None,
         left,
         bound: Vec::new(),
         called: None,
         status: String::new(),
+        words: Words {
+            well: (epoch == 1).then(|| ago(since / 2)),
+            failed: since.is_multiple_of(16),
+            ..Words::default()
+        },
         adopted: false,
     });
     let last = End {
@@ -717,6 +725,20 @@ impl Obliging {
         self.scene.observed.apply(&event);
     }
 
+    /// Who could say again and again that it is well says once that it may be silent.
+    fn watchdogs_rest(&mut self) -> bool {
+        let says = |run: &Run| run.ready.is_some() && run.words.silence.is_none();
+        let speaks = self.scene.observed.iter().filter_map(|(id, instance)| {
+            Some((id.clone(), instance.run.as_ref().filter(|run| says(run))?.id))
+        });
+        let speaks: Vec<(InstanceId, RunId)> = speaks.collect();
+        for (id, run) in &speaks {
+            let word = Word::Silence(Span::FOREVER);
+            self.happen(id, Happening::Word { run: *run, word });
+        }
+        !speaks.is_empty()
+    }
+
     /// Until nothing is due, nobody has anything left to do, and no time is waited for.
     fn rest(&mut self) -> Result<(), String> {
         let mut last = Vec::new();
@@ -731,7 +753,7 @@ impl Obliging {
                     self.carry_out(&step);
                 }
             }
-            if last.is_empty() && !self.programs_go_on() {
+            if last.is_empty() && !self.programs_go_on() && !self.watchdogs_rest() {
                 match due.wake {
                     Some(at) => self.now = at,
                     None => return Ok(()),

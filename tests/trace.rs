@@ -436,8 +436,13 @@ fn the_log_keeper_killed_at_any_system_call_of_a_rotation() {
     for point in points(2) {
         rounds += 1;
         // Ten lines of a hundred bytes fill a file; all files are kept.
-        let kept =
-            Kept::new(|dir| Instruction { to: Destination::File, max_size: 1400, keep: 1000, dir });
+        let kept = Kept::new(|dir| Instruction {
+            to: Destination::File,
+            max_size: 1400,
+            keep: 1000,
+            dir,
+            ready: None,
+        });
         let line = |number: u64| format!("line {number} {}\n", "x".repeat(90));
         let write = |numbers: std::ops::Range<u64>| {
             let text: String = numbers.map(line).collect();

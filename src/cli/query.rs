@@ -32,7 +32,12 @@ fn table(rows: &[Row]) -> String {
     let cells: Vec<Vec<String>> = rows
         .iter()
         .map(|row| {
-            let why = if row.why.is_empty() { &row.says } else { &row.why };
+            let says = match &row.doing {
+                Some(doing) if row.says.is_empty() => doing.clone(),
+                Some(doing) => format!("{doing}: {}", row.says),
+                None => row.says.clone(),
+            };
+            let why = if row.why.is_empty() { &says } else { &row.why };
             let restarts = if row.restarts > 0 { row.restarts.to_string() } else { String::new() };
             vec![
                 row.instance.clone(),

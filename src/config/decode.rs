@@ -14,6 +14,7 @@ mod schedule;
 mod socket;
 mod stop;
 mod value;
+mod watch;
 
 use super::diagnostic::{Spot, quoted};
 use super::source::{At, Sink};
@@ -185,6 +186,7 @@ impl Decoder<'_, '_> {
         self.lasting(&fields, &mut spec);
         spec.process = self.process(node, &fields, base);
         self.logs(&fields, &mut spec);
+        self.output_is_read(&fields, &spec);
         name.map(|_| spec)
     }
 
@@ -229,6 +231,7 @@ impl Decoder<'_, '_> {
         if let Some(node) = fields.get("health") {
             spec.health = self.health(node);
         }
+        spec.watch = fields.get("watch").and_then(|node| self.watch(node, spec.reload.is_some()));
         spec.schedule = self.schedule(fields);
         spec.hooks.pre_start = self.hooks("pre_start", fields);
         spec.hooks.post_start = self.hooks("post_start", fields);

@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 
 use crate::config;
 use crate::model::{
-    Happening, InstanceId, Monotonic, Outcome, Reason, Rung, Span, StartError, StopCause, Verdict,
+    Doing, Happening, InstanceId, Monotonic, Outcome, Reason, Rung, Span, StartError, StopCause,
+    Verdict, Word,
 };
 use crate::plan::{Hurry, Plan, Shutdown};
 use crate::supervisor::{Applied, Notice, Source, Supervisor};
@@ -161,9 +162,10 @@ fn line<S: System>(supervisor: &Supervisor<S>, notice: &Notice) -> Option<(Level
         Happening::StopBegan { cause: StopCause::MainEnded | StopCause::Shutdown, .. } => {
             return None;
         }
-        Happening::StopBegan { cause: cause @ StopCause::StartTimeout, .. } => {
-            (Level::Error, format!("stopping: {cause}"))
-        }
+        Happening::StopBegan {
+            cause: cause @ (StopCause::StartTimeout | StopCause::Watchdog | StopCause::Triggered),
+            ..
+        } => (Level::Error, format!("stopping: {cause}")),
         Happening::StopBegan { cause, .. } => (Level::Info, format!("stopping: {cause}")),
         Happening::Rung { rung: Rung::Kill, .. } => {
             (Level::Warn, format!("killing what is left{because}"))
@@ -189,7 +191,9 @@ fn line<S: System>(supervisor: &Supervisor<S>, notice: &Notice) -> Option<(Level
             (Level::Info, format!("listens at {}", at.join(", ")))
         }
         Happening::Called { .. } => (Level::Info, "somebody has connected".to_owned()),
+        Happening::Touched { .. } => (Level::Debug, "a file that it watches changed".to_owned()),
         Happening::Said { status, .. } => (Level::Debug, status.clone()),
+        Happening::Word { word, .. } => return said(supervisor, *word),
         Happening::Adopted { .. } => (Level::Debug, "adopted".to_owned()),
         Happening::Reloaded { .. } => (Level::Info, format!("reloaded{because}")),
         Happening::Spawned { .. }
@@ -199,6 +203,27 @@ fn line<S: System>(supervisor: &Supervisor<S>, notice: &Notice) -> Option<(Level
         | Happening::Tree { .. }
         | Happening::Unproven { .. }
         | Happening::Forgotten => return None,
+    })
+}
+
+/// What a run said on its notify socket.
+fn said<S: System>(supervisor: &Supervisor<S>, word: Word) -> Option<(Level, String)> {
+    Some(match word {
+        Word::Does(doing) => {
+            (Level::Debug, doing.map_or("at its work again", Doing::as_str).to_owned())
+        }
+        Word::Silence(silence) => {
+            (Level::Debug, format!("its watchdog waits {silence} from now on"))
+        }
+        Word::MoreTime(until) => {
+            let more = until.since(supervisor.system().now());
+            (Level::Debug, format!("asked for {more} more"))
+        }
+        Word::MainIs { identity, .. } => {
+            (Level::Info, format!("its main process is {} from now on", identity.pid))
+        }
+        // What follows is told.
+        Word::Well | Word::Failed => return None,
     })
 }
 

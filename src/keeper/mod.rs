@@ -13,6 +13,7 @@
 mod console;
 mod fifo;
 mod place;
+mod ready;
 mod room;
 mod sink;
 pub mod split;

@@ -13,7 +13,7 @@ use crate::system::instruction::{Destination, Instruction};
 const STAMP: &str = "2026-11-25T10:32:00.123456Z";
 
 fn instruction(dir: &Path, to: Destination, max_size: u64, keep: u32) -> Instruction {
-    Instruction { to, max_size, keep, dir: FilePath::from(dir) }
+    Instruction { to, max_size, keep, dir: FilePath::from(dir), ready: None }
 }
 
 fn put(store: &mut Store, lines: &[&[u8]]) {

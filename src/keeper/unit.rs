@@ -7,6 +7,7 @@ use mio::{Registry, Token};
 
 use super::console::Console;
 use super::fifo::{Fifo, Input};
+use super::ready::{ReadyWatch, mark_in};
 use super::room::{self, Room};
 use super::sink::now_ms;
 use super::split::{Part, Splitter};
@@ -59,6 +60,8 @@ pub(super) struct Unit {
     in_line: bool,
     store: Store,
     to_console_only: bool,
+    /// The line that is looked for, if one is.
+    ready: Option<ReadyWatch>,
     /// Whether it is in the list of those that get a turn.
     pub(super) is_queued: bool,
     /// How many more bytes are read before it is forgotten; `None`: it stays.
@@ -77,6 +80,7 @@ impl Unit {
             in_line: false,
             store,
             to_console_only: instruction.to == Destination::Console,
+            ready: instruction.ready.as_ref().map(ReadyWatch::new),
             is_queued: false,
             last_bytes: None,
             part_due: None,
@@ -88,6 +92,11 @@ impl Unit {
         self.last_bytes = None;
         self.to_console_only = instruction.to == Destination::Console;
         self.store.change(instruction);
+        let is_same =
+            |watch: &ReadyWatch| instruction.ready.as_ref().is_some_and(|l| watch.is_for(l));
+        if !self.ready.as_ref().is_some_and(is_same) {
+            self.ready = instruction.ready.as_ref().map(ReadyWatch::new);
+        }
     }
 
     /// Says in the log that the keeper before was killed.
@@ -191,13 +200,26 @@ impl Unit {
         shared: &mut Shared,
         split: impl FnOnce(&mut Splitter, &[u8], &mut dyn FnMut(Part<'_>)),
     ) -> bool {
-        let Self { name, splitter, in_line, store, to_console_only, .. } = self;
+        let Self { name, splitter, in_line, store, to_console_only, ready, .. } = self;
         let Shared { buffer, out, console, copy_all, room } = shared;
         let copy = *copy_all || *to_console_only;
         let mut gave = false;
         let mut batch = store.batch(out, Stamp::now());
         split(splitter, buffer, &mut |part| {
             gave = true;
+            let mut part = part;
+            if let Some((before, run)) = mark_in(part.bytes).filter(|_| part.full) {
+                if let Some(ready) = ready {
+                    ready.begin(run);
+                }
+                // It ends the line that it stands in, and is none itself.
+                if before.is_empty() && !*in_line {
+                    return;
+                }
+                part.bytes = before;
+            } else if let Some(ready) = ready {
+                ready.look(part.bytes);
+            }
             batch.push(part);
             // A newline that came after the text of its line adds no empty one to the console.
             if copy && !(*in_line && part.bytes.is_empty()) {

@@ -10,7 +10,7 @@ use super::name::{InstanceId, UnitName};
 use super::outcome::Outcome;
 use super::socket::Bound;
 use super::spec::{Condition, SpecHash};
-use super::time::{Monotonic, Wall};
+use super::time::{Monotonic, Span, Wall};
 
 /// One life of an instance's processes: a random number, never used twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -59,6 +59,8 @@ pub enum Role {
     ReadyProbe,
     /// It asks whether the run is healthy.
     HealthProbe,
+    /// It was the main process until the run named another one; by how many had been named before.
+    Former(u16),
 }
 
 impl Role {
@@ -81,6 +83,7 @@ impl fmt::Display for Role {
             Self::PostStop(n) => ("post_stop", Some(n)),
             Self::ReadyProbe => ("readiness check", None),
             Self::HealthProbe => ("health check", None),
+            Self::Former(_) => ("former main process", None),
         };
         match place {
             None => f.write_str(name),
@@ -115,6 +118,12 @@ pub enum StopCause {
     ConditionUnmet(String),
     /// Its health check failed too often.
     Unhealthy,
+    /// It was silent for longer than its watchdog allows.
+    Watchdog,
+    /// It said by its watchdog that it failed.
+    Triggered,
+    /// Something that it watches changed.
+    Touched,
     /// Its next due time came, and its schedule says that a run does not outlast that.
     Due,
 }
@@ -128,12 +137,35 @@ impl StopCause {
             | Self::Changed
             | Self::Dependency(_)
             | Self::DependencyRestarted(_)
+            | Self::Touched
             | Self::Shutdown => true,
             Self::MainEnded
             | Self::HookFailed(_)
             | Self::StartTimeout
             | Self::ConditionUnmet(_)
             | Self::Unhealthy
+            | Self::Watchdog
+            | Self::Triggered
+            | Self::Due => false,
+        }
+    }
+
+    /// Whether the run was watched, and did not do well: then another one follows, whatever the
+    /// restart policy says of ends.
+    pub fn is_watched(&self) -> bool {
+        match self {
+            Self::Unhealthy | Self::Watchdog | Self::Triggered => true,
+            Self::GoalDown
+            | Self::Restart
+            | Self::Changed
+            | Self::Dependency(_)
+            | Self::DependencyRestarted(_)
+            | Self::Shutdown
+            | Self::MainEnded
+            | Self::HookFailed(_)
+            | Self::StartTimeout
+            | Self::ConditionUnmet(_)
+            | Self::Touched
             | Self::Due => false,
         }
     }
@@ -153,7 +185,63 @@ impl fmt::Display for StopCause {
             Self::StartTimeout => f.write_str("it was not ready in time"),
             Self::ConditionUnmet(what) => write!(f, "a condition does not hold: {what}"),
             Self::Unhealthy => f.write_str("its health check failed too often"),
+            Self::Touched => f.write_str("a file that it watches changed"),
             Self::Due => f.write_str("its next run is due"),
+            Self::Watchdog => f.write_str("it was silent for longer than its watchdog allows"),
+            Self::Triggered => f.write_str("it said by its watchdog that it failed"),
+        }
+    }
+}
+
+/// What a run says that it is doing, beside what is known of it. It changes no phase.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Doing {
+    /// It reads its configuration again.
+    Reloading,
+    /// It is about to end.
+    Stopping,
+}
+
+impl Doing {
+    /// The word for it in output.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Reloading => "reloading",
+            Self::Stopping => "stopping",
+        }
+    }
+}
+
+/// What a run says on its notify socket, beside its status and that it is ready, `sd_notify(3)`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Word {
+    /// What it is doing; `None`: nothing beside its work.
+    Does(Option<Doing>),
+    /// To its watchdog that it is well. Where nobody listened for a while, that clock begins anew.
+    Well,
+    /// To its watchdog that it has failed.
+    Failed,
+    /// How long it may be silent from now on; [`Span::ZERO`] and [`Span::FOREVER`]: nobody watches.
+    Silence(Span),
+    /// Until when it needs more time for what it is doing: for its start, or this step of its stop.
+    MoreTime(Monotonic),
+    /// Which of its processes is the main one from now on.
+    MainIs {
+        /// That one.
+        identity: Identity,
+        /// The one before is [`Role::Former`] with this number.
+        was: u16,
+    },
+}
+
+impl Word {
+    /// Whether it must outlive a crash of the supervisor.
+    pub fn is_lasting(self) -> bool {
+        match self {
+            Self::Failed | Self::Silence(_) | Self::MoreTime(_) | Self::MainIs { .. } => true,
+            Self::Does(_) | Self::Well => false,
         }
     }
 }
@@ -370,12 +458,24 @@ pub enum Happening {
         /// The socket's run.
         run: RunId,
     },
+    /// Something that the run watches changed.
+    Touched {
+        /// The run.
+        run: RunId,
+    },
     /// The run said how it is doing.
     Said {
         /// The run.
         run: RunId,
         /// In these words.
         status: String,
+    },
+    /// The run said something else on its notify socket, or is taken to have said it.
+    Word {
+        /// The run.
+        run: RunId,
+        /// What.
+        word: Word,
     },
     /// The run was found alive by the ledger and taken over.
     Adopted {
@@ -411,9 +511,12 @@ impl Happening {
             | Self::Adopted { .. }
             | Self::Forgotten => true,
             Self::Waits { epoch, .. } => epoch.is_some(),
-            Self::Tree { .. } | Self::Called { .. } | Self::Said { .. } | Self::Unproven { .. } => {
-                false
-            }
+            Self::Word { word, .. } => word.is_lasting(),
+            Self::Tree { .. }
+            | Self::Called { .. }
+            | Self::Touched { .. }
+            | Self::Said { .. }
+            | Self::Unproven { .. } => false,
         }
     }
 }

@@ -42,15 +42,18 @@ mod spec;
 mod step;
 mod template;
 mod time;
+mod watch;
 
 pub use agenda::{Agenda, Due, Entry};
 pub use desired::{Desired, Hold, InstanceWish, Unit};
 pub use event::{
-    Blocker, Event, Happening, Identity, Role, RunId, Rung, StopCause, Until, Verdict,
+    Blocker, Doing, Event, Happening, Identity, Role, RunId, Rung, StopCause, Until, Verdict, Word,
 };
 pub use graph::{DEFAULT_TARGET, Graph, Need, Node, Strength, find_loop, needs_of};
 pub use name::{InstanceId, NAME_BYTES_MAX, NameError, UnitName};
-pub use observed::{Asked, End, Instance, Life, Observed, Phase, Process, Run, STATUS_BYTES_MAX};
+pub use observed::{
+    Asked, End, Instance, Life, Observed, Phase, Process, Run, STATUS_BYTES_MAX, Words,
+};
 pub use outcome::{EXIT_NEVER_STARTED, ExitMatch, Outcome, Stage, StartError};
 pub use path::FilePath;
 pub use probe::{Health, HealthAction, Probe, Question, RETRIES_MAX};
@@ -66,3 +69,4 @@ pub use spec::{
 pub use step::{Action, Reason, Step};
 pub use template::{Template, TemplateError, Variable};
 pub use time::{Monotonic, Span, SpanError, Wall};
+pub use watch::{Watch, WatchAction};

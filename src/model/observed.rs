@@ -7,7 +7,9 @@ use std::collections::{BTreeMap, VecDeque};
 
 use serde::{Deserialize, Serialize};
 
-use super::event::{Blocker, Event, Happening, Identity, Role, RunId, Rung, StopCause, Verdict};
+use super::event::{
+    Blocker, Doing, Event, Happening, Identity, Role, RunId, Rung, StopCause, Verdict, Word,
+};
 use super::name::InstanceId;
 use super::outcome::Outcome;
 use super::probe::RETRIES_MAX;
@@ -135,7 +137,8 @@ pub struct Run {
     pub main: Option<Process>,
     /// The latest hook, condition or stop command.
     pub helper: Option<(Role, Process)>,
-    /// Helpers before that one which still live, because a stop did not wait for them, or failed.
+    /// Helpers before that one which still live, because a stop did not wait for them, or failed; and
+    /// the main processes before the one that the run named.
     #[serde(default)]
     pub earlier: Vec<(Role, Process)>,
     /// The latest question to it.
@@ -151,6 +154,9 @@ pub struct Run {
     pub ready: Option<Monotonic>,
     /// When it was last told to read its configuration again.
     pub reloaded: Option<Monotonic>,
+    /// When something that it watches last changed, while it was up.
+    #[serde(skip)]
+    pub touched: Option<Monotonic>,
     /// How many of its processes live beside those with a role, as far as they were counted. Whoever
     /// reads the ledger has to count anew, as only who counted is told when that changes.
     #[serde(skip)]
@@ -164,8 +170,33 @@ pub struct Run {
     pub called: Option<Monotonic>,
     /// What it last said about itself.
     pub status: String,
+    /// What else it said on its notify socket.
+    #[serde(default, skip_serializing_if = "Words::are_none")]
+    pub words: Words,
     /// Whether it was taken over from an earlier supervisor.
     pub adopted: bool,
+}
+
+/// What a run said on its notify socket, as far as it counts still.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(default)]
+pub struct Words {
+    /// What it says that it is doing.
+    pub doing: Option<Doing>,
+    /// When it last said to its watchdog that it is well, or that clock began anew.
+    pub well: Option<Monotonic>,
+    /// Whether it said to its watchdog that it has failed.
+    pub failed: bool,
+    /// How long it said that it may be silent; what its spec says where it said nothing.
+    pub silence: Option<Span>,
+    /// Until when it asked for more time for its start, or for this step of its stop.
+    pub more_time: Option<Monotonic>,
+}
+
+impl Words {
+    fn are_none(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// A question that was put to a run.
@@ -351,15 +382,7 @@ impl Instance {
                 };
                 self.with_run(*run, |run| !is_known(run) && run.set(*role, process, at))
             }
-            Happening::Execed { run, role } => {
-                self.with_run(*run, |run| match run.process_mut(*role) {
-                    Some(process) if process.state == Life::Born => {
-                        process.state = Life::Running(at);
-                        true
-                    }
-                    Some(_) | None => false,
-                })
-            }
+            Happening::Execed { run, role } => self.with_run(*run, |run| run.execed(*role, at)),
             Happening::Ended { run, role, outcome } => {
                 self.with_run(*run, |run| run.end(*role, outcome, at))
             }
@@ -370,9 +393,10 @@ impl Instance {
             }),
             Happening::Up { run } => self.up(*run, at),
             Happening::Reloaded { run } => self.with_run(*run, |run| {
-                run.reloaded = Some(at);
+                (run.reloaded, run.touched) = (Some(at), None);
                 true
             }),
+            Happening::Touched { run } => self.touch(*run, at),
             Happening::StopBegan { run, cause } => self.begin_stop(*run, cause, at),
             Happening::Rung { run, rung } => self.take_rung(*run, *rung, at),
             Happening::Tree { run, left } => {
@@ -394,6 +418,7 @@ impl Instance {
                 self.with_run(*run, |run| run.called.replace(at) != Some(at))
             }
             Happening::Said { run, status } => self.with_run(*run, |run| run.say(status)),
+            Happening::Word { run, word } => self.hear(*run, *word, at),
             Happening::Adopted { run } => self.adopt(*run, at),
             Happening::Unproven { run, why } => {
                 let current = self.run.as_ref().is_some_and(|known| known.id == *run);
@@ -404,6 +429,12 @@ impl Instance {
             }
             Happening::Forgotten => false,
         }
+    }
+
+    /// Something that it watches changed. What a start itself writes is no reason for another one.
+    fn touch(&mut self, id: RunId, at: Monotonic) -> bool {
+        let is_up = self.phase == Phase::Up;
+        self.with_run(id, |run| is_up && run.touched.replace(at) != Some(at))
     }
 
     fn begin(&mut self, at: Monotonic, id: RunId, wall: Wall, fresh: bool) {
@@ -430,10 +461,12 @@ impl Instance {
             was_healthy: false,
             ready: None,
             reloaded: None,
+            touched: None,
             left: None,
             bound: Vec::new(),
             called: None,
             status: String::new(),
+            words: Words::default(),
             adopted: false,
         });
         self.enter(Phase::Starting, at);
@@ -469,13 +502,42 @@ impl Instance {
         true
     }
 
+    /// What a run said, as far as it changes anything.
+    fn hear(&mut self, id: RunId, word: Word, at: Monotonic) -> bool {
+        if let Word::MoreTime(until) = word {
+            return self.extend(id, until);
+        }
+        self.with_run(id, |run| match word {
+            Word::Does(doing) => std::mem::replace(&mut run.words.doing, doing) != doing,
+            Word::Well => run.words.well.replace(at) != Some(at),
+            Word::Failed => !std::mem::replace(&mut run.words.failed, true),
+            Word::Silence(silence) => run.words.silence.replace(silence) != Some(silence),
+            Word::MainIs { identity, was } => run.change_main(identity, was, at),
+            Word::MoreTime(_) => false,
+        })
+    }
+
     fn up(&mut self, id: RunId, at: Monotonic) -> bool {
         let current = self.run.as_ref().is_some_and(|run| run.id == id);
         let starting = self.phase == Phase::Starting;
         if current && starting {
             self.enter(Phase::Up, at);
+            self.with_run(id, |run| run.words.more_time.take().is_some());
         }
         current && starting
+    }
+
+    /// More time counts where there is a deadline, and only beyond what was given before.
+    fn extend(&mut self, id: RunId, until: Monotonic) -> bool {
+        let has_deadline =
+            matches!(self.phase, Phase::Starting | Phase::Stopping { rung: Rung::Step(_), .. });
+        self.with_run(id, |run| {
+            let more = has_deadline && run.words.more_time.is_none_or(|known| known < until);
+            if more {
+                run.words.more_time = Some(until);
+            }
+            more
+        })
     }
 
     fn begin_stop(&mut self, id: RunId, cause: &StopCause, at: Monotonic) -> bool {
@@ -484,6 +546,7 @@ impl Instance {
         if current && running {
             let (cause, rung) = (cause.clone(), Rung::Dependents);
             self.enter(Phase::Stopping { cause, rung, rung_since: at }, at);
+            self.with_run(id, |run| run.words.more_time.take().is_some());
         }
         current && running
     }
@@ -497,7 +560,10 @@ impl Instance {
         {
             *rung = new;
             *rung_since = at;
-            return true;
+            return self.with_run(id, |run| {
+                run.words.more_time = None;
+                true
+            });
         }
         false
     }
@@ -539,6 +605,14 @@ impl Instance {
 }
 
 impl Run {
+    fn execed(&mut self, role: Role, at: Monotonic) -> bool {
+        let born = self.process_mut(role).filter(|process| process.state == Life::Born);
+        born.is_some_and(|process| {
+            process.state = Life::Running(at);
+            true
+        })
+    }
+
     fn set(&mut self, role: Role, process: Process, at: Monotonic) -> bool {
         self.left = None;
         if role.is_probe() {
@@ -551,6 +625,27 @@ impl Run {
             self.earlier.retain(|(other, earlier)| *other != role || earlier.is_alive());
             self.earlier.push((role, process));
         }
+        true
+    }
+
+    /// Another process of its own is the main one from now on. The one before goes on as it likes,
+    /// and its end is no more the run's.
+    fn change_main(&mut self, identity: Identity, was: u16, at: Monotonic) -> bool {
+        let is_it = |process: &Process| {
+            process
+                .identity
+                .is_some_and(|known| (known.pid, known.start) == (identity.pid, identity.start))
+        };
+        let Some(mut before) = self.main.take_if(|main| main.is_alive() && !is_it(main)) else {
+            return false;
+        };
+        // Whoever can name another one runs its program.
+        let since = if let Life::Running(since) = before.state { since } else { at };
+        before.state = Life::Running(since);
+        self.earlier.retain(|(_, process)| !is_it(process));
+        self.earlier.push((Role::Former(was), before));
+        self.main = Some(Process { identity: Some(identity), state: Life::Running(since) });
+        self.left = None;
         true
     }
 
@@ -575,6 +670,8 @@ impl Run {
             Some(process) if never_began && process.outcome() == Some(&Outcome::Unknown) => {
                 process.state = Life::Ended(outcome.clone());
             }
+            // That it was the main one once is not known: it has no role.
+            None if matches!(role, Role::Former(_)) => return false,
             // A question is put again and again; this time it could not be.
             Some(_) if !(never_began && role.is_probe()) => return false,
             Some(_) | None => {

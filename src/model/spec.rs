@@ -16,6 +16,7 @@ use super::signal::Signal;
 use super::socket::Socket;
 use super::template::Template;
 use super::time::Span;
+use super::watch::Watch;
 
 /// Most instances of one unit. More is a sign of a wrong number, not of a plan.
 pub const INSTANCES_MAX: u32 = 1_000;
@@ -91,6 +92,8 @@ pub struct Spec {
     pub reload: Option<Reload>,
     /// How it is watched while it is up.
     pub health: Option<Health>,
+    /// Files whose change restarts or reloads it.
+    pub watch: Option<Watch>,
     /// When a task runs; `None`: once per boot and definition.
     pub schedule: Option<Schedule>,
     /// Commands round the main process.
@@ -127,6 +130,7 @@ impl Spec {
             stop: Stop::default(),
             reload: None,
             health: None,
+            watch: None,
             schedule: None,
             hooks: Hooks::default(),
             logs: Logs::default(),
@@ -282,6 +286,9 @@ pub struct Process {
     pub oom_score_adjust: Option<i32>,
     /// How the run says that it is ready.
     pub ready: Ready,
+    /// The longest silence on the notify socket once it is ready; `None`: nobody watches.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub watchdog: Option<Span>,
     /// Whether the run has a session of its own; only the command of `opm run -- CMD` has not.
     #[serde(default = "yes", skip_serializing_if = "is_yes")]
     pub own_session: bool,
@@ -316,6 +323,7 @@ impl Process {
             nice: None,
             oom_score_adjust: None,
             ready: Ready::Started,
+            watchdog: None,
             own_session: true,
         }
     }
@@ -388,6 +396,8 @@ pub enum Ready {
     Delay(Span),
     /// When this file is there, made or changed since the start.
     File(Template),
+    /// When a line of its output matches this regular expression.
+    Log(String),
     /// When the answer to this question is yes.
     Asked(Probe),
 }

@@ -107,6 +107,8 @@ pub enum Reason {
     DependencyRestarted(UnitName),
     /// The unit's limit of starts is used up.
     Limit,
+    /// Something that it watches changed.
+    Touched,
     /// It is due by its schedule.
     Due,
     /// It was due by its schedule while opm or the machine was not there.
@@ -142,6 +144,7 @@ impl fmt::Display for Reason {
             Self::Removed => f.write_str("it was removed"),
             Self::DependencyRestarted(unit) => write!(f, "`{unit}` restarted"),
             Self::Limit => f.write_str("it used up its starts"),
+            Self::Touched => f.write_str("a file that it watches changed"),
             Self::Due => f.write_str("it is due"),
             Self::Missed => f.write_str("it was due while nobody was there to start it"),
             Self::StillRuns => f.write_str("it is due, and its last run goes on"),

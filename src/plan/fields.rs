@@ -10,8 +10,14 @@ use crate::model::{Signal, Span, Spec};
 /// Names whose values are never shown.
 const SECRET_WORDS: [&str; 6] = ["PASSWORD", "PASSWD", "SECRET", "TOKEN", "KEY", "CREDENTIAL"];
 /// Keys whose values are lengths of time.
-const SPANS: [&str; 5] =
-    ["start_timeout", "restart.delay", "restart.max_delay", "restart.reset_after", "ready.delay"];
+const SPANS: [&str; 6] = [
+    "start_timeout",
+    "restart.delay",
+    "restart.max_delay",
+    "restart.reset_after",
+    "ready.delay",
+    "watchdog",
+];
 
 /// Keys with their values, and what a change of each costs.
 pub(super) type Fields = BTreeMap<String, (Value, Class)>;

@@ -49,6 +49,7 @@ fn comes_back(instance: &Instance) -> bool {
     instance.last.as_ref().is_some_and(|end| match end.cause {
         StopCause::Restart
         | StopCause::Changed
+        | StopCause::Touched
         | StopCause::Dependency(_)
         | StopCause::DependencyRestarted(_) => true,
         StopCause::GoalDown
@@ -58,6 +59,8 @@ fn comes_back(instance: &Instance) -> bool {
         | StopCause::StartTimeout
         | StopCause::ConditionUnmet(_)
         | StopCause::Unhealthy
+        | StopCause::Watchdog
+        | StopCause::Triggered
         | StopCause::Due => false,
     })
 }

@@ -17,6 +17,7 @@ mod restart;
 mod schedule;
 mod start;
 mod stop;
+mod watchdog;
 mod why;
 
 pub use budget::{Chain, budget_warning, longest_stop};

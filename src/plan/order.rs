@@ -2,8 +2,8 @@
 
 use super::{View, lazy, restart};
 use crate::model::{
-    Blocker, Condition, End, Instance, InstanceId, Kind, Life, Need, Phase, Run, StopCause,
-    Strength, Unit, UnitName, Until,
+    Blocker, Condition, Instance, InstanceId, Kind, Life, Need, Phase, Run, StopCause, Strength,
+    Unit, UnitName, Until,
 };
 
 /// So many automatic starts in a row are a failure, not an accident.
@@ -90,10 +90,7 @@ fn standing_of(view: &View<'_>, unit: &Unit, id: &InstanceId, wanted: Condition)
     let current = instance.epoch == unit.epoch_of(id)
         && (instance.hash == unit.hash || !wants || unit.spec.kind == Kind::Task);
     let completes = wanted == Condition::Completed || unit.spec.kind == Kind::Task;
-    // One that runs again and again has completed, whatever its next run is at.
-    let has_completed = |end: &End| restart::is_success(&unit.spec, end);
-    if unit.spec.schedule.is_some() && current && instance.last.as_ref().is_some_and(has_completed)
-    {
+    if current && has_completed(view, unit, id, instance) {
         return Standing::Met;
     }
     match &instance.phase {
@@ -135,6 +132,16 @@ fn waits_for_callers(view: &View<'_>, id: &InstanceId, phase: &Phase) -> bool {
     lazy::is_waiting(phase) || (*phase == Phase::Done && lazy::is_lazy(view, &id.unit))
 }
 
+/// Whether a task with a schedule has completed, and goes on running when it is due: whatever its
+/// next run is at.
+fn has_completed(view: &View<'_>, unit: &Unit, id: &InstanceId, instance: &Instance) -> bool {
+    let goes = matches!(&instance.phase, Phase::Stopping { cause, .. } if cause.spreads());
+    unit.spec.schedule.is_some()
+        && !goes
+        && view.wants(id)
+        && instance.last.as_ref().is_some_and(|end| restart::is_success(&unit.spec, end))
+}
+
 fn is_started(run: &Run) -> bool {
     run.main.as_ref().is_some_and(|main| matches!(main.state, Life::Running(_)))
 }
@@ -154,6 +161,9 @@ fn is_lost(view: &View<'_>, need: &Need) -> bool {
     let completes = need.condition == Condition::Completed || unit.spec.kind == Kind::Task;
     view.instances(&need.unit).iter().all(|id| {
         let Some(instance) = view.observed.get(id) else { return !view.wants(id) };
+        if has_completed(view, unit, id, instance) {
+            return false;
+        }
         match &instance.phase {
             Phase::Failed { .. } | Phase::Skipped { .. } => {
                 instance.epoch == unit.epoch_of(id) || !view.wants(id)

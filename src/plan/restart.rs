@@ -184,8 +184,8 @@ pub fn verdict(unit: &Unit, instance: &Instance, end: &End, wanted: bool) -> Ver
 fn final_verdict(unit: &Unit, end: &End) -> Option<Verdict> {
     let success = is_success(&unit.spec, end);
     let again = match unit.spec.restart.policy {
-        // `health` asks for it, and is the nearer word.
-        _ if end.cause == StopCause::Unhealthy => true,
+        // `health` or `watchdog` asks for it, and is the nearer word.
+        _ if end.cause.is_watched() => true,
         RestartPolicy::Always => true,
         RestartPolicy::OnFailure => !success,
         RestartPolicy::Never => false,
@@ -348,7 +348,11 @@ mod tests {
         let killed = || end(Outcome::Killed { signal: Signal::KILL, core: false });
         let unknown = || end(Outcome::Unknown);
         let late = || End { cause: StopCause::StartTimeout, ..exited(0) };
+        let silent = |cause| End { cause, ..exited(0) };
         for (policy, end, again) in [
+            (RestartPolicy::Never, silent(StopCause::Watchdog), true),
+            (RestartPolicy::OnFailure, silent(StopCause::Triggered), true),
+            (RestartPolicy::Never, silent(StopCause::Unhealthy), true),
             (RestartPolicy::Always, exited(0), true),
             (RestartPolicy::OnFailure, exited(0), false),
             (RestartPolicy::OnFailure, exited(1), true),

@@ -1,9 +1,9 @@
 //! A run on its way up, and while it is up.
 
-use super::{Due, View, lazy, order, probe, schedule};
+use super::{Due, View, lazy, order, probe, schedule, watchdog};
 use crate::model::{
     Action, Instance, InstanceId, Kind, Life, Monotonic, OnDependencyRestart, Outcome, Phase,
-    Process, Ready, Reason, Reload, Role, Run, Spec, StopCause, Unit,
+    Process, Ready, Reason, Reload, Role, Run, Spec, StopCause, Unit, WatchAction,
 };
 
 /// What is due for an instance with a run that is not being ended.
@@ -27,34 +27,25 @@ pub(super) fn running(
         let reason = Reason::Stop(cause.clone());
         return Due::step(id, Action::StopBegin(run.id, cause), reason);
     }
+    let deadline = match watchdog::look(&unit.spec, run, now) {
+        Ok(deadline) => deadline,
+        Err(cause) => {
+            let reason = Reason::Stop(cause.clone());
+            return Due::step(id, Action::StopBegin(run.id, cause), reason);
+        }
+    };
     let scheduled = unit.spec.schedule.as_ref();
     let called = scheduled.map_or(Due::NOTHING, |s| schedule::running(view, unit, s, id, run));
     if !called.steps.is_empty() {
         return called;
     }
-    let due = on_its_way(view, unit, id, instance, run, now);
-    Due { alarm: called.alarm, ..due }
-}
-
-/// What is due for a run that nothing ends.
-fn on_its_way(
-    view: &View<'_>,
-    unit: &Unit,
-    id: &InstanceId,
-    instance: &Instance,
-    run: &Run,
-    now: Monotonic,
-) -> Due {
-    if instance.phase == Phase::Up {
-        let due = up(view, unit, id, run, now);
-        if !due.steps.is_empty() {
-            return due;
-        }
-        let health = probe::health(view, &unit.spec, id, run, now);
-        let wake = [due.wake, health.wake].into_iter().flatten().min();
-        return Due { steps: health.steps, wake, alarm: None };
-    }
-    starting(&unit.spec, id, instance, run, now)
+    let due = if instance.phase == Phase::Up {
+        up(view, unit, id, run, now)
+    } else {
+        starting(&unit.spec, id, instance, run, now)
+    };
+    let wake = [due.wake, deadline].into_iter().flatten().min();
+    Due { steps: due.steps, wake, alarm: called.alarm }
 }
 
 /// Why the run must end now, if it must.
@@ -94,7 +85,8 @@ fn leave_cause(
 
 /// The next thing in a start: condition, hooks, main process, readiness, hooks, up.
 fn starting(spec: &Spec, id: &InstanceId, instance: &Instance, run: &Run, now: Monotonic) -> Due {
-    let deadline = instance.since.after(spec.start_timeout);
+    let deadline =
+        instance.since.after(spec.start_timeout).max(run.words.more_time.unwrap_or_default());
     let due = match next_in_start(spec, run, now) {
         Next::Do(action) => return Due::step(id, action, Reason::Next),
         Next::Fail(cause) => {
@@ -146,7 +138,7 @@ fn next_in_start(spec: &Spec, run: &Run, now: Monotonic) -> Next {
                     probe::Next::Do(action) => Next::Do(action),
                     probe::Next::Wait(at) => Next::WaitUntil(Some(at)),
                 },
-                Ready::Notify | Ready::Fd(_) | Ready::File(_) => Next::Wait,
+                Ready::Notify | Ready::Fd(_) | Ready::File(_) | Ready::Log(_) => Next::Wait,
             }
         }
         Some(Process { state: Life::Running(_), .. }) => after_ready(spec, run),
@@ -214,8 +206,19 @@ fn after_ready(spec: &Spec, run: &Run) -> Next {
     }
 }
 
-/// While a run is up: follow the reload of a required unit, and bound a reload command's time.
+/// While a run is up: its reloads, then its health.
 fn up(view: &View<'_>, unit: &Unit, id: &InstanceId, run: &Run, now: Monotonic) -> Due {
+    let due = reloads(view, unit, id, run, now);
+    if !due.steps.is_empty() {
+        return due;
+    }
+    let health = probe::health(view, &unit.spec, id, run, now);
+    let wake = [due.wake, health.wake].into_iter().flatten().min();
+    Due { steps: health.steps, wake, alarm: None }
+}
+
+/// Follow the reload of a required unit, and bound a reload command's time.
+fn reloads(view: &View<'_>, unit: &Unit, id: &InstanceId, run: &Run, now: Monotonic) -> Due {
     let spec = &unit.spec;
     if let Some((role @ Role::Reload, process)) = &run.helper
         && let Life::Running(since) = process.state
@@ -226,19 +229,36 @@ fn up(view: &View<'_>, unit: &Unit, id: &InstanceId, run: &Run, now: Monotonic) 
         }
         return Due::at(deadline);
     }
-    if spec.relations.on_dependency_restart != OnDependencyRestart::Reload {
-        return Due::NOTHING;
+    let touched = touched(spec, id, run, now);
+    let follows = spec.relations.on_dependency_restart == OnDependencyRestart::Reload;
+    if !follows || !touched.steps.is_empty() {
+        return touched;
     }
     let since = run.reloaded.unwrap_or(run.began);
     match order::recovered_since(view, &id.unit, since) {
         Some(cause) => {
             let action = reload_action(spec, run);
-            action.map_or(Due::NOTHING, |action| {
-                Due::step(id, action, Reason::DependencyRestarted(cause))
-            })
+            action
+                .map_or(touched, |action| Due::step(id, action, Reason::DependencyRestarted(cause)))
         }
-        None => Due::NOTHING,
+        None => touched,
     }
+}
+
+/// What follows from a change of something that a run watches, once it has been quiet for a while.
+fn touched(spec: &Spec, id: &InstanceId, run: &Run, now: Monotonic) -> Due {
+    let (Some(watch), Some(at)) = (&spec.watch, run.touched) else { return Due::NOTHING };
+    let due = at.after(watch.debounce);
+    if now < due {
+        return Due::at(due);
+    }
+    let restart = Action::StopBegin(run.id, StopCause::Touched);
+    let action = match watch.action {
+        WatchAction::Restart => restart,
+        // A check sees to it that there is a way to reload.
+        WatchAction::Reload => reload_action(spec, run).unwrap_or(restart),
+    };
+    Due::step(id, action, Reason::Touched)
 }
 
 /// The action that reloads this run, if its spec has one.

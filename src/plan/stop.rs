@@ -86,7 +86,7 @@ impl Stopping<'_> {
             return due;
         }
         let wait = spec.stop.steps.get(usize::from(n)).map_or(Span::ZERO, |step| step.wait);
-        let deadline = self.deadline(view, wait);
+        let deadline = self.deadline(view, wait, self.run.words.more_time);
         if let Some((_, reason)) = deadline.clone().filter(|(at, _)| self.now >= *at) {
             let next = n.saturating_add(1);
             let more = spec.stop.steps.get(usize::from(next)).is_some();
@@ -96,10 +96,17 @@ impl Stopping<'_> {
         self.capped_wake(view, deadline.map(|(at, _)| at))
     }
 
-    /// The end of a wait on this rung, within the time that a shutdown leaves to this stage, and what
-    /// it means.
-    fn deadline(&self, view: &View<'_>, wait: Span) -> Option<(Monotonic, Reason)> {
-        let own = (wait != Span::FOREVER).then(|| (self.since.after(wait), Reason::StopTimedOut));
+    /// The end of a wait on this rung, or of the time that was asked for beyond it, within the time
+    /// that a shutdown leaves to this stage; and what it means.
+    fn deadline(
+        &self,
+        view: &View<'_>,
+        wait: Span,
+        extended: Option<Monotonic>,
+    ) -> Option<(Monotonic, Reason)> {
+        let own = (wait != Span::FOREVER).then(|| {
+            (self.since.after(wait).max(extended.unwrap_or_default()), Reason::StopTimedOut)
+        });
         let budget = view.shutdown.and_then(|shutdown| shutdown.deadline).map(|deadline| {
             let stages = view.graph.node(&self.id.unit).map_or(1, |node| node.depth);
             (self.since.after(deadline.since(self.since).share(stages)), Reason::ShareSpent)
@@ -176,7 +183,7 @@ impl Stopping<'_> {
         if !process.is_alive() {
             return None;
         }
-        let deadline = self.deadline(view, helper_time(spec));
+        let deadline = self.deadline(view, helper_time(spec), None);
         if view.hurry() == Hurry::Kill || deadline.as_ref().is_some_and(|(at, _)| self.now >= *at) {
             let action = Action::KillHelper(self.run.id, role);
             return Some(Due::step(self.id, action, Reason::StopTimedOut));

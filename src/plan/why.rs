@@ -1,7 +1,7 @@
 //! The chain from how an instance is to the cause of it.
 
 use super::View;
-use crate::model::{Blocker, InstanceId, Phase, Ready, StopCause, Until};
+use crate::model::{Blocker, InstanceId, Phase, Ready, StopCause, Unit, Until};
 
 /// Longest chain that is told; longer ones are cut, loops cannot be.
 const CHAIN_MAX: usize = 32;
@@ -68,14 +68,13 @@ fn link(view: &View<'_>, id: &InstanceId, lines: &mut Vec<String>) -> Option<Ins
                 (None, Some(Ready::Asked(probe))) => {
                     format!("`{}` has not said yet that it is ready", probe.question.words())
                 }
+                (None, Some(Ready::Log(pattern))) => {
+                    format!("no line of its output has matched `{pattern}` yet")
+                }
                 (None, _) => "its run has begun and is not ready".to_owned(),
             });
         }
-        Phase::Up => say(match (health(view, id), &unit.spec.socket) {
-            (Some(wrong), _) => wrong,
-            (None, Some(socket)) => format!("it listens at {}", socket.words()),
-            (None, None) => "it is wanted, and ready".to_owned(),
-        }),
+        Phase::Up => say(health(view, id).unwrap_or_else(|| is_well(unit))),
         Phase::Stopping { cause, rung, .. } => {
             say(format!("{cause} ({rung})"));
             if let StopCause::Dependency(unit) | StopCause::DependencyRestarted(unit) = cause {
@@ -93,6 +92,13 @@ fn link(view: &View<'_>, id: &InstanceId, lines: &mut Vec<String>) -> Option<Ins
         )),
     }
     None
+}
+
+/// What is to be said of one that is up and well.
+fn is_well(unit: &Unit) -> String {
+    let socket = unit.spec.socket.as_ref();
+    let listens = socket.map(|socket| format!("it listens at {}", socket.words()));
+    listens.unwrap_or_else(|| "it is wanted, and ready".to_owned())
 }
 
 /// What is in the way, and where it is to come from.

@@ -42,6 +42,7 @@ type Instance (
   why: string,
   held_by: ?string,
   says: ?string,
+  doing: ?string,
   adopted: bool,
   healthy: ?bool,
   restart_in_ms: ?int,

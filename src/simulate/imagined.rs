@@ -157,6 +157,7 @@ impl Imagined {
             | Role::PostStart(_)
             | Role::Reload
             | Role::PreStop(_)
+            | Role::Former(_)
             | Role::PostStop(_)
             | Role::ReadyProbe
             | Role::HealthProbe => self.end(pid, Outcome::Exited(0)),
@@ -167,7 +168,7 @@ impl Imagined {
 /// Whether a run says by itself that it is ready.
 fn says_ready(spec: &Spec) -> bool {
     spec.process.as_ref().is_some_and(|process| match process.ready {
-        Ready::Notify | Ready::Fd(_) | Ready::File(_) => true,
+        Ready::Notify | Ready::Fd(_) | Ready::File(_) | Ready::Log(_) => true,
         Ready::Started | Ready::Delay(_) | Ready::Asked(_) => false,
     })
 }
@@ -204,6 +205,8 @@ impl System for Imagined {
     fn zone(&self, name: Option<&str>) -> TimeZone {
         name.and_then(|name| TimeZone::get(name).ok()).unwrap_or_else(TimeZone::system)
     }
+
+    fn watch_paths(&mut self, _: &Launch) {}
 
     /// The clock jumps to what follows from what is asked about, not to the next due time.
     fn set_alarm(&mut self, _: Option<Wall>) {}

@@ -150,7 +150,11 @@ impl Play {
         let mut most = 0;
         for unit in state.desired.units.values_mut() {
             // Health is assumed, and would be asked for ever.
-            std::sync::Arc::make_mut(&mut unit.spec).health = None;
+            let spec = std::sync::Arc::make_mut(&mut unit.spec);
+            spec.health = None;
+            if let Some(process) = &mut spec.process {
+                process.watchdog = None;
+            }
             most = most.max(unit.spec.restart.limit.map_or(0, |limit| limit.starts));
         }
         let mut system = Imagined::new(state.now, state.wall);

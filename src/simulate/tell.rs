@@ -176,6 +176,8 @@ impl Teller {
             | Happening::Tree { .. }
             | Happening::Listens { .. }
             | Happening::Called { .. }
+            | Happening::Touched { .. }
+            | Happening::Word { .. }
             | Happening::Said { .. }
             | Happening::Adopted { .. }
             | Happening::Unproven { .. }
@@ -261,6 +263,7 @@ fn because(reason: &Reason) -> String {
         | Reason::Removed
         | Reason::DependencyRestarted(_)
         | Reason::Limit
+        | Reason::Touched
         | Reason::Due
         | Reason::Missed
         | Reason::StillRuns => reason.to_string(),

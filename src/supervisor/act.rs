@@ -2,8 +2,8 @@
 
 use super::Supervisor;
 use crate::model::{
-    Action, Event, Happening, InstanceId, Outcome, Output, Reason, Reload, Role, RunId, Rung,
-    Signal, Spec, StartError, Step, StopAction, StopCause, StopTo, Verdict,
+    Action, Event, Happening, InstanceId, Outcome, Output, Phase, Reason, Reload, Role, RunId,
+    Rung, Signal, Spec, StartError, Step, StopAction, StopCause, StopTo, Verdict,
 };
 use crate::system::{Launch, RunRef, System, SystemError};
 use std::sync::Arc;
@@ -21,7 +21,12 @@ impl<S: System> Supervisor<S> {
                 }
             }
             Action::MarkReady(run) => self.happens(&id, Happening::Ready { run }, Some(reason)),
-            Action::MarkUp(run) => self.happens(&id, Happening::Up { run }, Some(reason)),
+            Action::MarkUp(run) => {
+                self.happens(&id, Happening::Up { run }, Some(reason));
+                if self.spec_of(&id).is_some_and(|spec| spec.watch.is_some()) {
+                    self.watch_paths(&id);
+                }
+            }
             Action::ReloadSignal(run) => self.reload_signal(&id, run, reason),
             Action::StopBegin(run, cause) => {
                 self.happens(&id, Happening::StopBegan { run, cause }, Some(reason));
@@ -156,6 +161,15 @@ impl<S: System> Supervisor<S> {
             Err(error) => Happening::Ended { run, role, outcome: Outcome::NotStarted(error) },
         };
         self.apply(Event { instance: id.clone(), at, what }, reason);
+    }
+
+    /// Has the files watched that a run watches while it is up.
+    pub(super) fn watch_paths(&mut self, id: &InstanceId) {
+        let up = self.instance(id).filter(|instance| instance.phase == Phase::Up);
+        let run = up.and_then(|instance| instance.run.as_ref()).map(|run| run.id);
+        if let Some(launch) = run.and_then(|run| self.launch(id, run, Role::Main)) {
+            self.system.watch_paths(&launch);
+        }
     }
 
     fn reload_signal(&mut self, id: &InstanceId, run: RunId, reason: Reason) {

@@ -10,7 +10,7 @@ use super::wakes::Wakes;
 use super::{Refusal, Supervisor};
 use crate::model::{
     Event, Graph, Happening, InstanceId, Kind, Life, Observed, Outcome, Phase, Role, RunId, Span,
-    Spec, Stage, StartError,
+    Spec, Stage, StartError, Word,
 };
 use crate::system::{Launch, Loaded, Proof, Replay, System};
 
@@ -148,7 +148,22 @@ impl<S: System> Supervisor<S> {
         for claim in claims {
             any |= self.adopt_process(id, &claim);
         }
+        let spec = self.desired.units.get(&id.unit).map(|unit| &unit.spec);
+        if any && spec.is_some_and(|spec| spec.watch.is_some()) {
+            self.watch_paths(id);
+        }
+        // Nobody listened for a while: the silence is not the run's.
+        if self.is_watched(id) {
+            self.happened(id, Happening::Word { run: run_id, word: Word::Well });
+        }
         any
+    }
+
+    /// Whether an instance's run has a watchdog.
+    fn is_watched(&self, id: &InstanceId) -> bool {
+        let process = self.desired.units.get(&id.unit).and_then(|unit| unit.spec.process.as_ref());
+        let said = self.instance(id).and_then(|instance| instance.run.as_ref()?.words.silence);
+        said.is_some() || process.is_some_and(|process| process.watchdog.is_some())
     }
 
     fn adopt_process(&mut self, id: &InstanceId, claim: &Claim) -> bool {

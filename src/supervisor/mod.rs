@@ -29,7 +29,7 @@ use wakes::Wakes;
 
 use crate::model::{
     Action, Desired, Event, Graph, Happening, Instance, InstanceId, Monotonic, Observed, Phase,
-    Reason, Rung, Span, Step, Wall,
+    Reason, Rung, Span, Step, StopCause, Wall, Word,
 };
 use crate::plan::{self, Hurry, Shutdown, View};
 use crate::system::System;
@@ -207,10 +207,22 @@ impl<S: System> Supervisor<S> {
                 self.dirty.insert(step.instance);
             } else if self.makes_process(&step) && !self.system.has_room() {
                 self.queued.insert(step.instance);
-            } else {
+            } else if !self.is_heard_after_all(&step) {
                 self.carry_out(step);
             }
         }
+    }
+
+    /// Before a run's silence is held against it: whether it has said something that nobody has taken
+    /// yet, as this turn took long. It is looked at anew then.
+    fn is_heard_after_all(&mut self, step: &Step) -> bool {
+        let Action::StopBegin(run, StopCause::Watchdog) = step.action else { return false };
+        let mut is_heard = false;
+        for event in self.system.hear(run) {
+            is_heard |= matches!(event.what, Happening::Word { word: Word::Well, .. });
+            self.apply(event, None);
+        }
+        is_heard
     }
 
     /// The one way by which a fact changes.
@@ -245,7 +257,10 @@ impl<S: System> Supervisor<S> {
         if killing && let Some(run) = self.run_ref(&id) {
             self.system.kill_tree(&run);
         }
-        self.notices.push(Notice { event, reason });
+        // Of a run that goes on being well there is no news.
+        if !matches!(event.what, Happening::Word { word: Word::Well, .. }) {
+            self.notices.push(Notice { event, reason });
+        }
     }
 
     /// The log keeper goes when nobody else is left.

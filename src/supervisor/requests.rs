@@ -102,7 +102,7 @@ impl<S: System> Supervisor<S> {
         self.commit_changed(desired)?;
         applied.generation = self.desired.generation;
         if applied.generation != generation {
-            self.instruct_live(&applied.plan);
+            self.take_over_live(&applied.plan);
         }
         Ok(applied)
     }
@@ -169,23 +169,21 @@ impl<S: System> Supervisor<S> {
         }
     }
 
-    /// Log settings are taken over by the keeper while a run goes on.
-    fn instruct_live(&mut self, plan: &Plan) {
+    /// What is not the supervisor's own business is taken over while a run goes on: where its output
+    /// goes, and which files are watched.
+    fn take_over_live(&mut self, plan: &Plan) {
         for change in &plan.changes {
             let Some(unit) = self.desired.units.get(&change.unit) else { continue };
-            if !unit.spec.needs_keeper() {
-                continue;
-            }
             let spec = Arc::clone(&unit.spec);
-            let ids: Vec<InstanceId> = self
-                .observed
-                .of_unit(&change.unit)
-                .filter(|(_, instance)| instance.run.is_some())
-                .map(|(id, _)| id.clone())
-                .collect();
+            let running =
+                self.observed.of_unit(&change.unit).filter(|(_, instance)| instance.run.is_some());
+            let ids: Vec<InstanceId> = running.map(|(id, _)| id.clone()).collect();
             for id in ids {
+                self.watch_paths(&id);
                 let index = spec.instance_index(&id).unwrap_or(1);
-                if let Err(error) = self.system.instruct(&id, index, &spec) {
+                if spec.needs_keeper()
+                    && let Err(error) = self.system.instruct(&id, index, &spec)
+                {
                     log::error!("{id}: {error}");
                 }
             }

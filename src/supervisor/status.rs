@@ -52,6 +52,9 @@ pub struct Row {
     /// What its run says about itself.
     #[serde(skip_serializing_if = "String::is_empty", default)]
     pub says: String,
+    /// What its run says that it is doing: `reloading` or `stopping`.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub doing: Option<String>,
     /// Whether its run was taken over from an earlier supervisor.
     pub adopted: bool,
     /// When it will be started again, in milliseconds from now.
@@ -140,6 +143,7 @@ impl<S: System> Supervisor<S> {
             why,
             held_by: unit.and_then(|unit| unit.hold_of(id)).map(|hold| hold.by.clone()),
             says: says(unit, run),
+            doing: run.and_then(|run| run.words.doing).map(|doing| doing.as_str().to_owned()),
             adopted: run.is_some_and(|run| run.adopted),
             restart_in_ms: if let Phase::Backoff { until } = phase {
                 Some(until.since(now).as_millis_up())

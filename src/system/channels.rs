@@ -1,4 +1,4 @@
-//! How a run tells that it is ready: notify socket, descriptor, or file.
+//! How a run tells that it is ready, beside the notify socket: by a descriptor, or a file.
 //!
 //! Each exists before the process does, and outlives a crash of the supervisor by its name: the
 //! next supervisor opens it again.
@@ -6,21 +6,16 @@
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
-use std::io::{self, ErrorKind, IoSliceMut, Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
-use std::os::unix::net::UnixDatagram;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
-use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg, setsockopt, sockopt};
 
-use super::{SOCKET_PATH_MAX, sys};
+use super::sys;
 use crate::model::{RunId, Wall};
-
-/// Longest notify message, in bytes; the rest is cut. `sd_notify(3)` messages are far shorter.
-const MESSAGE_BYTES_MAX: usize = 4096;
 
 /// Makes a FIFO, or takes the one that is there, and opens it for reading and writing, so that it
 /// has no end while we live.
@@ -79,96 +74,6 @@ pub(super) fn say_newline(path: &Path) -> io::Result<()> {
     file.write_all(b"\n")
 }
 
-/// What a service said on its notify socket.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct NotifyMessage {
-    /// Whether it is ready.
-    pub ready: bool,
-    /// How it is doing, in its words.
-    pub status: Option<String>,
-    /// Who said so.
-    pub sender: Option<i32>,
-}
-
-/// Reads the assignments of a message, `sd_notify(3)`. Unknown ones are passed over.
-pub fn parse_notify(bytes: &[u8]) -> NotifyMessage {
-    let mut message = NotifyMessage::default();
-    for line in bytes.split(|byte| *byte == b'\n') {
-        if line == b"READY=1" {
-            message.ready = true;
-        } else if let Some(status) = line.strip_prefix(b"STATUS=") {
-            message.status = Some(String::from_utf8_lossy(status).into_owned());
-        }
-    }
-    message
-}
-
-/// A socket of one instance for `sd_notify(3)`.
-#[derive(Debug)]
-pub(super) struct NotifySocket {
-    socket: UnixDatagram,
-}
-
-impl NotifySocket {
-    /// Binds the socket, private to `owner`.
-    pub(super) fn bind(path: &Path, owner: Option<u32>) -> Result<Self, String> {
-        let length = path.as_os_str().len();
-        if length > SOCKET_PATH_MAX {
-            return Err(format!(
-                "the path of its notify socket has {length} bytes, and the kernel allows \
-                 {SOCKET_PATH_MAX}; use a shorter --root"
-            ));
-        }
-        let bind = || -> io::Result<UnixDatagram> {
-            match fs::remove_file(path) {
-                Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
-            let socket = UnixDatagram::bind(path)?;
-            fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
-            if let Some(uid) = owner {
-                std::os::unix::fs::chown(path, Some(uid), None)?;
-            }
-            socket.set_nonblocking(true)?;
-            setsockopt(&socket, sockopt::PassCred, &true)?;
-            Ok(socket)
-        };
-        let socket = bind().map_err(|error| super::plain(&error.to_string()))?;
-        Ok(Self { socket })
-    }
-
-    pub(super) fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
-        self.socket.as_fd()
-    }
-
-    /// The next message, if one is there.
-    pub(super) fn receive(&self) -> Option<NotifyMessage> {
-        let mut bytes = [0u8; MESSAGE_BYTES_MAX];
-        let mut parts = [IoSliceMut::new(&mut bytes)];
-        let mut space = nix::cmsg_space!(nix::sys::socket::UnixCredentials);
-        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;
-        let (length, sender) = loop {
-            match recvmsg::<()>(self.socket.as_raw_fd(), &mut parts, Some(&mut space), flags) {
-                Ok(received) => {
-                    let sender = received.cmsgs().ok().and_then(|mut all| {
-                        all.find_map(|message| {
-                            let ControlMessageOwned::ScmCredentials(who) = message else {
-                                return None;
-                            };
-                            Some(who.pid())
-                        })
-                    });
-                    break (received.bytes, sender);
-                }
-                Err(nix::errno::Errno::EINTR) => {}
-                Err(_) => return None,
-            }
-        };
-        let message = parse_notify(bytes.get(..length).unwrap_or_default());
-        Some(NotifyMessage { sender, ..message })
-    }
-}
-
 /// Whether a newline came on a readiness FIFO.
 pub(super) fn newline_came(fifo: &OwnedFd) -> bool {
     let Ok(fd) = fifo.try_clone() else { return false };
@@ -179,6 +84,21 @@ pub(super) fn newline_came(fifo: &OwnedFd) -> bool {
         came |= bytes.get(..length).unwrap_or_default().contains(&b'\n');
     }
     came
+}
+
+/// Whether the log keeper has said that this run is ready; what it said of others is passed over.
+pub(super) fn answer_came(fifo: &OwnedFd, run: RunId) -> bool {
+    let Ok(fd) = fifo.try_clone() else { return false };
+    let mut file = fs::File::from(fd);
+    let mut text = Vec::new();
+    // It ends with an error, as there is always a writer: ourselves.
+    if let Err(error) = file.read_to_end(&mut text)
+        && error.kind() != ErrorKind::WouldBlock
+    {
+        log::error!("cannot read what the log keeper says: {error}");
+    }
+    let own = run.to_string();
+    text.split(|byte| *byte == b'\n').any(|line| line == own.as_bytes() || line == b"any")
 }
 
 /// A file's identity and last change: enough to tell whether it was made or changed since.
@@ -285,14 +205,6 @@ impl FileWaits {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn messages_are_lines_of_assignments() {
-        let message = parse_notify(b"STATUS=almost\xff\nREADY=1\nX=1\nREADY=0");
-        assert!(message.ready);
-        assert_eq!(message.status.as_deref(), Some("almost\u{fffd}"));
-        assert_eq!(parse_notify(b"READY=11"), NotifyMessage::default());
-    }
 
     #[test]
     fn a_file_counts_only_when_it_is_new_or_changed() {

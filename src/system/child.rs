@@ -2,8 +2,8 @@
 //!
 //! The child is a copy of the supervisor: it may not allocate, lock, log or panic, since any of
 //! these may need something that is half changed in the copy. It calls only: read, write, close,
-//! dup2, dup3, fcntl, getpid, `close_range`, setsid, setpgid, tcsetpgrp, open, prlimit, setpriority, umask, chdir,
-//! `rt_sigaction`, `rt_sigprocmask`, the raw set*id calls (glibc's wrappers signal all threads), execve
+//! dup2, dup3, fcntl, `close_range`, setsid, setpgid, tcsetpgrp, open, prlimit, setpriority, umask, chdir,
+//! `rt_sigaction`, `rt_sigprocmask`, getpid, the raw set*id calls (glibc's wrappers signal all threads), execve
 //! and _exit. All strings and arrays are made before by the parent ([`Prepared`]).
 //!
 //! Whatever can hang (a dead NFS server) comes after the gate.
@@ -21,6 +21,10 @@ pub(super) const GO: u8 = b'g';
 pub(super) const REPORT_BYTES: usize = 6;
 /// `CLOSE_RANGE_CLOEXEC` (Linux 5.11).
 const CLOSE_RANGE_CLOEXEC: libc::c_uint = 4;
+/// The entry of an environment that the child ends with its own number.
+pub(super) const OWN_PID: &str = "WATCHDOG_PID=";
+/// Bytes of that entry: its name, a number of at most ten digits, and NUL.
+const OWN_PID_BYTES: usize = OWN_PID.len() + 11;
 /// The largest signal number.
 const SIGNAL_MAX: libc::c_int = 64;
 
@@ -70,24 +74,31 @@ const PID_BYTES: usize = 12;
 #[derive(Debug)]
 pub(super) struct Pointers {
     argv: Vec<*const libc::c_char>,
-    envp: Vec<*const libc::c_char>,
+    /// In cells: the child puts its own number in the place of [`OWN_PID`].
+    envp: Vec<Cell<*const libc::c_char>>,
+    /// Where in `envp` that is.
+    own_pid: Option<usize>,
     /// `LISTEN_PID`, whose value only the child knows.
     listen_pid: Vec<Cell<u8>>,
 }
 
 impl Pointers {
     pub(super) fn of(prepared: &Prepared) -> Self {
-        let list = |texts: &[CString]| {
+        let list = |texts: &[CString]| -> Vec<*const libc::c_char> {
             texts.iter().map(|text| text.as_ptr()).chain([std::ptr::null()]).collect()
         };
-        let mut envp: Vec<*const libc::c_char> = list(&prepared.env);
+        let is_own = |entry: &CString| entry.to_bytes() == OWN_PID.as_bytes();
+        let mut own_pid = prepared.env.iter().position(is_own);
+        let mut envp: Vec<Cell<*const libc::c_char>> =
+            list(&prepared.env).into_iter().map(Cell::new).collect();
         let mut listen_pid = Vec::new();
         if prepared.listens {
             listen_pid = LISTEN_PID.iter().copied().map(Cell::new).collect();
             listen_pid.resize(LISTEN_PID.len().saturating_add(PID_BYTES), Cell::new(0));
-            envp.insert(0, listen_pid.as_ptr().cast());
+            envp.insert(0, Cell::new(listen_pid.as_ptr().cast()));
+            own_pid = own_pid.map(|place| place.saturating_add(1));
         }
-        Self { argv: list(&prepared.args), envp, listen_pid }
+        Self { argv: list(&prepared.args), envp, own_pid, listen_pid }
     }
 
     /// Writes the child's number into its variable, without allocating.
@@ -104,6 +115,28 @@ impl Pointers {
             place.set(b'0' + (pid / divisor % 10) as u8);
             divisor /= 10;
         }
+    }
+}
+
+/// An entry `NAME=PID` of the environment, made in the child, which alone knows the number.
+struct OwnPid([u8; OWN_PID_BYTES]);
+
+impl OwnPid {
+    /// The variable that [`OWN_PID`] names, with this number.
+    fn new(pid: u32) -> Self {
+        let mut text = [0u8; OWN_PID_BYTES];
+        let name = OWN_PID.as_bytes();
+        let digits =
+            std::iter::successors(Some(pid), |left| Some(left / 10).filter(|left| *left > 0));
+        let count = digits.clone().count();
+        for (place, byte) in text.iter_mut().zip(name) {
+            *place = *byte;
+        }
+        let places = text.iter_mut().skip(name.len()).take(count).rev();
+        for (place, left) in places.zip(digits) {
+            *place = b'0'.wrapping_add((left % 10) as u8);
+        }
+        Self(text)
     }
 }
 
@@ -212,10 +245,16 @@ fn become_program(prepared: &Prepared, pointers: &Pointers, gate: RawFd) -> Fail
     unsafe { libc::sigemptyset(none.as_mut_ptr()) };
     // SAFETY: the set was filled in above; no old set is asked for.
     unsafe { libc::sigprocmask(libc::SIG_SETMASK, none.as_ptr(), std::ptr::null_mut()) };
-    // SAFETY: both arrays end with a null pointer, and what they point to lives in `prepared`.
-    unsafe {
-        libc::execve(prepared.program.as_ptr(), pointers.argv.as_ptr(), pointers.envp.as_ptr())
-    };
+    // SAFETY: no arguments; it cannot fail.
+    let own = OwnPid::new(unsafe { libc::getpid() }.unsigned_abs());
+    if let Some(entry) = pointers.own_pid.and_then(|place| pointers.envp.get(place)) {
+        entry.set(own.0.as_ptr().cast());
+    }
+    // A cell is laid out as what is in it.
+    let envp = pointers.envp.as_ptr().cast::<*const libc::c_char>();
+    // SAFETY: both arrays end with a null pointer, and what they point to lives in `prepared` and
+    // `own`.
+    unsafe { libc::execve(prepared.program.as_ptr(), pointers.argv.as_ptr(), envp) };
     fail(Stage::Exec, 0)
 }
 
@@ -357,4 +396,18 @@ fn stdin(prepared: &Prepared, _gate: RawFd) -> Result<(), Failure> {
         return Err(fail(Stage::Stdin, 0));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_is_written_without_allocating() {
+        for pid in [0, 1, 42, 32_768, 4_194_304, u32::MAX] {
+            let entry = OwnPid::new(pid);
+            let text = CStr::from_bytes_until_nul(&entry.0).unwrap();
+            assert_eq!(text.to_str(), Ok(format!("WATCHDOG_PID={pid}").as_str()));
+        }
+    }
 }

@@ -5,7 +5,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
 /// Variables of the supervisor that say something about the supervisor itself.
-const OWN: [&str; 11] = [
+const OWN: [&str; 13] = [
     "OPM_RUN",
     "OPM_UNIT",
     "OPM_INSTANCE",
@@ -14,6 +14,8 @@ const OWN: [&str; 11] = [
     "OPM_LISTEN_FD",
     "OPM_SOCKET_FDS",
     "NOTIFY_SOCKET",
+    "WATCHDOG_USEC",
+    "WATCHDOG_PID",
     "LISTEN_FDS",
     "LISTEN_PID",
     "LISTEN_FDNAMES",

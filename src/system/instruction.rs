@@ -16,6 +16,23 @@ use crate::model::{FilePath, InstanceId, LogTarget, Logs, Template};
 /// Largest instruction that is read, in bytes: two paths fit. A larger file is refused.
 const INSTRUCTION_BYTES_MAX: u64 = 64 * 1024;
 
+/// Stands, with the run's number and [`RUN_MARK_END`], in the output of an instance before the first
+/// line of a run whose readiness is looked for there. The keeper does not store it.
+pub const RUN_MARK: &[u8] = b"\0opm run ";
+/// So many digits has the number.
+pub const RUN_DIGITS: usize = 16;
+/// Ends the mark; a newline follows.
+pub const RUN_MARK_END: &[u8] = b"\0";
+
+/// The line by which a run says that it is ready.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReadyLine {
+    /// What it matches, a regular expression.
+    pub pattern: String,
+    /// The FIFO that is told so.
+    pub answer: FilePath,
+}
+
 /// Where an instance's output goes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -39,17 +56,25 @@ pub struct Instruction {
     pub keep: u32,
     /// The instance's log directory, for [`Destination::File`].
     pub dir: FilePath,
+    /// What is looked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ready: Option<ReadyLine>,
 }
 
 impl Instruction {
     /// What a spec says about an instance's output; `path` fills in a path of the unit file.
-    pub fn of(logs: &Logs, dir: &Path, path: &dyn Fn(&Template) -> PathBuf) -> Self {
+    pub fn of(
+        logs: &Logs,
+        ready: Option<ReadyLine>,
+        dir: &Path,
+        path: &dyn Fn(&Template) -> PathBuf,
+    ) -> Self {
         let to = match &logs.to {
             LogTarget::File => Destination::File,
             LogTarget::Console => Destination::Console,
             LogTarget::Path(template) => Destination::Path(path(template).into()),
         };
-        Self { to, max_size: logs.max_size, keep: logs.keep, dir: dir.into() }
+        Self { to, max_size: logs.max_size, keep: logs.keep, dir: dir.into(), ready }
     }
 
     /// Puts the instruction in place of the one before; the keeper sees the old or the new one.
@@ -135,8 +160,13 @@ mod tests {
             (Destination::Path(FilePath::from("/a")), r#"{"path":"/a"}"#),
             (Destination::Path(odd), r#"{"path":[47,115,114,118,47,233]}"#),
         ] {
-            let instruction =
-                Instruction { to, max_size: 10, keep: 5, dir: FilePath::from("/var/log/opm/web") };
+            let instruction = Instruction {
+                to,
+                max_size: 10,
+                keep: 5,
+                dir: FilePath::from("/var/log/opm/web"),
+                ready: None,
+            };
             instruction.write(run.path(), &id).unwrap();
             let text = fs::read_to_string(run.path().join("log/web@eu.json")).unwrap();
             let expected =

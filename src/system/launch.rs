@@ -108,11 +108,16 @@ impl Launcher<'_> {
                 Ready::Started
                 | Ready::Notify
                 | Ready::Fd(_)
+                | Ready::Log(_)
                 | Ready::Delay(_)
                 | Ready::File(_) => None,
             },
             Role::HealthProbe => spec.health.as_ref().map(|health| ask(&health.probe.question)),
-            Role::PreStart(_) | Role::PostStart(_) | Role::PreStop(_) | Role::PostStop(_) => None,
+            Role::PreStart(_)
+            | Role::PostStart(_)
+            | Role::PreStop(_)
+            | Role::PostStop(_)
+            | Role::Former(_) => None,
         };
         if let Some(command) = alone {
             return Ok((command, None));
@@ -127,7 +132,8 @@ impl Launcher<'_> {
             | Role::Reload
             | Role::Stop(_)
             | Role::ReadyProbe
-            | Role::HealthProbe => None,
+            | Role::HealthProbe
+            | Role::Former(_) => None,
         };
         hook.map(|hook| (Cow::Borrowed(&hook.command), Some(hook))).ok_or_else(gone)
     }

@@ -1,10 +1,12 @@
 //! The real world. Glue over the files beside it; its events come from the descriptors that it
 //! registers with the daemon's poll, and from reaping.
 
+mod said;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fs;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -14,14 +16,16 @@ use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
 
 use super::alarm::Alarm;
-use super::channels::{self, FileWaits, Mark, NotifySocket};
-use super::child::{Prepared, REPORT_BYTES};
+use super::channels::{self, FileWaits, Mark};
+use super::child::{self, Prepared, REPORT_BYTES};
 use super::dirs::Lock;
 use super::disk::Files;
 use super::env::inheritable;
-use super::instruction::{self, Instruction};
+use super::instruction::{self, Instruction, ReadyLine};
 use super::launch::{self, Launcher, Origin};
 use super::ledger::{self, Ledger};
+use super::notify::NotifySocket;
+use super::paths::Paths;
 use super::process::Found;
 use super::room::{Later, Room};
 use super::sockets::{self, Open, Place, Sockets};
@@ -34,9 +38,10 @@ use super::{
 };
 use crate::model::{
     Address, Agenda, Bound, Desired, EXIT_NEVER_STARTED, Event, Happening, Identity, InstanceId,
-    Listen, Monotonic, Observed, Outcome, Output, Ready, Role, RunId, Signal, Spec, Stage,
-    StartError, Stdin, Wall,
+    Listen, Monotonic, Observed, Outcome, Output, ProcessSpec, Ready, Role, RunId, Signal, Spec,
+    Stage, StartError, Stdin, Wall,
 };
+use said::Said;
 
 /// How long the death of a process that is not our child may take to be reaped by its parent, in
 /// milliseconds: until then the kernel does not tell how it ended.
@@ -81,7 +86,11 @@ pub struct Linux {
     outputs: BTreeMap<InstanceId, OwnedFd>,
     /// Open for services, whether or not these run.
     sockets: Sockets,
+    /// By its number, what is watched for the end of a process that is not our child.
+    foreign: BTreeMap<i32, Token>,
     files: FileWaits,
+    /// Only where something is watched.
+    paths: Option<Paths>,
     /// Only where something is due by the wall clock.
     alarm: Option<Alarm>,
     urandom: fs::File,
@@ -106,6 +115,9 @@ struct Kept {
     tree: Option<RunRef>,
     ends: Ends,
     notify: Option<PathBuf>,
+    said: Said,
+    /// Whether an earlier supervisor began it.
+    is_adopted: bool,
 }
 
 /// A descriptor that tells something.
@@ -114,17 +126,21 @@ enum Watched {
     /// The channel of a process that has not run its program yet.
     Channel(Box<Launching>),
     /// The end of a process that is not our child.
-    Foreign { run: RunId, role: Role, pid: i32, pidfd: OwnedFd },
+    Foreign { run: RunId, role: Role, pid: i32, start: u64, pidfd: OwnedFd },
     /// The end of a process without a role, in a tree that is watched.
     Member { run: RunId, pidfd: OwnedFd },
-    /// A notify socket.
-    Notify { run: RunId, socket: NotifySocket },
+    /// A notify socket, and whether the run says on it that it is ready.
+    Notify { run: RunId, is_readiness: bool, socket: NotifySocket },
     /// A readiness descriptor.
     ReadyFd { run: RunId, fifo: OwnedFd },
+    /// Where the log keeper says that a run's line has come.
+    ReadyLog { run: RunId, fifo: OwnedFd },
     /// The inotify instance of all file waits.
     Files,
     /// A socket whose service waits for a connection.
     Caller { socket: InstanceId, fd: RawFd },
+    /// The inotify instance of all that units watch.
+    Paths,
     /// The timer of all schedules.
     Alarm,
 }
@@ -178,7 +194,9 @@ impl Linux {
             children: BTreeMap::new(),
             outputs: BTreeMap::new(),
             sockets: Sockets::new(),
+            foreign: BTreeMap::new(),
             files: FileWaits::default(),
+            paths: None,
             alarm: None,
             urandom: file("/dev/urandom")?,
             own: i32::try_from(std::process::id()).unwrap_or(0),
@@ -215,7 +233,7 @@ impl Linux {
             }
         }
         for (launch, identity) in due.readiness {
-            self.reopen_readiness(&launch, &identity);
+            self.reopen_channels(&launch, &identity);
         }
         for run in due.trees {
             let tree = self.runs.get(&run).and_then(|kept| kept.tree.clone());
@@ -262,7 +280,20 @@ impl Linux {
     /// Reaps every child that has ended. Children without a role change no unit's state.
     pub fn reap(&mut self) -> Vec<Event> {
         let mut events = Vec::new();
-        while let Some((pid, outcome)) = sys::reap_one() {
+        while let Some(pid) = sys::ended_child() {
+            // What it said comes before its end: it may have named another main process.
+            if let Some((_, run, Role::Main)) = self.children.get(&pid) {
+                events.extend(self.messages_of(*run));
+            }
+            // One that was not our child is it since its parent ended.
+            let foreign = self.foreign_child(pid);
+            let Some(outcome) = sys::reap(pid) else { break };
+            if let Some(Watched::Foreign { run, role, .. }) = foreign.and_then(|t| self.unwatch(t))
+            {
+                self.note_end(run, pid);
+                events.extend(self.event_of(run, Happening::Ended { run, role, outcome }));
+                continue;
+            }
             let Some((instance, run, role)) = self.children.remove(&pid) else {
                 log::debug!("reaped {pid}, which has no role: {outcome}");
                 continue;
@@ -274,19 +305,29 @@ impl Linux {
         events
     }
 
+    /// What is watched for the end of a child that has ended, where it was watched by a pidfd.
+    fn foreign_child(&self, pid: i32) -> Option<Token> {
+        let token = *self.foreign.get(&pid)?;
+        let Some(Watched::Foreign { start, .. }) = self.watched.get(&token) else { return None };
+        process::stat(pid).filter(|stat| stat.start == *start).map(|_| token)
+    }
+
     /// What the descriptor with this token has to tell.
     pub fn ready(&mut self, token: Token) -> Vec<Event> {
         let mut events = Vec::new();
         match self.watched.get(&token) {
             None => {}
             Some(Watched::Channel(_)) => self.channel_ready(token, &mut events),
-            Some(Watched::Foreign { run, role, pid, pidfd }) => {
+            Some(Watched::Foreign { run, role, pid, .. }) => {
                 let (run, role, pid) = (*run, *role, *pid);
-                if let Some(outcome) = foreign_end(pidfd) {
-                    self.note_end(run, pid);
-                    self.unwatch(token);
-                    events.extend(self.event_of(run, Happening::Ended { run, role, outcome }));
+                if role == Role::Main {
+                    events.extend(self.messages_of(run));
                 }
+                // If its parent ended since, it is our child, and nobody else can say how it ended.
+                if process::stat(pid).is_some_and(|stat| stat.parent == self.own) {
+                    events.extend(self.reap());
+                }
+                self.foreign_ready(token, &mut events);
             }
             Some(Watched::Member { run, .. }) => {
                 let run = *run;
@@ -297,14 +338,11 @@ impl Linux {
                     events.push(self.event(&tree.instance, Happening::Tree { run, left }));
                 }
             }
-            Some(Watched::Notify { run, socket }) => {
+            Some(Watched::Notify { .. }) => events.extend(self.take_messages(token)),
+            Some(Watched::ReadyLog { run, fifo }) => {
                 let run = *run;
-                let mut messages = Vec::new();
-                while let Some(message) = socket.receive() {
-                    messages.push(message);
-                }
-                for message in messages {
-                    self.notified(run, message, &mut events);
+                if channels::answer_came(fifo, run) {
+                    events.extend(self.event_of(run, Happening::Ready { run }));
                 }
             }
             Some(Watched::ReadyFd { run, fifo }) => {
@@ -320,6 +358,12 @@ impl Linux {
                 let run = self.sockets.get(&socket).and_then(|held| held.run);
                 events.extend(run.map(|run| self.event(&socket, Happening::Called { run })));
             }
+            Some(Watched::Paths) => {
+                let touched = self.paths.as_mut().map(Paths::look).unwrap_or_default();
+                for run in touched {
+                    events.extend(self.event_of(run, Happening::Touched { run }));
+                }
+            }
             // The turn that follows looks at the clock.
             Some(Watched::Alarm) => {
                 if let Some(Err(error)) = self.alarm.as_mut().map(Alarm::take) {
@@ -328,6 +372,18 @@ impl Linux {
             }
         }
         events
+    }
+
+    fn foreign_ready(&mut self, token: Token, events: &mut Vec<Event>) {
+        let Some(Watched::Foreign { run, role, pid, pidfd, .. }) = self.watched.get(&token) else {
+            return;
+        };
+        let (run, role, pid) = (*run, *role, *pid);
+        if let Some(outcome) = foreign_end(pidfd) {
+            self.note_end(run, pid);
+            self.unwatch(token);
+            events.extend(self.event_of(run, Happening::Ended { run, role, outcome }));
+        }
     }
 
     /// What has come about before anybody watched: who died, and which files are there.
@@ -342,45 +398,6 @@ impl Linux {
             self.files.remove(run);
             events.extend(self.event_of(run, Happening::Ready { run }));
         }
-    }
-
-    fn notified(&self, run: RunId, message: channels::NotifyMessage, events: &mut Vec<Event>) {
-        if let Some(pid) = message.sender
-            && !self.is_of_run(pid, run)
-        {
-            log::warn!("process {pid} is not of the unit whose notify socket it wrote to; ignored");
-            return;
-        }
-        if let Some(status) = message.status {
-            events.extend(self.event_of(run, Happening::Said { run, status }));
-        }
-        if message.ready {
-            events.extend(self.event_of(run, Happening::Ready { run }));
-        }
-    }
-
-    /// Whether a process is of a run. One that is gone already was let write by the socket's mode.
-    fn is_of_run(&self, pid: i32, run: RunId) -> bool {
-        let leaders: Vec<(Role, Identity)> = self
-            .children
-            .iter()
-            .filter(|(_, (_, of, _))| *of == run)
-            .filter_map(|(pid, (_, _, role))| {
-                let start = process::stat(*pid)?.start;
-                Some((*role, Identity { pid: *pid, start, inode: None }))
-            })
-            .collect();
-        let Some(stat) = process::stat(pid) else { return true };
-        if leaders.iter().any(|(_, leader)| leader.pid == pid || leader.pid == stat.session) {
-            return true;
-        }
-        let Some(kept) = self.runs.get(&run) else { return false };
-        let adopted = leaders.is_empty();
-        let instance = kept.instance.clone();
-        let known = self.children.keys().copied().collect();
-        let tree = RunRef { instance, run, leaders, adopted };
-        let ends = self.ends(run);
-        tree::members(&tree, &known, &ends).iter().any(|member| member.pid == pid)
     }
 
     fn note_end(&mut self, run: RunId, pid: i32) {
@@ -466,6 +483,9 @@ impl Linux {
         let token = Token(self.next_token);
         self.next_token = self.next_token.wrapping_add(1).max(Self::FIRST_TOKEN);
         self.registry.register(&mut SourceFd(&fd), token, Interest::READABLE)?;
+        if let Watched::Foreign { pid, .. } = &watched {
+            self.foreign.insert(*pid, token);
+        }
         self.watched.insert(token, watched);
         if let Some(kept) = run.and_then(|run| self.runs.get_mut(&run)) {
             kept.tokens.push(token);
@@ -479,13 +499,19 @@ impl Linux {
             Watched::Channel(launching) => {
                 (launching.channel.as_raw_fd(), Some(launching.launch.run))
             }
-            Watched::Foreign { run, pidfd, .. } | Watched::Member { run, pidfd } => {
+            Watched::Foreign { run, pid, pidfd, .. } => {
+                if self.foreign.get(pid) == Some(&token) {
+                    self.foreign.remove(pid);
+                }
                 (pidfd.as_raw_fd(), Some(*run))
             }
-            Watched::Notify { run, socket } => (socket.as_fd().as_raw_fd(), Some(*run)),
-            Watched::ReadyFd { run, fifo } => (fifo.as_raw_fd(), Some(*run)),
             Watched::Caller { fd, .. } => (*fd, None),
-            Watched::Files | Watched::Alarm => return Some(watched),
+            Watched::Member { run, pidfd } => (pidfd.as_raw_fd(), Some(*run)),
+            Watched::Notify { run, socket, .. } => (socket.as_fd().as_raw_fd(), Some(*run)),
+            Watched::ReadyFd { run, fifo } | Watched::ReadyLog { run, fifo } => {
+                (fifo.as_raw_fd(), Some(*run))
+            }
+            Watched::Files | Watched::Paths | Watched::Alarm => return Some(watched),
         };
         if let Err(error) = self.registry.deregister(&mut SourceFd(&fd)) {
             log::debug!("cannot stop watching a descriptor: {error}");
@@ -504,6 +530,8 @@ impl Linux {
             tree: None,
             ends: Ends::since(began),
             notify: None,
+            said: Said::default(),
+            is_adopted: false,
         })
     }
 
@@ -523,15 +551,30 @@ impl Linux {
         channels::child_end(fifo).map_err(fail)
     }
 
-    /// Everything by which a main process can say that it is ready, and what it is told of that.
+    /// Everything by which a main process can say how it is, and what it is told of that.
+    fn open_channels(
+        &mut self,
+        launch: &Launch,
+        process: &ProcessSpec,
+    ) -> Result<Readiness, StartError> {
+        let mut readiness = self.open_readiness(launch, &process.ready)?;
+        if hears(process) {
+            let path = self.open_notify(launch, process)?;
+            readiness.extra.push(("NOTIFY_SOCKET", path.into()));
+        }
+        if let Some(silence) = process.watchdog {
+            let micros = (silence.as_nanos() / 1_000).to_string();
+            readiness.extra.push(("WATCHDOG_USEC", micros.into()));
+            // The child adds its number.
+            readiness.extra.push((child::OWN_PID.trim_end_matches('='), OsString::new()));
+        }
+        Ok(readiness)
+    }
+
+    /// Everything by which a main process can say that it is ready, the notify socket apart.
     fn open_readiness(&mut self, launch: &Launch, ready: &Ready) -> Result<Readiness, StartError> {
         let (id, run) = (&launch.instance, launch.run);
         match ready {
-            Ready::Notify => {
-                let path = self.dirs.notify().join(id.to_string());
-                self.open_notify(run, &path, owner_of(&launch.spec))?;
-                Ok(Readiness { owned: Vec::new(), extra: vec![("NOTIFY_SOCKET", path.into())] })
-            }
             Ready::Fd(number) => {
                 let path = self.dirs.notify().join(format!("{id}.ready"));
                 let fail = |error: std::io::Error| prepare_error(path.display(), &error);
@@ -547,29 +590,64 @@ impl Linux {
                 self.wait_for_file(run, path, before)?;
                 Ok(Readiness::default())
             }
-            Ready::Started | Ready::Delay(_) | Ready::Asked(_) => Ok(Readiness::default()),
+            Ready::Log(_) => {
+                self.open_answer(launch)?;
+                self.mark_output(launch)?;
+                Ok(Readiness::default())
+            }
+            Ready::Started | Ready::Notify | Ready::Delay(_) | Ready::Asked(_) => {
+                Ok(Readiness::default())
+            }
         }
+    }
+
+    /// The FIFO on which the log keeper says that a run's line has come.
+    fn open_answer(&mut self, launch: &Launch) -> Result<(), StartError> {
+        let path = self.answer_path(&launch.instance);
+        let fail = |error: std::io::Error| prepare_error(path.display(), &error);
+        let fifo = channels::open_fifo(&path, None).map_err(fail)?;
+        let (run, fd) = (launch.run, fifo.as_raw_fd());
+        self.watch(Some(run), fd, Watched::ReadyLog { run, fifo }).map(drop).map_err(fail)
+    }
+
+    fn answer_path(&self, id: &InstanceId) -> PathBuf {
+        self.dirs.notify().join(format!("{id}.ready"))
+    }
+
+    /// Tells the log keeper where in the output a run begins.
+    fn mark_output(&mut self, launch: &Launch) -> Result<(), StartError> {
+        let fail = |error: std::io::Error| {
+            let subject = format!("output FIFO of {}", launch.instance);
+            // It is full, as nobody reads it now.
+            StartError { passing: true, ..prepare_error(subject, &error) }
+        };
+        let Some(fifo) = self.outputs.get(&launch.instance) else { return Ok(()) };
+        let mut file = fs::File::from(fifo.try_clone().map_err(fail)?);
+        let run = launch.run.to_string();
+        let parts = [instruction::RUN_MARK, run.as_bytes(), instruction::RUN_MARK_END, b"\n"];
+        // Shorter than PIPE_BUF: whole or not at all, pipe(7).
+        file.write_all(&parts.concat()).map_err(fail)
     }
 
     fn open_notify(
         &mut self,
-        run: RunId,
-        path: &Path,
-        owner: Option<u32>,
-    ) -> Result<(), StartError> {
-        let socket = NotifySocket::bind(path, owner).map_err(|reason| StartError {
-            stage: Stage::Prepare,
-            subject: path.display().to_string(),
-            reason,
-            passing: false,
+        launch: &Launch,
+        process: &ProcessSpec,
+    ) -> Result<PathBuf, StartError> {
+        let path = self.dirs.notify().join(launch.instance.to_string());
+        let socket = NotifySocket::bind(&path, owner_of(&launch.spec)).map_err(|reason| {
+            let (stage, subject) = (Stage::Prepare, path.display().to_string());
+            StartError { stage, subject, reason, passing: false }
         })?;
         let fd = socket.as_fd().as_raw_fd();
+        let run = launch.run;
         if let Some(kept) = self.runs.get_mut(&run) {
-            kept.notify = Some(path.to_owned());
+            kept.notify = Some(path.clone());
         }
-        self.watch(Some(run), fd, Watched::Notify { run, socket })
-            .map(drop)
-            .map_err(|error| prepare_error(path.display(), &error))
+        let is_readiness = process.ready == Ready::Notify;
+        self.watch(Some(run), fd, Watched::Notify { run, is_readiness, socket })
+            .map_err(|error| prepare_error(path.display(), &error))?;
+        Ok(path)
     }
 
     /// Adds the sockets of a service to what its main process is given. Returns whether there are any.
@@ -695,6 +773,21 @@ impl Linux {
         Ok(())
     }
 
+    fn begin_to_watch(&mut self, run: RunId, roots: &[PathBuf]) -> std::io::Result<()> {
+        if self.paths.is_none() {
+            if roots.is_empty() {
+                return Ok(());
+            }
+            let paths = Paths::new()?;
+            self.watch(None, paths.as_fd().as_raw_fd(), Watched::Paths)?;
+            self.paths = Some(paths);
+        }
+        if let Some(paths) = &mut self.paths {
+            paths.watch(run, roots);
+        }
+        Ok(())
+    }
+
     fn arm(&mut self, at: Option<Wall>) -> std::io::Result<()> {
         if let Some(alarm) = &mut self.alarm {
             return alarm.set(at);
@@ -751,6 +844,11 @@ struct Readiness {
     extra: Vec<(&'static str, OsString)>,
 }
 
+/// Whether a unit's process has a notify socket.
+fn hears(process: &ProcessSpec) -> bool {
+    process.ready == Ready::Notify || process.watchdog.is_some()
+}
+
 /// Whether a process has a part in the end of a run, or only in its life.
 fn is_of_end(role: Role) -> bool {
     match role {
@@ -760,7 +858,8 @@ fn is_of_end(role: Role) -> bool {
         | Role::Main
         | Role::PostStart(_)
         | Role::ReadyProbe
-        | Role::HealthProbe => false,
+        | Role::HealthProbe
+        | Role::Former(_) => false,
     }
 }
 
@@ -896,7 +995,7 @@ impl System for Linux {
             Output::Inherit | Output::Null => None,
         };
         let Readiness { owned, mut extra } =
-            if is_main { self.open_readiness(launch, &spec.ready)? } else { Readiness::default() };
+            if is_main { self.open_channels(launch, spec)? } else { Readiness::default() };
         let null = self.null.as_raw_fd();
         let mut descriptors = Vec::new();
         if !(is_main && spec.stdin == Stdin::Inherit) {
@@ -1031,6 +1130,9 @@ impl System for Linux {
             self.outputs.remove(instance);
         }
         self.files.remove(run);
+        if let Some(paths) = &mut self.paths {
+            paths.remove(run);
+        }
         self.later.forget(run);
         let tokens = self.runs.get(&run).map(|kept| kept.tokens.clone()).unwrap_or_default();
         for token in tokens {
@@ -1115,6 +1217,14 @@ impl System for Linux {
         }
     }
 
+    fn watch_paths(&mut self, launch: &Launch) {
+        let templates = launch.spec.watch.iter().flat_map(|watch| &watch.paths);
+        let paths: Vec<PathBuf> = templates.map(|path| self.path_of(launch, path)).collect();
+        if let Err(error) = self.begin_to_watch(launch.run, &paths) {
+            log::error!("{}: cannot watch files: {error}", launch.instance);
+        }
+    }
+
     fn instruct(&mut self, id: &InstanceId, index: u32, spec: &Spec) -> Result<(), SystemError> {
         let name = id.to_string();
         let text = |template: &crate::model::Template| {
@@ -1122,7 +1232,14 @@ impl System for Linux {
             let text = launch::fill(template, &self.origin, id, index, spec);
             base.unwrap_or_else(|| PathBuf::from("/")).join(text)
         };
-        let new = Instruction::of(&spec.logs, &self.dirs.logs.join(&name), &text);
+        let ready = match spec.process.as_ref().map(|process| &process.ready) {
+            Some(Ready::Log(pattern)) => {
+                let (pattern, answer) = (pattern.clone(), self.answer_path(id).into());
+                Some(ReadyLine { pattern, answer })
+            }
+            _ => None,
+        };
+        let new = Instruction::of(&spec.logs, ready, &self.dirs.logs.join(&name), &text);
         // Most starts say what was said before.
         if Instruction::read(&self.dirs.run, id).is_ok_and(|known| known.as_ref() == Some(&new)) {
             return Ok(());
@@ -1131,7 +1248,7 @@ impl System for Linux {
             .map_err(|error| SystemError::new("instruct the log keeper about", name, error))
     }
 
-    fn adopt(&mut self, launch: &Launch, identity: &Identity, execed: bool) -> Proof {
+    fn adopt(&mut self, launch: &Launch, identity: &Identity, _: bool) -> Proof {
         match self.take_over(launch, identity) {
             Proof::Alive => {}
             Proof::Dead => {
@@ -1154,11 +1271,13 @@ impl System for Linux {
             {
                 log::warn!("{}: {error}", launch.instance);
             }
-            if !execed || process.ready != Ready::Started {
-                self.reopen_readiness(launch, identity);
-            }
+            self.reopen_channels(launch, identity);
         }
         Proof::Alive
+    }
+
+    fn hear(&mut self, run: RunId) -> Vec<Event> {
+        self.messages_of(run)
     }
 
     fn note(&mut self, event: &Event) {
@@ -1217,6 +1336,7 @@ impl Linux {
             }
         };
         self.keep(&launch.instance, run);
+        self.forget_role(run, role, identity);
         if process::stat(identity.pid).is_some_and(|stat| stat.parent == self.own) {
             self.children.insert(identity.pid, (launch.instance.clone(), run, role));
             return Proof::Alive;
@@ -1225,7 +1345,9 @@ impl Linux {
             return Proof::Unknown("this kernel has no pidfd to watch it with".to_owned());
         };
         let fd = pidfd.as_raw_fd();
-        let watched = Watched::Foreign { run, role, pid: identity.pid, pidfd };
+        self.keep(&launch.instance, run).is_adopted = true;
+        let (pid, start) = (identity.pid, identity.start);
+        let watched = Watched::Foreign { run, role, pid, start, pidfd };
         if !self.room.for_adopted(fd) {
             self.look_later(launch, identity);
         } else if let Err(error) = self.watch(Some(run), fd, watched) {
@@ -1235,6 +1357,28 @@ impl Linux {
         Proof::Alive
     }
 
+    /// What was known of this process and of another one in its role is known better now: after a
+    /// cycle that broke off, what was said last may be lost.
+    fn forget_role(&mut self, run: RunId, role: Role, identity: &Identity) {
+        let Some(kept) = self.runs.get_mut(&run) else { return };
+        let tokens = kept.tokens.clone();
+        if let Role::Former(number) = role {
+            kept.said.knows_former(number, *identity);
+        }
+        let is_main = role == Role::Main;
+        if is_main && kept.said.has_former() {
+            let is_it = |pid: i32| pid == identity.pid;
+            self.children.retain(|pid, (_, of, its)| (*of, *its) != (run, role) || is_it(*pid));
+        }
+        for token in tokens {
+            if let Some(Watched::Foreign { role: its, pid, .. }) = self.watched.get(&token)
+                && (*pid == identity.pid || (is_main && *its == role))
+            {
+                self.unwatch(token);
+            }
+        }
+    }
+
     fn look_later(&mut self, launch: &Launch, identity: &Identity) {
         self.later.ended(launch.run, launch.role);
         self.later.processes.push((launch.clone(), *identity));
@@ -1242,26 +1386,29 @@ impl Linux {
     }
 
     /// For a run of an earlier supervisor: whatever it still has to say, it says to us.
-    fn reopen_readiness(&mut self, launch: &Launch, main: &Identity) {
+    fn reopen_channels(&mut self, launch: &Launch, main: &Identity) {
         let Some(process) = &launch.spec.process else { return };
-        let result = match &process.ready {
-            Ready::Started | Ready::Delay(_) | Ready::Asked(_) => Ok(()),
-            Ready::Notify | Ready::Fd(_) | Ready::File(_)
-                if !self.room.for_start(self.null.as_fd()) =>
-            {
-                self.later.readiness.push((launch.clone(), *main));
-                self.later.again(self.now());
-                Ok(())
-            }
+        let has_file = matches!(process.ready, Ready::Fd(_) | Ready::File(_) | Ready::Log(_));
+        let has_any = hears(process) || has_file;
+        if has_any && !self.room.for_start(self.null.as_fd()) {
+            self.later.readiness.push((launch.clone(), *main));
+            self.later.again(self.now());
+            return;
+        }
+        let notify =
+            if hears(process) { self.open_notify(launch, process).map(|_| ()) } else { Ok(()) };
+        let ready = match &process.ready {
+            Ready::Started | Ready::Notify | Ready::Delay(_) | Ready::Asked(_) => Ok(()),
             Ready::File(template) => {
                 let path = self.path_of(launch, template);
                 let before = channels::mark_older_than(&path, process::started_at(main.start));
                 self.wait_for_file(launch.run, path, before)
             }
-            ready @ Ready::Notify => self.open_readiness(launch, ready).map(|_| ()),
+            // The log keeper knows what has come, and holds the FIFO.
+            Ready::Log(_) => self.open_answer(launch),
             ready @ Ready::Fd(_) => self.reopen_ready_fifo(launch, ready),
         };
-        if let Err(error) = result {
+        for error in [notify, ready].into_iter().filter_map(Result::err) {
             log::warn!("{}: {error}", launch.instance);
         }
     }

@@ -14,6 +14,8 @@ pub mod instruction;
 mod launch;
 mod ledger;
 mod linux;
+mod notify;
+mod paths;
 mod process;
 mod room;
 mod sockets;
@@ -25,12 +27,12 @@ mod tree;
 use std::fmt;
 use std::sync::Arc;
 
-pub use channels::{NotifyMessage, parse_notify};
 pub use dirs::{Dirs, LockError, SOCKET_PATH_MAX};
 pub use disk::{Disk, Files};
 pub use env::Environment;
 pub use ledger::{Ledger, Replay, compact_text, replay_text};
 pub use linux::{Linux, Options};
+pub use notify::{NotifyMessage, Ping, parse_notify};
 pub use process::{Stat, parse_stat};
 pub use store::{Loaded, Store, decode as decode_saved, encode as encode_saved};
 pub use sys::{
@@ -211,12 +213,20 @@ pub trait System {
     /// Tells by an event, once, when somebody has connected to a socket of an instance and was not
     /// taken; or does so no more.
     fn watch_sockets(&mut self, instance: &InstanceId, watch: bool);
+    /// Tells by events when something changes that a run watches: what its spec says now, and nothing
+    /// else.
+    fn watch_paths(&mut self, launch: &Launch);
 
     /// Tells the log keeper how to treat the instances' output from now on.
     fn instruct(&mut self, id: &InstanceId, index: u32, spec: &Spec) -> Result<(), SystemError>;
 
     /// Whether a process that the ledger names lives; if so, its end will be told.
     fn adopt(&mut self, launch: &Launch, process: &Identity, execed: bool) -> Proof;
+
+    /// What a run has said and nobody has taken yet.
+    fn hear(&mut self, _run: RunId) -> Vec<Event> {
+        Vec::new()
+    }
 
     /// Notes an event for the ledger; it is written with the next one that must be there first.
     fn note(&mut self, event: &Event);

@@ -93,6 +93,16 @@ pub(super) fn identity_of_child(pid: i32, pidfd: Option<&OwnedFd>) -> Option<Ide
     Some(Identity { pid, start, inode: pidfd.and_then(inode) })
 }
 
+/// Who has this number now, if it lives, and a handle on it.
+pub(super) fn identify(pid: i32) -> Option<(Identity, OwnedFd)> {
+    let pidfd = sys::pidfd_open(pid).ok()?;
+    let stat = stat(pid).filter(|stat| !stat.is_dead())?;
+    let identity = Identity { pid, start: stat.start, inode: inode(&pidfd) };
+    // What was read is about the one that the handle is on, if that one lives still.
+    sys::pidfd_exists(pidfd.as_fd()).ok()?;
+    Some((identity, pidfd))
+}
+
 /// What is found of a process with a known identity.
 #[derive(Debug)]
 pub(super) enum Found {

@@ -71,6 +71,17 @@ pub(super) fn pidfd_send_signal(fd: BorrowedFd<'_>, signal: Signal) -> io::Resul
     check(result)
 }
 
+/// Whether the process that a handle is on has not been reaped; an error says that it has.
+pub(super) fn pidfd_exists(fd: BorrowedFd<'_>) -> io::Result<()> {
+    let null: *const libc::siginfo_t = std::ptr::null();
+    // SAFETY: signal 0 only asks; a null siginfo is allowed, pidfd_send_signal(2).
+    let result = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, fd.as_raw_fd(), 0, null, 0) };
+    match check(result) {
+        Err(error) if error.raw_os_error() == Some(libc::EPERM) => Ok(()),
+        other => other,
+    }
+}
+
 /// How a process ended, once somebody has reaped it; the kernel tells since Linux 6.15.
 pub(super) fn pidfd_outcome(fd: BorrowedFd<'_>) -> Option<Outcome> {
     // The kernel's struct pidfd_info, first version: 64 bytes.
@@ -100,19 +111,75 @@ pub(super) fn outcome_of(status: i32) -> Outcome {
     }
 }
 
-/// The next child that has ended, reaped; `None` when there is none now.
-pub(super) fn reap_one() -> Option<(i32, Outcome)> {
-    let mut status = 0;
+/// A child that has ended, and keeps its number until it is reaped; `None` when there is none now.
+pub(super) fn ended_child() -> Option<i32> {
+    let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
     loop {
-        // SAFETY: `status` is a place for one number.
-        let pid = unsafe { libc::waitpid(-1, &raw mut status, libc::WNOHANG) };
-        if pid > 0 {
-            return Some((pid, outcome_of(status)));
+        let mut info = std::mem::MaybeUninit::<libc::siginfo_t>::zeroed();
+        // SAFETY: `info` is a place for one siginfo_t.
+        let result = unsafe { libc::waitid(libc::P_ALL, 0, info.as_mut_ptr(), flags) };
+        if result == 0 {
+            // SAFETY: it was all zeros, which is a value of this plain struct, and waitid(2) has
+            // written over it or left it.
+            let info = unsafe { info.assume_init() };
+            // SAFETY: waitid(2) fills in this field, or leaves it 0 where no child has ended.
+            let pid = unsafe { info.si_pid() };
+            return (pid > 0).then_some(pid);
         }
-        if pid == 0 || io::Error::last_os_error().kind() != io::ErrorKind::Interrupted {
+        if io::Error::last_os_error().kind() != io::ErrorKind::Interrupted {
             return None;
         }
     }
+}
+
+/// Reaps a child that has ended.
+pub(super) fn reap(pid: i32) -> Option<Outcome> {
+    let mut status = 0;
+    loop {
+        // SAFETY: `status` is a place for one number.
+        let reaped = unsafe { libc::waitpid(pid, &raw mut status, libc::WNOHANG) };
+        if reaped == pid {
+            return Some(outcome_of(status));
+        }
+        if reaped == 0 || io::Error::last_os_error().kind() != io::ErrorKind::Interrupted {
+            return None;
+        }
+    }
+}
+
+/// A datagram from a socket with `SO_PASSCRED`: its length, and the process that sent it.
+///
+/// There is room for the credentials and for nothing behind them: descriptors that come with it
+/// are closed by the kernel, unix(7), and never in our table.
+pub(super) fn receive(
+    socket: BorrowedFd<'_>,
+    bytes: &mut [u8],
+) -> io::Result<(usize, Option<i32>)> {
+    #[repr(C)]
+    struct Control {
+        header: libc::cmsghdr,
+        sender: libc::ucred,
+    }
+    let mut part = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
+    let mut control = std::mem::MaybeUninit::<Control>::zeroed();
+    // SAFETY: a struct of numbers and pointers, of which all zeros are a value.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = &raw mut part;
+    message.msg_iovlen = 1;
+    message.msg_control = control.as_mut_ptr().cast();
+    message.msg_controllen = size_of::<Control>() as _;
+    let flags = libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
+    // SAFETY: the message points to `bytes` and `control`, with their lengths, and both outlive the
+    // call.
+    let length = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, flags) };
+    let length = usize::try_from(length).map_err(|_| io::Error::last_os_error())?;
+    // SAFETY: it was all zeros, which is a value of these plain structs, and the kernel has written
+    // over a part of it.
+    let Control { header, sender } = unsafe { control.assume_init() };
+    let is_sender = header.cmsg_level == libc::SOL_SOCKET
+        && header.cmsg_type == libc::SCM_CREDENTIALS
+        && sender.pid > 0;
+    Ok((length, is_sender.then_some(sender.pid)))
 }
 
 /// Sends a signal to a process or, by a negative number, to a group.

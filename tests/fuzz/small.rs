@@ -4,9 +4,9 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use opm::model::{Event, Happening, InstanceId, Monotonic, RunId};
+use opm::model::{Doing, Event, Happening, InstanceId, Monotonic, RunId, Span};
 use opm::system::instruction::{self, Instruction};
-use opm::system::{NotifyMessage, Stat, parse_notify, parse_stat, replay_text};
+use opm::system::{NotifyMessage, Ping, Stat, parse_notify, parse_stat, replay_text};
 
 /// `/proc/PID/stat`: any text is read or refused; a program has any name that it likes.
 pub fn stat(bytes: &[u8]) {
@@ -38,14 +38,51 @@ pub fn instruction(bytes: &[u8]) {
     assert!(paths.contains(&instruction::log_dir(run).join(name)), "not of {id}");
 }
 
-/// A datagram of `sd_notify(3)`: lines of assignments, of which the last status counts.
+/// A datagram of `sd_notify(3)`: lines of assignments, of which the last status counts, and the last
+/// number that can be read.
 pub fn notify(bytes: &[u8]) {
     let lines = || bytes.split(|byte| *byte == b'\n');
-    let status = lines().filter_map(|line| line.strip_prefix(b"STATUS=")).next_back();
+    let values = |name: &'static [u8]| lines().filter_map(move |line| line.strip_prefix(name));
+    let status = values(b"STATUS=").next_back();
     let status = status.map(|status| String::from_utf8_lossy(status).into_owned());
     let ready = lines().any(|line| line == b"READY=1");
+    // What `parse` takes beyond digits is a sign.
+    let number = |value: &[u8]| {
+        let text = std::str::from_utf8(value).ok().filter(|text| !text.starts_with('+'))?;
+        text.parse::<u64>().ok()
+    };
+    let span = |name| values(name).filter_map(number).next_back();
+    let span = |name| span(name).map(|micros| Span::nanos(micros.saturating_mul(1_000)));
+    let is_pid = |pid: &i32| *pid > 0;
+    let mut pids = values(b"MAINPID=").filter_map(number).filter_map(|pid| i32::try_from(pid).ok());
+    let pings = values(b"WATCHDOG=");
+    let pings = pings.filter_map(|value| match value {
+        b"1" => Some(Ping::Well),
+        b"trigger" => Some(Ping::Failed),
+        _ => None,
+    });
+    let mut doings = lines().filter_map(|line| match line {
+        b"READY=1" => Some(None),
+        b"RELOADING=1" => Some(Some(Doing::Reloading)),
+        b"STOPPING=1" => Some(Some(Doing::Stopping)),
+        _ => None,
+    });
     let message = parse_notify(bytes);
-    assert_eq!(message, NotifyMessage { ready, status, sender: None });
+    let expected = NotifyMessage {
+        ready,
+        doing: doings.next_back().flatten(),
+        status,
+        ping: pings.max(),
+        watchdog: span(b"WATCHDOG_USEC="),
+        more_time: span(b"EXTEND_TIMEOUT_USEC="),
+        main_pid: pids.rfind(is_pid),
+        unread: message.unread,
+        sender: None,
+    };
+    assert_eq!(message, expected);
+    // What cannot be read is there.
+    let is_there = |name: &str| lines().any(|line| line.starts_with(format!("{name}=").as_bytes()));
+    assert!(message.unread.is_none_or(is_there), "{message:?}");
     // What it says is noted in the ledger's form, whatever it is, and is one line there.
     let status = message.status.unwrap_or_default();
     let (instance, at) = (InstanceId::parse("web").unwrap(), Monotonic::from_nanos(1));

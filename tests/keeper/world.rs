@@ -64,7 +64,7 @@ impl World {
 
     pub(crate) fn instruction(&self, name: &str, max_size: u64, keep: u32) -> Instruction {
         let dir = FilePath::from(self.logs().join(name));
-        Instruction { to: Destination::File, max_size, keep, dir }
+        Instruction { to: Destination::File, max_size, keep, dir, ready: None }
     }
 
     /// Makes a unit as the supervisor does: the FIFO, a descriptor that holds it, the instruction.

@@ -13,6 +13,7 @@
 //! | [`Kept`] | I6: what was acknowledged is what the next supervisor finds |
 //! | [`NoStranger`] | I9: a signal reaches the run it is for |
 //! | [`Over`] | I5: a run is over when its processes are gone |
+//! | [`Silence`] | a watchdog ends no run that was not silent for so long |
 //! | [`Reasons`] | every decision has a reason |
 //!
 //! What can only be asked of the supervisor itself (incremental = full, quiescence, convergence)
@@ -29,6 +30,7 @@ use crate::calls::Calls;
 use crate::machine::Owner;
 use crate::once::{DueOnce, Once};
 use crate::scene::{Scene, Seen};
+use crate::watchdog::Silence;
 
 /// A promise: `Err` says how it was broken.
 pub(crate) trait Check: std::fmt::Debug {
@@ -56,6 +58,7 @@ impl Default for Checks {
             Box::new(Kept::default()),
             Box::new(NoStranger),
             Box::new(Over),
+            Box::new(Silence::default()),
             Box::new(Reasons),
         ];
         Self { scene: Scene::default(), all, wrongs: Vec::new() }

@@ -166,6 +166,17 @@ impl File {
         Self { program, kind: "task", keys: keys.concat(), needs, is_broken: false, socket: None }
     }
 
+    /// Lets a program say more of itself, at times.
+    pub(crate) fn speaking(mut self, chance: &mut Chance) -> Self {
+        if self.program == "forever" && self.kind == "service" && chance.one_in(2) {
+            self.program = *chance.pick(&["pings", "faints:2500", "hands:40"]);
+            if self.program != "hands:40" {
+                self.keys += "watchdog: 3s\n";
+            }
+        }
+        self
+    }
+
     fn needs(
         place: usize,
         chance: &mut Chance,
@@ -223,7 +234,14 @@ impl File {
     pub(crate) fn stays(&self) -> bool {
         let runs = matches!(
             self.program,
-            "" | "forever" | "late" | "stubborn" | "slow:200" | "child" | "breeder"
+            "" | "forever"
+                | "late"
+                | "stubborn"
+                | "slow:200"
+                | "child"
+                | "breeder"
+                | "pings"
+                | "hands:40"
         );
         // What ends for good at the first end, or the third, was perhaps ended by somebody.
         let is_patient = !self.keys.contains("limit") && !self.keys.contains("never");
@@ -232,7 +250,7 @@ impl File {
 
     /// Whether something happens to it again and again, so that it is never silent.
     pub(crate) fn is_restless(&self) -> bool {
-        self.keys.contains("health:") || self.is_scheduled()
+        self.keys.contains("health:") || self.keys.contains("watchdog:") || self.is_scheduled()
     }
 
     /// Whether it runs when it is due.

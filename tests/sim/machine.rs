@@ -71,6 +71,11 @@ pub(crate) struct Process {
     pub(crate) program: String,
     pub(crate) life: Life,
     pub(crate) ready_at: Option<Monotonic>,
+    /// When it says next that it is well, and when it began.
+    ping_at: Option<Monotonic>,
+    /// When it says that its child is the main process.
+    names_at: Option<Monotonic>,
+    began: Monotonic,
     pub(crate) end_at: Option<(Monotonic, Outcome)>,
     /// Whether it has said that it is ready, where a rule asks for that.
     pub(crate) is_ready: bool,
@@ -112,6 +117,10 @@ pub(crate) enum Wire {
     Caller(RunId),
     /// A run says that it is ready.
     Ready(RunId),
+    /// A run says that it is well.
+    Ping(RunId),
+    /// A run says that this is its main process.
+    MainIs(RunId, Identity),
 }
 
 /// The machine.
@@ -138,6 +147,8 @@ pub(crate) struct Machine {
     pub(crate) full_until: Monotonic,
     /// Until then no process can be made.
     pub(crate) no_forks_until: Monotonic,
+    /// How long it takes to look at the conditions of a start.
+    pub(crate) slowness: Span,
     /// Until then /proc shows nothing.
     pub(crate) hidden_until: Monotonic,
     /// Whether what is signalled now was asked for by hand.
@@ -183,6 +194,7 @@ impl Machine {
             doom: None,
             full_until: Monotonic::default(),
             no_forks_until: Monotonic::default(),
+            slowness: Span::ZERO,
             hidden_until: Monotonic::default(),
             is_by_hand: false,
             alarm: None,
@@ -241,6 +253,14 @@ impl Machine {
         due.into_iter().map(|(_, wire)| wire).collect()
     }
 
+    /// How often a run has said by now that it is well, and nobody was told yet.
+    pub(crate) fn take_pings(&mut self, run: RunId) -> usize {
+        let now = self.now;
+        let before = self.wire.len();
+        self.wire.retain(|(at, wire)| *at > now || *wire != Wire::Ping(run));
+        before - self.wire.len()
+    }
+
     /// The next time at which anything happens by itself.
     pub(crate) fn next(&self) -> Option<Monotonic> {
         let living = self.processes.values().filter(|p| p.is_alive());
@@ -248,8 +268,10 @@ impl Machine {
             let begins = if let Life::Born(at) = p.life { Some(at) } else { None };
             let runs = p.life == Life::Running;
             let ready = p.ready_at.filter(|_| runs);
+            let ping = p.ping_at.filter(|_| runs);
+            let names = p.names_at.filter(|_| runs);
             let end = p.end_at.as_ref().map(|(at, _)| *at).filter(|_| runs);
-            [begins, ready, end].into_iter().flatten()
+            [begins, ready, ping, names, end].into_iter().flatten()
         });
         own.chain(self.wire.iter().map(|(at, _)| *at)).chain(self.alarm_at()).min()
     }
@@ -304,6 +326,9 @@ impl Machine {
             program: program.to_owned(),
             life: Life::Gated,
             ready_at: None,
+            ping_at: None,
+            names_at: None,
+            began: self.now,
             end_at: None,
             is_ready: false,
             says,
@@ -373,11 +398,64 @@ impl Machine {
                     self.see(Seen::Ready { owner });
                 }
             }
+            self.pass_ping(pid);
+            self.pass_name(pid);
             let process = self.processes.get_mut(&pid).unwrap();
             if let Some((_, outcome)) = process.end_at.take_if(|(at, _)| *at <= now) {
                 self.end(pid, outcome);
             }
         }
+    }
+
+    /// Time passes, and nobody is told anything.
+    pub(crate) fn pass_until(&mut self, until: Monotonic) {
+        loop {
+            self.pass();
+            let now = self.now;
+            let Some(next) = self.next().filter(|at| *at > now && *at <= until) else { break };
+            self.now = next;
+        }
+        self.now = until;
+    }
+
+    fn pass_ping(&mut self, pid: i32) {
+        let now = self.now;
+        let process = self.processes.get_mut(&pid).unwrap();
+        if process.ping_at.take_if(|at| *at <= now).is_none() {
+            return;
+        }
+        process.ping_at = program::pings_next(&process.program, process.began, now);
+        let owner = process.owner.clone();
+        // What is said to nobody is lost.
+        if let Some(owner) = owner.filter(|_| self.is_locked) {
+            self.tell(Wire::Ping(owner.run));
+            self.see(Seen::Pings { run: owner.run });
+        }
+    }
+
+    fn pass_name(&mut self, pid: i32) {
+        let now = self.now;
+        let process = self.processes.get_mut(&pid).unwrap();
+        if process.names_at.take_if(|at| *at <= now).is_none() {
+            return;
+        }
+        let Some(run) = process.owner.as_ref().map(|owner| owner.run) else { return };
+        let mut strays = self.processes.values().filter(|p| p.is_of(run) && p.role().is_none());
+        let child = strays.find(|p| p.is_alive()).map(|p| p.identity);
+        if let Some(child) = child.filter(|_| self.is_locked) {
+            self.tell(Wire::MainIs(run, child));
+        }
+    }
+
+    /// Which main processes a run has named, and nobody was told yet.
+    pub(crate) fn take_names(&mut self, run: RunId) -> Vec<Identity> {
+        let named =
+            self.wire.extract_if(.., |(_, wire)| matches!(wire, Wire::MainIs(of, _) if *of == run));
+        let named = named.filter_map(|(_, wire)| match wire {
+            Wire::MainIs(_, identity) => Some(identity),
+            _ => None,
+        });
+        named.collect()
     }
 
     fn begin(&mut self, pid: i32) {
@@ -388,6 +466,9 @@ impl Machine {
             return;
         }
         process.life = Life::Running;
+        process.began = now;
+        process.names_at = program::names_child(&process.program, now);
+        process.ping_at = program::pings_next(&process.program, now, now);
         let end = program::end(&process.program, now);
         // A signal that came before is as strong as one that comes now.
         process.end_at =
@@ -479,9 +560,10 @@ impl Machine {
         members.map(|p| p.identity.pid).collect()
     }
 
-    /// How many processes of a run have no role.
-    pub(crate) fn strays(&self, run: RunId) -> u32 {
-        let strays = |p: &&Process| p.is_alive() && p.is_of(run) && p.role().is_none();
+    /// How many processes of a run are none of these.
+    pub(crate) fn strays(&self, run: RunId, leaders: &[(Role, Identity)]) -> u32 {
+        let leads = |p: &Process| leaders.iter().any(|(_, leader)| *leader == p.identity);
+        let strays = |p: &&Process| p.is_alive() && p.is_of(run) && !leads(p);
         u32::try_from(self.processes.values().filter(strays).count()).unwrap()
     }
 

@@ -13,7 +13,7 @@
 //! - `scene.rs`: what was seen. `check.rs`, `once.rs`: what must hold of it.
 //! - `file.rs`, `story.rs`, `goal.rs`: random worlds, and where they must come to. `small.rs`: all
 //!   small ones.
-//! - `points.rs`: one life, cut off at each of its operations. `planted.rs`: faults to be found.
+//! - `watchdog.rs`: who pings, and who falls silent. `points.rs`: one life, cut off at each of its operations. `planted.rs`: faults to be found.
 #![expect(
     clippy::unwrap_used,
     clippy::panic,
@@ -42,6 +42,7 @@ mod setting;
 mod small;
 mod story;
 mod system;
+mod watchdog;
 mod world;
 
 use std::panic::catch_unwind;

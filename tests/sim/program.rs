@@ -7,8 +7,11 @@
 //! | `slow:MILLIS` | takes so long to end after SIGTERM |
 //! | `late` | says that it is ready after a second |
 //! | `mute` | never says so |
+//! | `pings` | says every second to its watchdog that it is well |
+//! | `faints:MILLIS` | does so for a while, and runs on in silence |
 //! | `child` | leaves a child behind as it begins |
 //! | `breeder` | leaves one behind when it is told to end |
+//! | `hands:MILLIS` | leaves a child, says after a while that it is the main process, and exits 1 |
 //! | `exit:CODE` | ends at once |
 //! | `after:MILLIS:CODE` | ends after a while |
 //! | `orphan:MILLIS:CODE` | the same, and leaves a child behind as it begins |
@@ -18,6 +21,9 @@ use opm::model::{
     Command, FilePath, Hook, Monotonic, Outcome, Ready, Reload, Role, Signal, Span, StopAction,
 };
 use opm::system::Launch;
+
+/// How often those that have a watchdog say that they are well.
+const PING_EVERY: Span = Span::seconds(1);
 
 /// The program that a launch runs; `None` where its unit has no such command any more.
 pub(crate) fn program(launch: &Launch) -> Option<String> {
@@ -40,6 +46,7 @@ pub(crate) fn program(launch: &Launch) -> Option<String> {
             _ => return None,
         },
         Role::HealthProbe => spec.health.as_ref()?.probe.question.command(&base),
+        Role::Former(_) => return None,
         Role::Reload => match spec.reload.as_ref()? {
             Reload::Command(command) => command.clone(),
             Reload::Signal(_) => return None,
@@ -57,12 +64,33 @@ pub(crate) fn end(program: &str, began: Monotonic) -> Option<(Monotonic, Outcome
     let (name, first, second) = (words.next()?, words.next(), words.next());
     let code = |text: &str| Outcome::Exited(text.parse().unwrap());
     match (name, first, second) {
+        ("hands", Some(wait), None) => {
+            let wait = Span::millis(wait.parse().unwrap());
+            Some((began.after(wait).after(Span::millis(20)), Outcome::Exited(1)))
+        }
         ("exit", Some(text), None) => Some((began, code(text))),
         ("after" | "orphan", Some(wait), Some(text)) => {
             Some((began.after(Span::millis(wait.parse().unwrap())), code(text)))
         }
         _ => None,
     }
+}
+
+/// When a program that began at this time says next to its watchdog that it is well.
+pub(crate) fn pings_next(program: &str, began: Monotonic, now: Monotonic) -> Option<Monotonic> {
+    let next = now.after(PING_EVERY);
+    match program.split_once(':') {
+        Some(("faints", wait)) => {
+            Some(next).filter(|at| *at <= began.after(Span::millis(wait.parse().unwrap())))
+        }
+        _ => (program == "pings").then_some(next),
+    }
+}
+
+/// When a program that began at this time says that its child is the main process.
+pub(crate) fn names_child(program: &str, began: Monotonic) -> Option<Monotonic> {
+    let wait = program.strip_prefix("hands:")?;
+    Some(began.after(Span::millis(wait.parse().unwrap())))
 }
 
 /// How long a program takes to end after this signal; `None` when it does not.
@@ -77,7 +105,7 @@ pub(crate) fn patience(program: &str, signal: Signal) -> Option<Span> {
 
 /// Whether a program leaves a child behind as it begins.
 pub(crate) fn forks(program: &str) -> bool {
-    program == "child" || program.starts_with("orphan")
+    program == "child" || program.starts_with("orphan") || program.starts_with("hands")
 }
 
 /// When a program that began at this time says that it is ready.

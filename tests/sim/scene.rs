@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use opm::model::{
     Accept, Condition, Desired, Event, Happening, InstanceId, Kind, Outcome, Ready, Role, RunId,
-    Signal, Spec, StopCause, UnitName,
+    Signal, Spec, StopCause, UnitName, Word,
 };
 use opm::supervisor::Notice;
 
@@ -34,6 +34,10 @@ pub(crate) enum Seen {
     /// It says that it is ready.
     Ready {
         owner: Owner,
+    },
+    /// It says that it is well.
+    Pings {
+        run: RunId,
     },
     /// It ends.
     Ends {
@@ -161,7 +165,7 @@ impl Scene {
             return self.finished.contains(id);
         }
         let says = spec.process.as_ref().is_some_and(|process| match process.ready {
-            Ready::Notify | Ready::Fd(_) | Ready::File(_) => true,
+            Ready::Notify | Ready::Fd(_) | Ready::File(_) | Ready::Log(_) => true,
             Ready::Started | Ready::Delay(_) | Ready::Asked(_) => false,
         });
         let any = condition == Condition::Started || !says;
@@ -223,6 +227,7 @@ impl Scene {
             // Who asks twice has no patience for order.
             Seen::Shutdown => self.is_ordered = Some(self.is_ordered.is_none()),
             Seen::Goes { .. }
+            | Seen::Pings { .. }
             | Seen::Known { .. }
             | Seen::Signalled { .. }
             | Seen::Released { .. }
@@ -245,7 +250,9 @@ impl Scene {
 
     fn told(&mut self, event: &Event) {
         match &event.what {
-            Happening::Execed { run, role: Role::Main } => {
+            // Whoever is named the main process runs its program.
+            Happening::Execed { run, role: Role::Main }
+            | Happening::Word { run, word: Word::MainIs { .. } } => {
                 self.told_running.insert(event.instance.clone(), *run);
             }
             Happening::Ready { run } => {

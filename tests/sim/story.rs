@@ -43,7 +43,8 @@ pub(crate) struct Story {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Flavour {
     Plain,
-    Schedules,
+    /// Schedules and watchdogs.
+    More,
     Sockets,
 }
 
@@ -62,10 +63,10 @@ impl Story {
         };
         let troubles: Vec<Trouble> =
             Trouble::ALL.into_iter().filter(|_| chance.one_in(2)).collect();
-        // Worlds of before schedules and sockets stay what they were.
+        // Worlds of before there were schedules, watchdogs and sockets stay what they were.
         let flavour = match seed % 5 {
             3 => Flavour::Sockets,
-            4 => Flavour::Schedules,
+            4 => Flavour::More,
             _ => Flavour::Plain,
         };
         let any = |place| Self::file(place, flavour, &mut chance);
@@ -77,9 +78,10 @@ impl Story {
 
     fn file(place: usize, flavour: Flavour, chance: &mut Chance) -> File {
         match flavour {
-            Flavour::Schedules if chance.one_in(2) => File::scheduled(place, chance),
+            Flavour::More if chance.one_in(2) => File::scheduled(place, chance),
+            Flavour::More => File::any(place, chance).speaking(chance),
             Flavour::Sockets => File::any(place, chance).with_socket(chance),
-            Flavour::Schedules | Flavour::Plain => File::any(place, chance),
+            Flavour::Plain => File::any(place, chance),
         }
     }
 

@@ -9,7 +9,7 @@ use std::path::Path;
 use jiff::tz::TimeZone;
 use opm::model::{
     Agenda, Bound, Desired, EXIT_NEVER_STARTED, Event, Happening, Identity, InstanceId, Monotonic,
-    Observed, Outcome, Ready, Role, RunId, Signal, Spec, Stage, StartError, Wall,
+    Observed, Outcome, Ready, Role, RunId, Signal, Spec, Stage, StartError, Wall, Word,
 };
 use opm::system::{
     Disk, Launch, Ledger, Listening, Loaded, Proof, Replay, RunRef, Store, System, SystemError,
@@ -177,7 +177,12 @@ impl Simulated {
         match wire {
             Wire::Child => self.reap(),
             Wire::Channel(identity) => self.channel(&identity).into_iter().collect(),
-            Wire::Foreign(identity) => self.foreign_end(&identity).into_iter().collect(),
+            Wire::Foreign(identity) => {
+                let owner = self.foreign.get(&identity.pid).map(|(_, owner)| owner.clone());
+                let mut events = owner.map(|owner| self.names_of(&owner)).unwrap_or_default();
+                events.extend(self.foreign_end(&identity));
+                events
+            }
             Wire::Member(run) => {
                 let Some(tree) = self.trees.get(&run).cloned() else { return Vec::new() };
                 let left = self.watch_tree(&tree);
@@ -192,6 +197,11 @@ impl Simulated {
                 let Some(instance) = self.runs.get(&run).cloned() else { return Vec::new() };
                 vec![self.event(&instance, Happening::Ready { run })]
             }
+            Wire::MainIs(run, identity) => self.main_is(run, identity).into_iter().collect(),
+            Wire::Ping(run) => {
+                let Some(instance) = self.runs.get(&run).cloned() else { return Vec::new() };
+                vec![self.event(&instance, Happening::Word { run, word: Word::Well })]
+            }
         }
     }
 
@@ -201,6 +211,9 @@ impl Simulated {
         let mut events = Vec::new();
         for process in dead {
             let pid = process.identity.pid;
+            if let Some(owner) = self.children.get(&pid).cloned() {
+                events.extend(self.names_of(&owner));
+            }
             let Some(owner) = self.children.remove(&pid) else { continue };
             let Life::Zombie(mut outcome) = process.life else { continue };
             let (run, role) = (owner.run, owner.role.unwrap());
@@ -217,6 +230,38 @@ impl Simulated {
             events.push(self.event(&owner.instance, Happening::Ended { run, role, outcome }));
         }
         events
+    }
+
+    /// What a main process that has ended said before.
+    fn names_of(&mut self, owner: &Owner) -> Vec<Event> {
+        if owner.role != Some(Role::Main) {
+            return Vec::new();
+        }
+        let named = self.machine.borrow_mut().take_names(owner.run);
+        named.into_iter().filter_map(|identity| self.main_is(owner.run, identity)).collect()
+    }
+
+    /// Another process has the role of the main one, if that one's end is still to be told.
+    fn main_is(&mut self, run: RunId, identity: Identity) -> Option<Event> {
+        let pid = self.prove(&identity)?;
+        let is_known = self.children.contains_key(&pid) || self.foreign.contains_key(&pid);
+        let is_main = |owner: &Owner| (owner.run, owner.role) == (run, Some(Role::Main));
+        let own = self.children.values_mut();
+        let mut owners = own.chain(self.foreign.values_mut().map(|(_, owner)| owner));
+        let main = owners.find(|owner| is_main(owner)).filter(|_| !is_known)?;
+        let owner = main.clone();
+        // Each program of the machine names one.
+        main.role = Some(Role::Former(0));
+        match self.machine.borrow().processes[&pid].parent {
+            Parent::Supervisor => {
+                self.children.insert(pid, owner.clone());
+            }
+            Parent::Init => {
+                self.foreign.insert(pid, (identity, owner.clone()));
+            }
+        }
+        let word = Word::MainIs { identity, was: 0 };
+        Some(self.event(&owner.instance, Happening::Word { run, word }))
     }
 
     fn channel(&mut self, identity: &Identity) -> Option<Event> {
@@ -289,6 +334,10 @@ impl System for Simulated {
         TimeZone::UTC
     }
 
+    fn watch_paths(&mut self, _: &Launch) {
+        self.verb();
+    }
+
     fn set_alarm(&mut self, at: Option<Wall>) {
         self.verb();
         self.machine.borrow_mut().alarm = at;
@@ -300,6 +349,9 @@ impl System for Simulated {
 
     fn conditions(&mut self, _: &InstanceId, _: u32, _: &Spec) -> Result<(), String> {
         self.verb();
+        let mut machine = self.machine.borrow_mut();
+        let until = machine.now.after(machine.slowness);
+        machine.pass_until(until);
         Ok(())
     }
 
@@ -314,7 +366,7 @@ impl System for Simulated {
             Owner { instance: launch.instance.clone(), run: launch.run, role: Some(launch.role) };
         let says = launch.role == Role::Main
             && launch.spec.process.as_ref().is_some_and(|process| match process.ready {
-                Ready::Notify | Ready::Fd(_) | Ready::File(_) => true,
+                Ready::Notify | Ready::Fd(_) | Ready::File(_) | Ready::Log(_) => true,
                 Ready::Started | Ready::Delay(_) | Ready::Asked(_) => false,
             });
         let identity = {
@@ -410,7 +462,7 @@ impl System for Simulated {
         self.trees.insert(run.run, run.clone());
         let mut machine = self.machine.borrow_mut();
         machine.watched_trees.insert(run.run);
-        machine.strays(run.run)
+        machine.strays(run.run, &run.leaders)
     }
 
     fn release(&mut self, instance: &InstanceId, run: RunId, _: bool) {
@@ -473,6 +525,10 @@ impl System for Simulated {
         self.runs.insert(launch.run, launch.instance.clone());
         let owner =
             Owner { instance: launch.instance.clone(), run: launch.run, role: Some(launch.role) };
+        // After a cycle that broke off, who was named last may be forgotten.
+        let is_other = |other: i32, of: &Owner| other == pid || *of != owner;
+        self.children.retain(|other, of| is_other(*other, of));
+        self.foreign.retain(|other, (_, of)| is_other(*other, of));
         let (parent, is_ready) = {
             let machine = self.machine.borrow();
             let process = &machine.processes[&pid];
@@ -488,13 +544,20 @@ impl System for Simulated {
         }
         // A FIFO keeps what was said meanwhile, and a file is there; a datagram is lost.
         let keeps = launch.spec.process.as_ref().is_some_and(|process| match process.ready {
-            Ready::Fd(_) | Ready::File(_) => true,
+            Ready::Fd(_) | Ready::File(_) | Ready::Log(_) => true,
             Ready::Started | Ready::Notify | Ready::Delay(_) | Ready::Asked(_) => false,
         });
         if launch.role == Role::Main && keeps && is_ready {
             self.machine.borrow_mut().tell_ready(launch.run);
         }
         Proof::Alive
+    }
+
+    fn hear(&mut self, run: RunId) -> Vec<Event> {
+        let pings = self.machine.borrow_mut().take_pings(run);
+        let instance = self.runs.get(&run).filter(|_| pings > 0);
+        let word = Word::Well;
+        instance.map(|id| self.event(id, Happening::Word { run, word })).into_iter().collect()
     }
 
     fn note(&mut self, event: &Event) {

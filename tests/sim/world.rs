@@ -20,6 +20,8 @@ const TURNS_MAX: usize = 5_000;
 /// As in the daemon: so many panics in so long a time, and nothing is started any more.
 const PANICS_MAX: usize = 3;
 const PANICS_WITHIN: Span = Span::seconds(60);
+/// Most moments of a world; more is one in which something goes on without end.
+const MOMENTS_MAX: usize = 200_000;
 /// How often the monitor of the planted fault looks.
 const MONITOR_EVERY: Span = Span::millis(500);
 
@@ -90,6 +92,12 @@ impl World {
     /// Notes what was seen, and has it judged.
     fn look(&mut self) {
         let seen = std::mem::take(&mut self.machine.borrow_mut().seen);
+        let from = self.timeline.len().saturating_sub(80);
+        assert!(
+            self.timeline.len() < MOMENTS_MAX,
+            "a world without end:\n{}",
+            lines(&self.timeline[from..])
+        );
         for (at, seen) in seen {
             let wrongs = self.checks.wrongs.len();
             self.checks.see(at, &seen);
@@ -288,14 +296,7 @@ impl World {
     /// Time passes, and the supervisor does not run.
     pub(crate) fn freeze(&mut self, span: Span) {
         let until = self.machine().now.after(span);
-        loop {
-            self.machine().pass();
-            let now = self.machine().now;
-            let next = self.machine().next().filter(|at| *at > now && *at <= until);
-            let Some(next) = next else { break };
-            self.machine().now = next;
-        }
-        self.machine().now = until;
+        self.machine().pass_until(until);
         self.look();
     }
 
@@ -426,6 +427,7 @@ fn words(seen: &Seen) -> Option<String> {
         Seen::Boots { desired } => format!("a supervisor boots, generation {}", desired.generation),
         Seen::Told(_)
         | Seen::TurnOver
+        | Seen::Pings { .. }
         | Seen::Flushed { is_ok: true }
         | Seen::AgendaSaved { is_ok: false } => return None,
         Seen::AgendaSaved { is_ok: true } => "saves due times".to_owned(),

@@ -3,7 +3,7 @@
 use super::Decoder;
 use super::fields::Fields;
 use crate::config::yaml::{Node, Value};
-use crate::model::{LogTarget, Output, Spec};
+use crate::model::{LogTarget, Output, Ready, Spec};
 
 /// Smallest file before it is finished; less would be files of a few lines.
 const SIZE_MIN: u64 = 1024;
@@ -15,6 +15,18 @@ const KEEP_MAX: i64 = 1_000;
 type Target = (Output, LogTarget);
 
 impl Decoder<'_, '_> {
+    /// Who is ready when it has written a line needs somebody who reads it.
+    pub(super) fn output_is_read(&mut self, fields: &Fields<'_>, spec: &Spec) {
+        let is_unread = spec.process.as_ref().is_some_and(|process| {
+            matches!(process.ready, Ready::Log(_)) && process.output != Output::Keeper
+        });
+        if let Some(node) = fields.get("ready").filter(|_| is_unread) {
+            let message = "`ready.log` needs output that the log keeper reads";
+            let help = "leave `logs.to` out, or write `logs: {to: file}`";
+            self.sink.error(node.at, message).help(help);
+        }
+    }
+
     /// All of `logs`.
     pub(super) fn logs(&mut self, fields: &Fields<'_>, spec: &mut Spec) {
         let Some(node) = fields.get("logs") else { return };

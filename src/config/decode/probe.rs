@@ -11,6 +11,8 @@ use crate::model::{Health, HealthAction, Probe, Question, RETRIES_MAX, Ready, Sp
 const READY_FD_MAX: i64 = 1023;
 /// Shortest time between two questions: each costs a process.
 const INTERVAL_MIN: Span = Span::millis(10);
+/// Shortest silence that can be too long: a service pings twice in this time, and has to be heard.
+const WATCHDOG_MIN: Span = Span::millis(10);
 /// Where nothing is said: how often a unit is asked whether it is ready, and healthy.
 const READY_INTERVAL: Span = Span::seconds(1);
 const HEALTH_INTERVAL: Span = Span::seconds(10);
@@ -42,6 +44,7 @@ impl Decoder<'_, '_> {
             }
             "delay" => self.span(key.path, value).map(Ready::Delay),
             "file" => self.path(key.path, value).map(Ready::File),
+            "log" => self.pattern(key.path, value).map(Ready::Log),
             _ => {
                 let question = self.question(key, value, fields.get("expect"));
                 let interval = self.interval("ready.interval", &fields, READY_INTERVAL);
@@ -49,6 +52,17 @@ impl Decoder<'_, '_> {
                 Some(Ready::Asked(Probe { question: question?, interval, timeout }))
             }
         }
+    }
+
+    /// A regular expression.
+    fn pattern(&mut self, key: &str, node: &Node) -> Option<String> {
+        let text = self.text(key, node)?.to_owned();
+        if let Err(error) = regex_lite::Regex::new(&text) {
+            let message = format!("`{key}` is no regular expression: {error}");
+            self.sink.error(node.at, message);
+            return None;
+        }
+        Some(text)
     }
 
     pub(super) fn health(&mut self, node: &Node) -> Option<Health> {
@@ -121,6 +135,15 @@ impl Decoder<'_, '_> {
             return None;
         }
         self.template(key, node)
+    }
+
+    /// The longest silence of a service.
+    pub(super) fn watchdog(&mut self, node: &Node) -> Option<Span> {
+        let span = self.span("watchdog", node)?;
+        if span < WATCHDOG_MIN {
+            self.sink.error(node.at, format!("`watchdog` must be {WATCHDOG_MIN} or more"));
+        }
+        Some(span)
     }
 
     /// A time that is long enough for a process.

@@ -64,6 +64,7 @@ impl Decoder<'_, '_> {
         if let Some(node) = fields.get("ready") {
             process.ready = self.ready(node).unwrap_or(Ready::Started);
         }
+        process.watchdog = fields.get("watchdog").and_then(|node| self.watchdog(node));
         command.map(|_| process)
     }
 

@@ -1,0 +1,371 @@
+//! What runs say on their notify sockets: whose word counts, and what comes of it.
+//!
+//! A message counts when it comes from a process of the run. What it says becomes events; who is the
+//! main process is changed here in the same moment, so that the end of the one before, which may be
+//! told next, is not taken for the end of the new one.
+
+use std::collections::BTreeSet;
+use std::os::fd::{AsRawFd, RawFd};
+
+use mio::unix::SourceFd;
+use mio::{Interest, Token};
+
+use super::super::notify::{NotifyMessage, Ping};
+use super::super::{RunRef, process, tree};
+use super::{Kept, Linux, Watched};
+use crate::model::{Event, Happening, Identity, Monotonic, Role, RunId, Span, Word};
+use crate::system::System;
+
+/// Messages of one run that are taken at once: a run that floods its socket does not hold up others.
+/// What is left is taken in the next turn.
+const MESSAGES_AT_ONCE: usize = 64;
+/// The most time that is given by one message, from now on. Who needs more asks again in that time;
+/// one who asks for more at once gets this.
+const MORE_TIME_MAX: Span = Span::seconds(3_600);
+/// The time that was asked for ends at a whole second, rounded up: each later end is in the ledger,
+/// and so there are few of them, however often it is asked for.
+const MORE_TIME_STEP: Span = Span::seconds(1);
+/// How often a run may name another main process or another time for its watchdog, as each is in the
+/// ledger; what it says of these afterwards is passed over.
+const CHANGES_MAX: u16 = 64;
+
+/// What is known of a run's messages.
+#[derive(Debug, Default)]
+pub(super) struct Said {
+    /// Who spoke last and was found to be of the run.
+    heard: Option<Identity>,
+    /// Those that were its main process before.
+    former: Vec<Identity>,
+    /// The number of the next one of them.
+    next_former: u16,
+    /// How often something was changed that is in the ledger.
+    changes: u16,
+    /// How long it last said that it may be silent.
+    silence: Option<Span>,
+    /// What was said in the log already.
+    complaints: BTreeSet<Complaint>,
+}
+
+/// What can be wrong with a message. Each is said once for a run, and not for each message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Complaint {
+    /// It is not of a process of the run.
+    Stranger,
+    /// A value cannot be read.
+    Unread,
+    /// It names a main process that is none of the run's.
+    NoMain,
+    /// It asks for too much time.
+    TooMuchTime,
+    /// It changes too much too often.
+    TooOften,
+}
+
+impl Said {
+    /// Whether the main process is another one than that which was made.
+    pub(super) fn has_former(&self) -> bool {
+        !self.former.is_empty()
+    }
+
+    /// A process that was the main one is taken over.
+    pub(super) fn knows_former(&mut self, number: u16, identity: Identity) {
+        self.next_former = self.next_former.max(number.saturating_add(1));
+        if !self.former.contains(&identity) {
+            self.former.push(identity);
+        }
+    }
+}
+
+impl Linux {
+    /// What has come on a notify socket.
+    pub(super) fn take_messages(&mut self, token: Token) -> Vec<Event> {
+        let mut events = Vec::new();
+        for _ in 0..MESSAGES_AT_ONCE {
+            let Some(Watched::Notify { run, is_readiness, socket }) = self.watched.get(&token)
+            else {
+                return events;
+            };
+            let (run, is_readiness) = (*run, *is_readiness);
+            let Some(message) = socket.receive() else { return events };
+            self.take_message(run, is_readiness, message, &mut events);
+        }
+        // Poll tells of what arrives, and not of what is left.
+        if let Some(Watched::Notify { socket, .. }) = self.watched.get(&token) {
+            let fd: RawFd = socket.as_fd().as_raw_fd();
+            let again = self.registry.reregister(&mut SourceFd(&fd), token, Interest::READABLE);
+            if let Err(error) = again {
+                log::warn!("cannot look at a notify socket again: {error}");
+            }
+        }
+        events
+    }
+
+    /// What a run has said and nobody has taken yet.
+    pub(super) fn messages_of(&mut self, run: RunId) -> Vec<Event> {
+        let is_notify =
+            |token: &&Token| matches!(self.watched.get(token), Some(Watched::Notify { .. }));
+        let token =
+            self.runs.get(&run).and_then(|kept| kept.tokens.iter().find(is_notify).copied());
+        token.map(|token| self.take_messages(token)).unwrap_or_default()
+    }
+
+    fn take_message(
+        &mut self,
+        run: RunId,
+        is_readiness: bool,
+        message: NotifyMessage,
+        events: &mut Vec<Event>,
+    ) {
+        let Some(sender) = message.sender.filter(|sender| self.is_of_run(*sender, run)) else {
+            let who = message.sender.map_or("a process".to_owned(), |pid| format!("process {pid}"));
+            self.complain(run, Complaint::Stranger, || {
+                format!("{who} is not of the unit whose notify socket it wrote to; ignored")
+            });
+            return;
+        };
+        if let Some(name) = message.unread {
+            self.complain(run, Complaint::Unread, || {
+                format!("what it says by `{name}=` on its notify socket cannot be read; ignored")
+            });
+        }
+        let mut say = |system: &Self, what| events.extend(system.event_of(run, what));
+        if let Some(pid) = message.main_pid
+            && let Some(what) = self.name_main(run, pid)
+        {
+            say(self, what);
+        }
+        if let Some(status) = message.status {
+            say(self, Happening::Said { run, status });
+        }
+        if message.ready && is_readiness {
+            say(self, Happening::Ready { run });
+        }
+        if message.ready || message.doing.is_some() {
+            say(self, Happening::Word { run, word: Word::Does(message.doing) });
+        }
+        if let Some(silence) = message.watchdog {
+            if self.may_be_silent(run, silence) {
+                say(self, Happening::Word { run, word: Word::Silence(silence) });
+            }
+            say(self, Happening::Word { run, word: Word::Well });
+        }
+        match message.ping {
+            None => {}
+            Some(Ping::Well) => say(self, Happening::Word { run, word: Word::Well }),
+            Some(Ping::Failed) => say(self, Happening::Word { run, word: Word::Failed }),
+        }
+        if let Some(span) = message.more_time {
+            let until = self.more_time(run, span);
+            say(self, Happening::Word { run, word: Word::MoreTime(until) });
+        }
+        log::trace!("heard process {sender}");
+    }
+
+    /// Says what is wrong with a run's messages, unless that was said before.
+    fn complain(&mut self, run: RunId, complaint: Complaint, text: impl FnOnce() -> String) {
+        let Some(kept) = self.runs.get_mut(&run) else { return };
+        if kept.said.complaints.insert(complaint) {
+            log::warn!("{}: {}", kept.instance, text());
+        }
+    }
+
+    /// Whether a run may change once more what is in the ledger.
+    fn may_change(&mut self, run: RunId) -> bool {
+        let Some(kept) = self.runs.get_mut(&run) else { return false };
+        let may = kept.said.changes < CHANGES_MAX;
+        if may {
+            kept.said.changes = kept.said.changes.saturating_add(1);
+        } else {
+            self.complain(run, Complaint::TooOften, || {
+                format!(
+                    "it has named another main process or watchdog time {CHANGES_MAX} times; what \
+                     it says of these is ignored from now on"
+                )
+            });
+        }
+        may
+    }
+
+    /// Takes note of another watchdog time; whether it is another one.
+    fn may_be_silent(&mut self, run: RunId, silence: Span) -> bool {
+        let known = self.runs.get(&run).and_then(|kept| kept.said.silence);
+        if known == Some(silence) || !self.may_change(run) {
+            return false;
+        }
+        if let Some(kept) = self.runs.get_mut(&run) {
+            kept.said.silence = Some(silence);
+        }
+        true
+    }
+
+    /// Until when a run has the time that it asked for.
+    fn more_time(&mut self, run: RunId, span: Span) -> Monotonic {
+        if span > MORE_TIME_MAX {
+            self.complain(run, Complaint::TooMuchTime, || {
+                format!("it asked for more time than {MORE_TIME_MAX} at once, and has that")
+            });
+        }
+        let until = self.now().after(span.min(MORE_TIME_MAX));
+        let (nanos, step) =
+            (until.since(Monotonic::default()).as_nanos(), MORE_TIME_STEP.as_nanos());
+        Monotonic::from_nanos(nanos.div_ceil(step).saturating_mul(step))
+    }
+
+    /// Whether a process is of a run. One that is gone already was let write by the socket's mode.
+    fn is_of_run(&mut self, pid: i32, run: RunId) -> bool {
+        if self.children.get(&pid).is_some_and(|(_, of, _)| *of == run) {
+            return true;
+        }
+        let Some(stat) = process::stat(pid) else { return true };
+        let sender = Identity { pid, start: stat.start, inode: None };
+        let known = self.runs.get(&run).and_then(|kept| kept.said.heard);
+        if known == Some(sender) {
+            return true;
+        }
+        let is_member = self.is_member(run, &sender, stat.session);
+        if is_member && let Some(kept) = self.runs.get_mut(&run) {
+            kept.said.heard = Some(sender);
+        }
+        is_member
+    }
+
+    /// Whether a process that lives is of a run.
+    fn is_member(&self, run: RunId, process: &Identity, session: i32) -> bool {
+        let Some(kept) = self.runs.get(&run) else { return false };
+        let tree = self.family(run, kept);
+        let is_living = |leader: &Identity| {
+            process::stat(leader.pid).is_some_and(|stat| stat.start == leader.start)
+        };
+        let mut leaders = tree.leaders.iter().map(|(_, leader)| leader);
+        if leaders.any(|leader| [process.pid, session].contains(&leader.pid) && is_living(leader)) {
+            return true;
+        }
+        let known = self.children.keys().copied().collect();
+        let members = tree::members(&tree, &known, &self.ends(run));
+        members.iter().any(|member| (member.pid, member.start) == (process.pid, process.start))
+    }
+
+    /// A run by its processes with a role, as far as they are known here.
+    fn family(&self, run: RunId, kept: &Kept) -> RunRef {
+        let own = self.children.iter().filter(|(_, (_, of, _))| *of == run);
+        let own = own.filter_map(|(pid, (_, _, role))| {
+            let start = process::stat(*pid)?.start;
+            Some((*role, Identity { pid: *pid, start, inode: None }))
+        });
+        let mut leaders: Vec<(Role, Identity)> = own.collect();
+        let foreign = kept.tokens.iter().filter_map(|token| match self.watched.get(token) {
+            Some(Watched::Foreign { role, pid, start, .. }) => {
+                Some((*role, Identity { pid: *pid, start: *start, inode: None }))
+            }
+            _ => None,
+        });
+        let foreign: Vec<(Role, Identity)> = foreign.collect();
+        // What an earlier supervisor's run left behind went elsewhere.
+        let adopted = kept.is_adopted || leaders.is_empty();
+        leaders.extend(foreign);
+        leaders.extend((0..).map(Role::Former).zip(kept.said.former.iter().copied()));
+        RunRef { instance: kept.instance.clone(), run, leaders, adopted }
+    }
+
+    /// Another process is a run's main one from now on, if it is the run's own and lives.
+    fn name_main(&mut self, run: RunId, pid: i32) -> Option<Happening> {
+        let main = self.pid_of_main(run)?;
+        if main == pid {
+            return None;
+        }
+        let Some((identity, role)) = self.main_to_be(run, pid) else {
+            self.complain(run, Complaint::NoMain, || {
+                format!("process {pid}, named by `MAINPID=`, is no process of the unit; ignored")
+            });
+            return None;
+        };
+        if !self.may_change(run) || !self.watch_main(run, &identity, role) {
+            return None;
+        }
+        let kept = self.runs.get_mut(&run)?;
+        let was = kept.said.next_former;
+        if let Some(stat) = process::stat(main) {
+            kept.said.knows_former(was, Identity { pid: main, start: stat.start, inode: None });
+        }
+        self.set_role(run, main, Role::Former(was));
+        Some(Happening::Word { run, word: Word::MainIs { identity, was } })
+    }
+
+    /// The main process of a run, while its end is still to be told.
+    fn pid_of_main(&self, run: RunId) -> Option<i32> {
+        let own = self.children.iter().find(|(_, (_, of, role))| (*of, *role) == (run, Role::Main));
+        own.map(|(pid, _)| *pid).or_else(|| {
+            self.runs.get(&run)?.tokens.iter().find_map(|token| match self.watched.get(token) {
+                Some(Watched::Foreign { role: Role::Main, pid, .. }) => Some(*pid),
+                _ => None,
+            })
+        })
+    }
+
+    /// A living process of the run that can be its main one: one without a role, or one that was it
+    /// before.
+    fn main_to_be(&self, run: RunId, pid: i32) -> Option<(Identity, Option<Role>)> {
+        let (identity, _) = process::identify(pid)?;
+        let role = match (self.children.get(&pid), self.foreign.get(&pid)) {
+            (Some((_, of, role)), _) => Some((*of, *role)),
+            (None, Some(token)) => match self.watched.get(token) {
+                Some(Watched::Foreign { run, role, .. }) => Some((*run, *role)),
+                _ => None,
+            },
+            (None, None) => None,
+        };
+        let is_free = role.is_none_or(|(of, role)| of == run && matches!(role, Role::Former(_)));
+        let session = process::stat(pid)?.session;
+        let is_it = is_free && pid != self.own && self.is_member(run, &identity, session);
+        is_it.then_some((identity, role.map(|(_, role)| role)))
+    }
+
+    /// Sees to it that the end of a new main process is told. `role`: what it was before.
+    fn watch_main(&mut self, run: RunId, identity: &Identity, role: Option<Role>) -> bool {
+        let pid = identity.pid;
+        if role.is_some() {
+            return self.set_role(run, pid, Role::Main);
+        }
+        if process::stat(pid).is_some_and(|stat| stat.parent == self.own) {
+            let Some(kept) = self.runs.get(&run) else { return false };
+            self.children.insert(pid, (kept.instance.clone(), run, Role::Main));
+            return true;
+        }
+        let watched =
+            process::identify(pid).filter(|(now, _)| now == identity).map(|(_, pidfd)| {
+                let fd = pidfd.as_raw_fd();
+                let (role, start) = (Role::Main, identity.start);
+                let is_room = self.room.for_adopted(fd);
+                (is_room, fd, Watched::Foreign { run, role, pid, start, pidfd })
+            });
+        match watched {
+            Some((true, fd, watched)) => match self.watch(Some(run), fd, watched) {
+                Ok(_) => true,
+                Err(error) => {
+                    log::warn!("cannot watch process {pid}: {error}");
+                    false
+                }
+            },
+            Some((false, ..)) | None => false,
+        }
+    }
+
+    /// Changes the role of a process whose end is still to be told. Whether there is such a one.
+    fn set_role(&mut self, run: RunId, pid: i32, new: Role) -> bool {
+        if let Some((_, of, role)) = self.children.get_mut(&pid) {
+            let is_it = *of == run;
+            if is_it {
+                *role = new;
+            }
+            return is_it;
+        }
+        let token = self.foreign.get(&pid).copied();
+        match token.and_then(|token| self.watched.get_mut(&token)) {
+            Some(Watched::Foreign { run: of, role, .. }) if *of == run => {
+                *role = new;
+                true
+            }
+            _ => false,
+        }
+    }
+}

@@ -1,0 +1,218 @@
+//! Files and trees under watch, by inotify(7): one instance for all runs.
+//!
+//! A directory is watched, not a file: what an editor puts in a file's place is seen too. Where a
+//! path does not exist, the nearest directory above it is watched until it does.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
+
+use crate::model::RunId;
+
+/// Most directories that are watched for one run; what is deeper or later in a larger tree is not.
+/// The kernel's own limit for all of a user's watches is often 8,192 or more.
+const DIRS_MAX: usize = 8_192;
+
+/// All that is watched.
+#[derive(Debug)]
+pub(super) struct Paths {
+    inotify: Inotify,
+    dirs: BTreeMap<WatchDescriptor, Dir>,
+    runs: BTreeMap<RunId, Watched>,
+}
+
+#[derive(Debug)]
+struct Dir {
+    path: PathBuf,
+    runs: BTreeSet<RunId>,
+}
+
+#[derive(Debug)]
+struct Watched {
+    roots: Vec<PathBuf>,
+    dirs: BTreeSet<WatchDescriptor>,
+    /// Set when there was no room for a directory, so that it is said once.
+    is_partial: bool,
+}
+
+impl Paths {
+    pub(super) fn new() -> io::Result<Self> {
+        let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
+        Ok(Self { inotify, dirs: BTreeMap::new(), runs: BTreeMap::new() })
+    }
+
+    pub(super) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.inotify.as_fd()
+    }
+
+    /// Watches these paths for a run, and no others.
+    pub(super) fn watch(&mut self, run: RunId, roots: &[PathBuf]) {
+        self.remove(run);
+        let roots: Vec<PathBuf> = roots.iter().map(|root| real(root)).collect();
+        let watched = Watched { roots: roots.clone(), dirs: BTreeSet::new(), is_partial: false };
+        self.runs.insert(run, watched);
+        for root in roots {
+            self.watch_root(run, &root);
+        }
+    }
+
+    /// Ends what was watched for a run.
+    pub(super) fn remove(&mut self, run: RunId) {
+        let Some(watched) = self.runs.remove(&run) else { return };
+        for key in watched.dirs {
+            let Some(dir) = self.dirs.get_mut(&key) else { continue };
+            dir.runs.remove(&run);
+            if dir.runs.is_empty()
+                && let Some(gone) = self.dirs.remove(&key)
+                && let Err(error) = self.inotify.rm_watch(key)
+            {
+                log::debug!("cannot end the watch on {}: {error}", gone.path.display());
+            }
+        }
+    }
+
+    /// The nearest directory above a path, and the tree below it where it is one.
+    fn watch_root(&mut self, run: RunId, root: &Path) {
+        let above = root.ancestors().skip(1).find(|dir| dir.is_dir());
+        if let Some(dir) = above {
+            self.watch_dir(run, dir);
+        }
+        self.watch_tree(run, root);
+    }
+
+    /// A directory with all below it. Links are not followed: a loop of them has no end.
+    fn watch_tree(&mut self, run: RunId, top: &Path) {
+        let mut open = vec![top.to_owned()];
+        while let Some(path) = open.pop() {
+            if !fs::symlink_metadata(&path).is_ok_and(|file| file.is_dir())
+                || !self.watch_dir(run, &path)
+            {
+                continue;
+            }
+            // Watched before it is read: what comes meanwhile is told.
+            let Ok(entries) = fs::read_dir(&path) else { continue };
+            let is_dir = |entry: &fs::DirEntry| entry.file_type().is_ok_and(|kind| kind.is_dir());
+            open.extend(entries.flatten().filter(is_dir).map(|entry| entry.path()));
+        }
+    }
+
+    /// Returns whether it is watched now.
+    fn watch_dir(&mut self, run: RunId, path: &Path) -> bool {
+        let flags = AddWatchFlags::IN_CLOSE_WRITE
+            | AddWatchFlags::IN_ATTRIB
+            | AddWatchFlags::IN_CREATE
+            | AddWatchFlags::IN_DELETE
+            | AddWatchFlags::IN_MOVED_FROM
+            | AddWatchFlags::IN_MOVED_TO
+            | AddWatchFlags::IN_ONLYDIR
+            | AddWatchFlags::IN_DONT_FOLLOW;
+        let Some(watched) = self.runs.get_mut(&run) else { return false };
+        let has_room = watched.dirs.len() < DIRS_MAX;
+        let added = if has_room { self.inotify.add_watch(path, flags) } else { Err(Errno::ENOSPC) };
+        let key = match added {
+            Ok(key) => key,
+            // It is gone again, and that is no error.
+            Err(Errno::ENOENT | Errno::ENOTDIR) => return false,
+            Err(errno) => {
+                if !std::mem::replace(&mut watched.is_partial, true) {
+                    log::warn!("cannot watch `{}`: {}", path.display(), errno.desc());
+                }
+                return false;
+            }
+        };
+        watched.dirs.insert(key);
+        let new = || Dir { path: path.to_owned(), runs: BTreeSet::new() };
+        let dir = self.dirs.entry(key).or_insert_with(new);
+        path.clone_into(&mut dir.path);
+        dir.runs.insert(run);
+        true
+    }
+
+    /// The runs for which something changed.
+    pub(super) fn look(&mut self) -> BTreeSet<RunId> {
+        let mut touched = BTreeSet::new();
+        loop {
+            let events = match self.inotify.read_events() {
+                Ok(events) => events,
+                Err(Errno::EINTR) => continue,
+                Err(_) => return touched,
+            };
+            for event in events {
+                if event.mask.contains(AddWatchFlags::IN_Q_OVERFLOW) {
+                    // Nobody knows what was lost: everything may have changed.
+                    touched.extend(self.watch_all_anew());
+                    continue;
+                }
+                let name = event.name.unwrap_or_default();
+                self.happened(event.wd, event.mask, Path::new(&name), &mut touched);
+            }
+        }
+    }
+
+    fn watch_all_anew(&mut self) -> Vec<RunId> {
+        let all: Vec<(RunId, Vec<PathBuf>)> =
+            self.runs.iter().map(|(run, watched)| (*run, watched.roots.clone())).collect();
+        for (run, roots) in &all {
+            self.watch(*run, roots);
+        }
+        all.into_iter().map(|(run, _)| run).collect()
+    }
+
+    fn happened(
+        &mut self,
+        key: WatchDescriptor,
+        mask: AddWatchFlags,
+        name: &Path,
+        touched: &mut BTreeSet<RunId>,
+    ) {
+        let Some(dir) = self.dirs.get(&key) else { return };
+        let path = if name.as_os_str().is_empty() { dir.path.clone() } else { dir.path.join(name) };
+        let runs: Vec<RunId> = dir.runs.iter().copied().collect();
+        let is_gone = mask.contains(AddWatchFlags::IN_IGNORED);
+        if is_gone {
+            self.dirs.remove(&key);
+        }
+        let is_new = mask.intersects(AddWatchFlags::IN_CREATE | AddWatchFlags::IN_MOVED_TO);
+        for run in runs {
+            let Some(watched) = self.runs.get_mut(&run) else { continue };
+            if is_gone {
+                watched.dirs.remove(&key);
+            }
+            let roots: Vec<PathBuf> =
+                watched.roots.iter().filter(|root| related(root, &path)).cloned().collect();
+            // What came with a directory above it came before anybody watched.
+            let came = |root: &PathBuf| is_new && root.starts_with(&path) && root.exists();
+            if roots.iter().any(|root| path.starts_with(root) || came(root)) {
+                touched.insert(run);
+            }
+            for root in roots {
+                // What it waits for may be there now, nearer or farther than before.
+                if is_gone || root.starts_with(&path) {
+                    self.watch_root(run, &root);
+                } else if is_new {
+                    self.watch_tree(run, &path);
+                }
+            }
+        }
+    }
+}
+
+/// A path without links and dots as far as it exists: names in events are those of directories.
+fn real(path: &Path) -> PathBuf {
+    let known = path.ancestors().find_map(|dir| Some((dir, fs::canonicalize(dir).ok()?)));
+    match known.map(|(dir, real)| (path.strip_prefix(dir), real)) {
+        Some((Ok(rest), real)) if rest.as_os_str().is_empty() => real,
+        Some((Ok(rest), real)) => real.join(rest),
+        Some((Err(_), _)) | None => path.to_owned(),
+    }
+}
+
+/// Whether one of two paths is in the other.
+fn related(root: &Path, path: &Path) -> bool {
+    path.starts_with(root) || root.starts_with(path)
+}

@@ -1,0 +1,101 @@
+//! Services that are ready when they have written a line.
+
+mod common;
+
+use std::fs;
+use std::time::Duration;
+
+use common::World;
+
+/// Writes a first line, waits for a file, and says that it is ready.
+const APP: &str = "echo booting; until [ -e go ]; do sleep 0.02; done; \
+                   echo 'Listening on port 80'; exec sleep 1000";
+const READY: &str = "ready: {log: '(?i)listening on port \\d+'}\nrestart: always\n";
+
+fn app(script: &str) -> Option<World> {
+    let mut world = World::new()?;
+    let command = serde_json::json!(["/bin/sh", "-c", script]);
+    world.unit("app", &format!("command: {command}\nworking_dir: ..\n{READY}"));
+    world.service("web", "exec sleep 1000", "requires: [app]\n");
+    world.run();
+    world.until("its first line", || raw(&world).contains("booting\n"));
+    Some(world)
+}
+
+fn raw(world: &World) -> String {
+    world.opm(&["logs", "--raw", "app"]).out
+}
+
+fn assert_starting(world: &World) {
+    let is_up = || world.phase("app") != "starting" || world.phase("web") != "waiting";
+    common::watch_for(Duration::from_millis(400), is_up, "it is ready too early");
+}
+
+fn go(world: &World) {
+    fs::write(world.path("go"), "").unwrap_or_default();
+    world.until_phase("app", "up");
+    world.until_phase("web", "up");
+}
+
+#[test]
+fn a_line_that_matches_says_that_a_run_is_ready() {
+    let Some(world) = app(APP) else { return };
+    assert_starting(&world);
+    let why = world.opm(&["why", "app"]).out;
+    assert!(why.contains("no line of its output has matched"), "{why}");
+    go(&world);
+    assert_eq!(raw(&world), "booting\nListening on port 80\n");
+    assert_eq!(world.opm(&["shutdown"]).code, 0);
+}
+
+#[test]
+fn what_an_earlier_run_wrote_does_not_count() {
+    // Its last words match, and have no newline.
+    let script = format!("trap 'printf \"listening on port 1\"; exit 0' TERM; {APP}");
+    let script = script.replace("exec sleep 1000", "while :; do sleep 0.05; done");
+    let Some(world) = app(&script) else { return };
+    go(&world);
+    fs::remove_file(world.path("go")).unwrap_or_default();
+    assert_eq!(world.opm(&["restart", "--no-wait", "app"]).code, 0);
+    world.until("the next run", || raw(&world).matches("booting").count() == 2);
+    assert_starting(&world);
+    go(&world);
+    let all = "booting\nListening on port 80\nlistening on port 1\n\
+               booting\nListening on port 80\n";
+    // The shell itself may have a word for the end of its sleep.
+    assert_eq!(
+        raw(&world).replace("Terminated\n", ""),
+        all,
+        "a mark was stored, or a line was not ended"
+    );
+    assert_eq!(world.opm(&["shutdown"]).code, 0);
+}
+
+#[test]
+fn a_line_that_comes_while_nobody_listens_counts() {
+    let Some(mut world) = app(APP) else { return };
+    world.crash();
+    fs::write(world.path("go"), "").unwrap_or_default();
+    let log = world.root().join("log/app/current");
+    let has_line = || fs::read_to_string(&log).is_ok_and(|log| log.contains("Listening"));
+    world.until("its line", has_line);
+    world.run();
+    world.until_phase("web", "up");
+    assert_eq!(world.opm(&["shutdown"]).code, 0);
+}
+
+#[test]
+fn a_log_keeper_that_was_killed_is_followed_by_one_that_looks_on() {
+    let Some(world) = app(APP) else { return };
+    let rows = world.opm(&["status", "--all", "--json"]).out;
+    let rows: Vec<serde_json::Value> = serde_json::from_str(&rows).unwrap_or_default();
+    let keeper = rows.iter().find(|row| row["unit"] == "_opm-log-keeper");
+    let pid = keeper.and_then(|row| row["pid"].as_i64()).and_then(|pid| i32::try_from(pid).ok());
+    let pid = pid.unwrap_or_default();
+    assert!(pid > 1, "{rows:?}");
+    world.kill("KILL", pid);
+    world.until("another keeper", || !world.alive(pid));
+    assert_starting(&world);
+    go(&world);
+    assert_eq!(world.opm(&["shutdown"]).code, 0);
+}
