@@ -138,22 +138,21 @@ goldens! {
     no_follow_ups
     not_a_unit
     not_built
-    not_built_socket
     not_yaml
     not_yaml_second_document
     numbers
     other_supervisors_keys
     output_inherit
     output_null
+    questions_wrong
     ready_delay
-    ready_fd
     ready_exec
+    ready_fd
     ready_file
     ready_http
     ready_log
     ready_log_mistakes
     ready_tcp
-    questions_wrong
     reload_missing
     schedule_mistakes
     schedules
@@ -163,6 +162,9 @@ goldens! {
     signals
     sizes
     sizes_and_times
+    sockets
+    sockets_together
+    sockets_wrong
     tags_and_merge_keys
     target_with_process
     task_as_service
@@ -285,10 +287,16 @@ watch: {paths: [x]}|nice: 1|oom_score_adjust: 1|kind: task|name: x";
 const TASK_SAMPLES: &str = "schedule: \"@daily\"|calendar: daily|every: 1h|timezone: UTC|jitter: 1s|\
 catch_up: true|overlap: kill";
 
+/// The same for keys of a socket.
+const SOCKET_SAMPLES: &str = "listen: [{tcp: \"[::1]:2\"}]|for: off|accept: eager";
+
 fn sample(lines: &str) -> Spec {
     let named = if lines.contains("name:") { "" } else { "name: unit\n" };
-    let command =
-        if lines.contains("command:") || lines.contains("shell:") { "" } else { "command: a\n" };
+    let command = if ["command:", "shell:", "kind: socket"].iter().any(|key| lines.contains(key)) {
+        ""
+    } else {
+        "command: a\n"
+    };
     let text = format!(
         "{named}{command}{lines}\n---\n{{name: other, command: a}}\n---\n{{name: off, command: a, enabled: false}}\n"
     );
@@ -309,9 +317,16 @@ fn the_table_of_keys_tells_what_a_change_costs() {
         let when = if is_when { "" } else { "schedule: 1 2 * * *\n" };
         (format!("kind: task\n{when}"), format!("kind: task\n{when}{line}"))
     };
+    let listens = |line: &str| {
+        let needed = ["listen: [{tcp: \"[::1]:1\"}]\n", "for: other\n"];
+        let others = needed.iter().filter(|key| !line.starts_with(key.split(':').next().unwrap()));
+        let others: String = others.copied().collect();
+        (format!("kind: socket\n{}", needed.concat()), format!("kind: socket\n{others}{line}"))
+    };
+    let sockets = SOCKET_SAMPLES.split('|').map(|line| (line, listens(line)));
     let plain = SAMPLES.split('|').map(|line| (line, (String::new(), line.to_owned())));
     let tasks = TASK_SAMPLES.split('|').map(|line| (line, scheduled(line)));
-    for (line, (without, with)) in plain.chain(tasks) {
+    for (line, (without, with)) in plain.chain(tasks).chain(sockets) {
         let path = line.split(':').next().unwrap();
         assert!(left.remove(path), "{path}");
         let (plain, changed) = (sample(&without), sample(&with));

@@ -9,9 +9,9 @@ use std::collections::VecDeque;
 use std::fmt::Write;
 
 use opm::model::{
-    Asked, Blocker, Condition, Doing, Event, Happening, Identity, Instance, InstanceId, Life,
-    Monotonic, Observed, Outcome, Phase, Process, Role, Run, RunId, Rung, STATUS_BYTES_MAX, Signal,
-    Span, SpecHash, StopCause, UnitName, Until, Verdict, Wall, Word, Words,
+    Asked, Blocker, Bound, Condition, Doing, Event, Happening, Identity, Instance, InstanceId,
+    Life, Monotonic, Observed, Outcome, Phase, Process, Role, Run, RunId, Rung, STATUS_BYTES_MAX,
+    Signal, Span, SpecHash, StopCause, UnitName, Until, Verdict, Wall, Word, Words,
 };
 use proptest::prelude::*;
 use proptest::test_runner::FileFailurePersistence;
@@ -51,6 +51,8 @@ fn run(main: Option<Life>, helper: Option<(Role, Life)>) -> Run {
         reloaded: None,
         touched: None,
         left: None,
+        bound: Vec::new(),
+        called: None,
         status: String::new(),
         words: Words::default(),
         adopted: false,
@@ -147,6 +149,14 @@ fn happenings(run: RunId) -> Vec<(&'static str, Happening)> {
         ("Rung step", Happening::Rung { run, rung: Rung::Step(0) }),
         ("Rung post_stop", Happening::Rung { run, rung: Rung::PostStop(0) }),
         ("Tree 0", Happening::Tree { run, left: 0 }),
+        (
+            "Listens",
+            Happening::Listens {
+                run,
+                bound: vec![Bound { at: "tcp [::1]:80".to_owned(), inode: 7 }],
+            },
+        ),
+        ("Called", Happening::Called { run }),
         ("Touched", Happening::Touched { run }),
         ("Said", Happening::Said { run, status: "well".to_owned() }),
         ("Does", Happening::Word { run, word: Word::Does(Some(Doing::Reloading)) }),
@@ -174,7 +184,7 @@ fn happenings(run: RunId) -> Vec<(&'static str, Happening)> {
         ("Settled failed", settled(Verdict::Failed { at_limit: true })),
         ("Settled done", settled(Verdict::Done)),
         ("Settled skipped", settled(Verdict::Skipped { condition: "env `X`".to_owned() })),
-        ("Waits", Happening::Waits { on: Vec::new(), fresh: false }),
+        ("Waits", Happening::Waits { on: Vec::new(), fresh: false, epoch: None }),
         ("Forgotten", Happening::Forgotten),
     ]
 }
@@ -185,6 +195,8 @@ fn names_a_run(what: &Happening) -> bool {
         Happening::Settled { .. } | Happening::Waits { .. } | Happening::Forgotten => false,
         Happening::Began { .. }
         | Happening::Spawned { .. }
+        | Happening::Listens { .. }
+        | Happening::Called { .. }
         | Happening::Execed { .. }
         | Happening::Ended { .. }
         | Happening::Ready { .. }
@@ -433,10 +445,14 @@ fn any_happening() -> impl Strategy<Value = Happening> {
         1 => (run(), 0..3u32).prop_map(|(run, left)| Happening::Tree { run, left }),
         1 => run().prop_map(|run| Happening::Touched { run }),
         1 => (run(), "[aä€]{0,200}").prop_map(|(run, status)| Happening::Said { run, status }),
+        1 => (run(), 0..3u64).prop_map(|(run, inode)| Happening::Listens {
+            run, bound: vec![Bound { at: "tcp [::1]:80".to_owned(), inode }],
+        }),
+        1 => run().prop_map(|run| Happening::Called { run }),
         1 => run().prop_map(|run| Happening::Adopted { run }),
         1 => run().prop_map(|run| Happening::Unproven { run, why: "why".to_owned() }),
         3 => any_verdict().prop_map(|verdict| Happening::Settled { verdict }),
-        1 => any::<bool>().prop_map(|fresh| Happening::Waits { on: vec![blocker()], fresh }),
+        1 => any::<bool>().prop_map(|fresh| Happening::Waits { on: vec![blocker()], fresh, epoch: None }),
         1 => Just(Happening::Forgotten),
     ]
 }

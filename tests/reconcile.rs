@@ -296,6 +296,8 @@ fn instance(facts: Facts, unit: &Unit, pid: i32) -> Instance {
         reloaded: None,
         touched: None,
         left,
+        bound: Vec::new(),
+        called: None,
         status: String::new(),
         words: Words {
             well: (epoch == 1).then(|| ago(since / 2)),
@@ -793,7 +795,9 @@ impl Obliging {
                 self.happen(id, Happening::Tree { run, left: 0 });
             }
             Action::Settle(verdict) => self.happen(id, Happening::Settled { verdict }),
-            Action::Wait { on, fresh } => self.happen(id, Happening::Waits { on, fresh }),
+            Action::Wait { on, fresh } => {
+                self.happen(id, Happening::Waits { on, fresh, epoch: None });
+            }
             Action::Forget => {
                 self.happen(id, Happening::Forgotten);
                 let unit = &id.unit;

@@ -101,7 +101,9 @@ impl Shown {
         match self.kind {
             None => return vec!["not declared".to_owned()],
             Some(Kind::Service) => {}
-            Some(kind @ (Kind::Task | Kind::Target)) => notes.push(kind.as_str().to_owned()),
+            Some(kind @ (Kind::Task | Kind::Socket | Kind::Target)) => {
+                notes.push(kind.as_str().to_owned());
+            }
         }
         if self.instances > 1 {
             notes.push(format!("{} instances", self.instances));
@@ -340,6 +342,7 @@ pub(super) fn dot(picture: &Picture) -> String {
         match shown.kind {
             Some(Kind::Service) => {}
             Some(Kind::Task) => looks.push_str(", shape=ellipse"),
+            Some(Kind::Socket) => looks.push_str(", shape=cds"),
             Some(Kind::Target) => looks.push_str(", shape=hexagon"),
             None => looks.push_str(", style=dashed"),
         }
@@ -411,6 +414,7 @@ pub(super) fn mermaid(picture: &Picture) -> String {
         let (open, close) = match shown.kind {
             Some(Kind::Service) | None => ("[", "]"),
             Some(Kind::Task) => ("([", "])"),
+            Some(Kind::Socket) => (">", "]"),
             Some(Kind::Target) => ("{{", "}}"),
         };
         let class = shown.class().map(|class| format!(":::{class}")).unwrap_or_default();

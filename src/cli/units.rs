@@ -69,11 +69,13 @@ pub(super) fn wait_settled(
     Ok(report(global, &waited.rows))
 }
 
-/// Whether an instance is where it should be; so is one that waits for its time.
+/// Whether an instance is where it should be; so is one that waits for its time, or for
+/// somebody who connects.
 pub(super) fn is_well(row: &Row) -> bool {
     match row.phase.as_str() {
         "up" | "done" => true,
         "down" => row.next_run.is_some(),
+        "waiting" => row.awaits_connection,
         _ => false,
     }
 }

@@ -64,6 +64,7 @@ impl<'a> Set<'a> {
         self.loops(&units, &mut found);
         self.conflicts(&units, &mut found);
         self.log_files(&units, &mut found);
+        self.sockets(&units, &mut found);
         found
     }
 

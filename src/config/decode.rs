@@ -11,6 +11,7 @@ mod process;
 mod relations;
 mod restart;
 mod schedule;
+mod socket;
 mod stop;
 mod value;
 mod watch;
@@ -147,8 +148,9 @@ impl Decoder<'_, '_> {
         let Some(entry) = entries.iter().find(|entry| entry.key == "kind") else {
             return Some(Kind::Service);
         };
-        let kinds = [Kind::Service, Kind::Task, Kind::Target].map(|kind| (kind.as_str(), kind));
-        self.choice("kind", &entry.value, &kinds, &["socket"])
+        let kinds = [Kind::Service, Kind::Task, Kind::Socket, Kind::Target];
+        let kinds = kinds.map(|kind| (kind.as_str(), kind));
+        self.choice("kind", &entry.value, &kinds, &[])
     }
 
     /// The unit itself, with what went wrong left at its default.
@@ -173,8 +175,13 @@ impl Decoder<'_, '_> {
             spec.labels = self.labels(node);
         }
         self.relations(&fields, &mut spec.relations);
-        if self.kind == Kind::Target {
-            return name.map(|_| spec);
+        match self.kind {
+            Kind::Target => return name.map(|_| spec),
+            Kind::Socket => {
+                spec.socket = self.socket(node, &fields, base);
+                return name.map(|_| spec);
+            }
+            Kind::Service | Kind::Task => {}
         }
         self.lasting(&fields, &mut spec);
         spec.process = self.process(node, &fields, base);

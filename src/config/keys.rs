@@ -17,7 +17,7 @@ pub enum Units {
     Service,
     /// Tasks only.
     Task,
-    /// Sockets only, a kind that is not built.
+    /// Sockets only.
     Socket,
 }
 
@@ -29,7 +29,7 @@ impl Units {
             Self::Runs => matches!(kind, Kind::Service | Kind::Task),
             Self::Service => kind == Kind::Service,
             Self::Task => kind == Kind::Task,
-            Self::Socket => false,
+            Self::Socket => kind == Kind::Socket,
         }
     }
 
@@ -339,13 +339,16 @@ pub const KEYS: &[Key] = &[
     now("jitter", Task, "duration", "0", Live, "how much of its time is left to chance"),
     now("catch_up", Task, "true or false", "false", Live, "whether a missed run is made up for"),
     now("overlap", Task, "skip, queue or kill", "skip", Live, "what follows when it is due while it runs"),
-    later("listen", Socket, "list of maps", "needed", Restart, "where it listens"),
-    later("listen.tcp", Socket, "address", "", Restart, "a TCP address"),
-    later("listen.udp", Socket, "address", "", Restart, "a UDP address"),
-    later("listen.unix", Socket, "path", "", Restart, "a Unix socket"),
-    later("listen.mode", Socket, "octal digits", "0660", Restart, "the mode of a Unix socket"),
-    later("for", Socket, "unit", "needed", Restart, "the service that gets the socket"),
-    later("accept", Socket, "lazy or eager", "lazy", Restart, "whether the first connection starts the service"),
+    now("listen", Socket, "list of maps", "needed", Restart, "where it listens; what is in the old list and in the new one stays open"),
+    now("listen.tcp", Socket, "ADDRESS:PORT", "", Restart, "a TCP address"),
+    now("listen.udp", Socket, "ADDRESS:PORT", "", Restart, "a UDP address"),
+    now("listen.unix", Socket, "path", "", Restart, "a Unix stream socket"),
+    now("listen.name", Socket, "text", "the unit's name", Restart, "its name in LISTEN_FDNAMES"),
+    now("listen.mode", Socket, "octal digits", "0660", Restart, "the mode of a Unix socket"),
+    now("listen.user", Socket, "name or number", "the supervisor's", Restart, "the owner of a Unix socket"),
+    now("listen.group", Socket, "name or number", "the supervisor's", Restart, "the group of a Unix socket"),
+    now("for", Socket, "unit", "needed", Restart, "the service that gets the sockets"),
+    now("accept", Socket, "lazy or eager", "lazy", Live, "whether the first connection starts the service, or whatever starts the socket"),
 ];
 
 #[cfg(test)]

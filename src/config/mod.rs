@@ -16,6 +16,7 @@ mod decode;
 mod diagnostic;
 pub mod keys;
 mod render;
+mod sockets;
 mod source;
 mod suggest;
 mod yaml;

@@ -186,6 +186,11 @@ fn line<S: System>(supervisor: &Supervisor<S>, notice: &Notice) -> Option<(Level
             let what: Vec<String> = on.iter().map(ToString::to_string).collect();
             (Level::Info, format!("waits for {}", what.join(", ")))
         }
+        Happening::Listens { bound, .. } => {
+            let at: Vec<&str> = bound.iter().map(|bound| bound.at.as_str()).collect();
+            (Level::Info, format!("listens at {}", at.join(", ")))
+        }
+        Happening::Called { .. } => (Level::Info, "somebody has connected".to_owned()),
         Happening::Touched { .. } => (Level::Debug, "a file that it watches changed".to_owned()),
         Happening::Said { status, .. } => (Level::Debug, status.clone()),
         Happening::Word { word, .. } => return said(supervisor, *word),

@@ -30,6 +30,9 @@ const COMMAND_UNIT: &str = "command";
 /// Variable that hands the control socket over an exec: clients that knock meanwhile just wait.
 const LISTEN_FD: &str = "OPM_LISTEN_FD";
 
+/// Variable that hands the sockets of units over an exec.
+const SOCKET_FDS: &str = "OPM_SOCKET_FDS";
+
 /// Why there is no daemon.
 #[derive(Debug)]
 pub enum BootFailure {
@@ -94,9 +97,12 @@ pub(super) fn build(mut options: Options) -> Result<Daemon, BootFailure> {
         nofile,
         stateless: options.stateless,
     };
-    let (linux, mut loaded, replay) =
+    let (mut linux, mut loaded, replay) =
         Linux::open(options.dirs.clone(), system_options, registry).map_err(BootFailure::Lock)?;
     let same_process = is_reexec();
+    if same_process && let Ok(handed) = std::env::var(SOCKET_FDS) {
+        linux.take_sockets(&handed);
+    }
     let clients = if options.stateless {
         None
     } else {
@@ -251,8 +257,10 @@ pub(super) fn exec_again(
     let args: Result<Vec<CString>, _> =
         options.arguments.iter().map(|arg| CString::new(arg.as_bytes())).collect();
     let listener = clients.map(|clients| (LISTEN_FD, clients.hand_over()));
-    let handed: BTreeMap<&str, i32> = locks.into_iter().chain(listener).collect();
-    let values = handed.iter().map(|(name, fd)| (OsString::from(name), fd.to_string().into()));
+    let numbers = locks.into_iter().chain(listener).map(|(name, fd)| (name, fd.to_string()));
+    let sockets = (SOCKET_FDS, linux.hand_over_sockets());
+    let handed: BTreeMap<&str, String> = numbers.chain([sockets]).collect();
+    let values = handed.iter().map(|(name, value)| (OsString::from(name), value.into()));
     let env: Result<Vec<CString>, _> = std::env::vars_os()
         .filter(|(known, _)| known.to_str().is_none_or(|known| !handed.contains_key(known)))
         .chain(values)
@@ -261,6 +269,7 @@ pub(super) fn exec_again(
     let (Ok(args), Ok(env)) = (args, env) else { return error(&"an argument holds a NUL byte") };
     let reason = system::exec_again(program.as_os_str(), &args, &env);
     linux.take_back_lock();
+    linux.take_back_sockets();
     if let Some(clients) = clients {
         clients.take_back();
     }

@@ -132,6 +132,7 @@ impl Futures<'_> {
                 let ids = unit.spec.instance_ids();
                 unit.removed || ids.iter().any(|id| self.of(id) == Future::Stays && !self.is_up(id))
             }
+            Until::Connection => true,
             // Of two that conflict, a task makes room by coming to its end.
             Until::Down => {
                 let ids = self.view.instances(&blocker.unit);

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::name::{InstanceId, UnitName};
 use super::outcome::Outcome;
+use super::socket::Bound;
 use super::spec::{Condition, SpecHash};
 use super::time::{Monotonic, Span, Wall};
 
@@ -292,6 +293,8 @@ pub enum Until {
     Is(Condition),
     /// Go down, because of a conflict.
     Down,
+    /// Get a connection or a datagram.
+    Connection,
 }
 
 impl fmt::Display for Blocker {
@@ -299,6 +302,7 @@ impl fmt::Display for Blocker {
         match self.until {
             Until::Is(condition) => write!(f, "`{}` to be {}", self.unit, condition.as_str()),
             Until::Down => write!(f, "`{}` to be down (conflict)", self.unit),
+            Until::Connection => write!(f, "a connection to `{}`", self.unit),
         }
     }
 }
@@ -437,6 +441,22 @@ pub enum Happening {
         on: Vec<Blocker>,
         /// Whether restart counters begin anew when it starts.
         fresh: bool,
+        /// Where it waits for a connection: the epoch that this serves. Another one is a wish that
+        /// it starts without.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        epoch: Option<u64>,
+    },
+    /// A socket unit listens at all its addresses.
+    Listens {
+        /// Its run.
+        run: RunId,
+        /// Where.
+        bound: Vec<Bound>,
+    },
+    /// Somebody has connected to a socket, or sent to it, and was not taken by anybody yet.
+    Called {
+        /// The socket's run.
+        run: RunId,
     },
     /// Something that the run watches changed.
     Touched {
@@ -487,11 +507,13 @@ impl Happening {
             | Self::StopBegan { .. }
             | Self::Rung { .. }
             | Self::Settled { .. }
+            | Self::Listens { .. }
             | Self::Adopted { .. }
             | Self::Forgotten => true,
+            Self::Waits { epoch, .. } => epoch.is_some(),
             Self::Word { word, .. } => word.is_lasting(),
             Self::Tree { .. }
-            | Self::Waits { .. }
+            | Self::Called { .. }
             | Self::Touched { .. }
             | Self::Said { .. }
             | Self::Unproven { .. } => false,

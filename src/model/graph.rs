@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::desired::Desired;
 use super::name::UnitName;
+use super::socket::Accept;
 use super::spec::{Condition, Spec};
 
 /// The target that boot brings up, where there is one.
@@ -40,6 +41,8 @@ pub struct Node {
     pub dependents: Vec<(UnitName, Strength)>,
     /// Who may not be up at the same time.
     pub conflicts: Vec<UnitName>,
+    /// The socket units that are for it, in order, and what starts it as far as each is concerned.
+    pub sockets: Vec<(UnitName, Accept)>,
     /// Whether anything brings it up: the default target, or being enabled, or `opm start`.
     pub wanted: bool,
     /// How many stages of a shutdown begin with this unit's: 1 for one that needs nobody.
@@ -50,6 +53,14 @@ pub struct Node {
 #[derive(Debug, Clone, Default)]
 pub struct Graph {
     nodes: BTreeMap<UnitName, Node>,
+}
+
+impl Node {
+    /// Whether it starts with the first connection, and not before.
+    pub fn is_lazy(&self) -> bool {
+        let mut sockets = self.sockets.iter();
+        !self.sockets.is_empty() && sockets.all(|(_, accept)| *accept == Accept::Lazy)
+    }
 }
 
 impl Graph {
@@ -68,6 +79,10 @@ impl Graph {
             }
             let name = &unit.spec.name;
             nodes.entry(name.clone()).or_default();
+            if let Some(socket) = unit.spec.socket.as_ref().filter(|_| !unit.removed) {
+                let node = nodes.entry(socket.service.clone()).or_default();
+                node.sockets.push((name.clone(), socket.accept));
+            }
             for other in &unit.spec.relations.conflicts {
                 nodes.entry(name.clone()).or_default().conflicts.push(other.clone());
                 nodes.entry(other.clone()).or_default().conflicts.push(name.clone());
@@ -97,7 +112,7 @@ impl Graph {
         })
     }
 
-    /// From the roots along `requires` and `wants`. `enabled: false` is stronger than being needed.
+    /// From the roots along `requires` and `wants`, and from sockets to their services. `enabled: false` is stronger than being needed.
     fn mark_wanted(&mut self, desired: &Desired) {
         let is_up = |name: &UnitName| {
             desired
@@ -125,6 +140,8 @@ impl Graph {
             node.wanted = true;
             let pulled = node.needs.iter().filter(|need| need.strength > Strength::After);
             queue.extend(pulled.map(|need| need.unit.clone()));
+            let socket = desired.units.get(&name).and_then(|unit| unit.spec.socket.as_ref());
+            queue.extend(socket.map(|socket| socket.service.clone()));
         }
     }
 
@@ -175,10 +192,16 @@ pub fn needs_of(spec: &Spec) -> impl Iterator<Item = (UnitName, Need)> + '_ {
         };
         (dependency.unit.clone(), need)
     });
+    // A service requires its sockets.
+    let socket = spec.socket.as_ref().map(|socket| {
+        let (unit, strength) = (spec.name.clone(), Strength::Requires);
+        (socket.service.clone(), Need { unit, condition: Condition::Ready, strength })
+    });
     own(&relations.requires, Strength::Requires)
         .chain(own(&relations.wants, Strength::Wants))
         .chain(own(&relations.after, Strength::After))
         .chain(before)
+        .chain(socket)
 }
 
 /// One loop in the order of these units, if there is any: each waits for the next, the last for

@@ -37,6 +37,7 @@ mod path;
 mod probe;
 mod schedule;
 mod signal;
+mod socket;
 mod spec;
 mod step;
 mod template;
@@ -58,6 +59,7 @@ pub use path::FilePath;
 pub use probe::{Health, HealthAction, Probe, Question, RETRIES_MAX};
 pub use schedule::{Calendar, Cron, EVERY_MIN, Overlap, Schedule, ScheduleError, When};
 pub use signal::Signal;
+pub use socket::{Accept, Address, Bound, LISTEN_MAX, Listen, Socket, UNIX_MODE};
 pub use spec::{
     AtLimit, Command, Condition, Conditions, Dependency, EndAction, EnvFile, Hook, Hooks,
     INSTANCES_MAX, InheritEnv, Instances, Kind, Limit, LogTarget, Logs, OnDependencyRestart,

@@ -13,6 +13,7 @@ use super::event::{
 use super::name::InstanceId;
 use super::outcome::Outcome;
 use super::probe::RETRIES_MAX;
+use super::socket::Bound;
 use super::spec::{SpecHash, StartLimit};
 use super::time::{Monotonic, Span, Wall};
 
@@ -160,6 +161,13 @@ pub struct Run {
     /// reads the ledger has to count anew, as only who counted is told when that changes.
     #[serde(skip)]
     pub left: Option<u32>,
+    /// Where it listens, if it is a socket's.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub bound: Vec<Bound>,
+    /// When somebody was last seen to connect there while nobody took connections. One that is not in
+    /// the ledger and waits still is seen again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub called: Option<Monotonic>,
     /// What it last said about itself.
     pub status: String,
     /// What else it said on its notify socket.
@@ -403,8 +411,11 @@ impl Instance {
                 }
                 over
             }
-            Happening::Waits { on, fresh } => {
-                self.wait(Phase::Waiting { on: on.clone(), fresh: *fresh }, at)
+            Happening::Waits { on, fresh, epoch } => self.wait_for(on, *fresh, *epoch, at),
+            Happening::Listens { run, bound } => self
+                .with_run(*run, |run| std::mem::replace(&mut run.bound, bound.clone()) != *bound),
+            Happening::Called { run } => {
+                self.with_run(*run, |run| run.called.replace(at) != Some(at))
             }
             Happening::Said { run, status } => self.with_run(*run, |run| run.say(status)),
             Happening::Word { run, word } => self.hear(*run, *word, at),
@@ -452,6 +463,8 @@ impl Instance {
             reloaded: None,
             touched: None,
             left: None,
+            bound: Vec::new(),
+            called: None,
             status: String::new(),
             words: Words::default(),
             adopted: false,
@@ -459,10 +472,12 @@ impl Instance {
         self.enter(Phase::Starting, at);
     }
 
-    fn wait(&mut self, phase: Phase, at: Monotonic) -> bool {
+    fn wait_for(&mut self, on: &[Blocker], fresh: bool, epoch: Option<u64>, at: Monotonic) -> bool {
+        let phase = Phase::Waiting { on: on.to_vec(), fresh };
         let changed = self.run.is_none() && self.phase != phase;
         if changed {
             self.enter(phase, at);
+            self.epoch = epoch.unwrap_or(self.epoch);
         }
         changed
     }

@@ -50,10 +50,12 @@ pub enum Stage {
     WorkingDir,
     /// Running the program.
     Exec,
+    /// Listening at an address.
+    Listen,
 }
 
 impl Stage {
-    const ALL: [Self; 18] = [
+    const ALL: [Self; 19] = [
         Self::EnvFile,
         Self::User,
         Self::Resolve,
@@ -72,6 +74,7 @@ impl Stage {
         Self::Uid,
         Self::WorkingDir,
         Self::Exec,
+        Self::Listen,
     ];
 
     /// The stage a child reported by its number.
@@ -100,6 +103,7 @@ impl Stage {
             Self::Uid => "set user",
             Self::WorkingDir => "change to working directory",
             Self::Exec => "run",
+            Self::Listen => "listen at",
         }
     }
 }

@@ -13,6 +13,7 @@ use super::path::FilePath;
 use super::probe::{Health, Probe};
 use super::schedule::Schedule;
 use super::signal::Signal;
+use super::socket::Socket;
 use super::template::Template;
 use super::time::Span;
 use super::watch::Watch;
@@ -28,6 +29,8 @@ pub enum Kind {
     Service,
     /// Runs to completion, once per boot and definition.
     Task,
+    /// Addresses that opm listens at for a service.
+    Socket,
     /// A named set of units.
     Target,
 }
@@ -38,6 +41,7 @@ impl Kind {
         match self {
             Self::Service => "service",
             Self::Task => "task",
+            Self::Socket => "socket",
             Self::Target => "target",
         }
     }
@@ -59,8 +63,11 @@ pub struct Spec {
     pub labels: BTreeMap<String, String>,
     /// False: known, but down until `opm start`.
     pub enabled: bool,
-    /// What runs; a target has none. A change restarts the run.
+    /// What runs; a socket and a target have none. A change restarts the run.
     pub process: Option<Process>,
+    /// Where a socket listens. A change restarts its run, and keeps open what is in both.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub socket: Option<Socket>,
     /// How it hangs together with other units.
     pub relations: Relations,
     /// What must hold for it to start at all.
@@ -99,7 +106,7 @@ impl Spec {
     /// A unit of this kind in which nothing is said beyond its name.
     pub fn new(kind: Kind, name: UnitName) -> Self {
         let policy = match kind {
-            Kind::Service => RestartPolicy::OnFailure,
+            Kind::Service | Kind::Socket => RestartPolicy::OnFailure,
             Kind::Task | Kind::Target => RestartPolicy::Never,
         };
         Self {
@@ -110,6 +117,7 @@ impl Spec {
             labels: BTreeMap::new(),
             enabled: true,
             process: None,
+            socket: None,
             relations: Relations::default(),
             conditions: Conditions::default(),
             instances: Instances::Count(1),
@@ -172,7 +180,27 @@ impl Spec {
 
     /// Fingerprint of what is fixed when a run starts: two specs with the same one need no restart.
     pub fn process_hash(&self) -> SpecHash {
-        SpecHash::of(&(self.kind, &self.process))
+        match &self.socket {
+            Some(socket) => SpecHash::of(&(self.kind, &socket.listen, &socket.service)),
+            None => SpecHash::of(&(self.kind, &self.process)),
+        }
+    }
+
+    /// Whether nothing that is fixed at a start differs.
+    pub fn starts_like(&self, other: &Self) -> bool {
+        let fixed = |socket: &Option<Socket>| {
+            socket.as_ref().map(|socket| (socket.listen.clone(), socket.service.clone()))
+        };
+        self.kind == other.kind
+            && self.process == other.process
+            && fixed(&self.socket) == fixed(&other.socket)
+    }
+
+    /// The directory at which relative paths of the unit start.
+    pub fn base_dir(&self) -> Option<&std::path::Path> {
+        let process = self.process.as_ref().map(|process| &process.base_dir);
+        let socket = || self.socket.as_ref().map(|socket| &socket.base_dir);
+        process.or_else(socket).map(FilePath::as_path)
     }
 
     /// Fingerprint of the whole spec.

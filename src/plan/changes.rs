@@ -144,7 +144,16 @@ fn change(old: &Desired, new: &Desired, observed: &Observed, name: &UnitName) ->
 fn add_dependents(changes: &mut Vec<Change>, new: &Desired, graph: &Graph, observed: &Observed) {
     let mut known: BTreeSet<UnitName> = changes
         .iter()
-        .filter(|change| matches!(change.effect, Effect::Restart | Effect::Remove))
+        .filter(|change| {
+            // A service that runs is given a new socket by a restart.
+            let is_socket =
+                new.units.get(&change.unit).is_some_and(|unit| unit.spec.socket.is_some());
+            match change.effect {
+                Effect::Restart | Effect::Remove => true,
+                Effect::Create => is_socket,
+                Effect::Live => false,
+            }
+        })
         .map(|change| change.unit.clone())
         .collect();
     let mut queue: Vec<UnitName> = known.iter().cloned().collect();

@@ -28,7 +28,7 @@ pub fn fields_of(spec: &Spec) -> Fields {
     let Ok(Value::Object(top)) = serde_json::to_value(spec) else { return fields };
     for (key, value) in top {
         let (class, lifted) = match key.as_str() {
-            "process" => (Class::Restart, true),
+            "process" | "socket" => (Class::Restart, true),
             "relations" | "hooks" => (Class::Live, true),
             "kind" => (Class::Restart, false),
             _ => (Class::Live, false),
@@ -37,6 +37,7 @@ pub fn fields_of(spec: &Spec) -> Fields {
             add(key, value, class, &mut fields);
         } else if let Value::Object(inner) = value {
             for (key, value) in inner {
+                let class = if key == "accept" { Class::Live } else { class };
                 add(key, value, class, &mut fields);
             }
         }
@@ -85,11 +86,22 @@ fn add(key: String, value: Value, class: Class, fields: &mut Fields) {
 fn present(key: &str, value: Value) -> Value {
     let number = value.as_u64();
     match (key, number) {
+        ("listen", _) => listen(value),
         ("umask", Some(mask)) => json!(format!("{mask:03o}")),
         ("reload.signal", Some(_)) => signal(&value),
         _ if SPANS.contains(&key) => number.map_or(value, span),
         _ => value,
     }
+}
+
+/// Addresses, with the mode of a Unix socket in octal digits.
+fn listen(mut value: Value) -> Value {
+    for one in value.as_array_mut().into_iter().flatten() {
+        if let Some(mode) = one.get_mut("mode") {
+            *mode = json!(mode.as_u64().map(|mode| format!("{mode:04o}")));
+        }
+    }
+    value
 }
 
 fn span(nanos: u64) -> Value {

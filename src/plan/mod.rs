@@ -10,6 +10,7 @@
 mod budget;
 mod changes;
 mod fields;
+mod lazy;
 mod order;
 mod probe;
 mod restart;
@@ -22,6 +23,7 @@ mod why;
 pub use budget::{Chain, budget_warning, longest_stop};
 pub use changes::{Change, Class, Effect, FieldChange, Plan, plan};
 pub use fields::{conceal, fields_of};
+pub use lazy::{is_lazy, waits_at};
 pub use order::{Standing, blockers, standing};
 pub use probe::{failures, is_unhealthy};
 pub use restart::verdict;
@@ -208,7 +210,10 @@ fn begin(
     fresh: bool,
     reason: Reason,
 ) -> Due {
-    let on = blockers(view, &id.unit);
+    let mut on = blockers(view, &id.unit);
+    if on.is_empty() {
+        on = lazy::callers(view, id, instance, fresh);
+    }
     if on.is_empty() {
         return Due::step(id, Action::Begin { fresh }, reason);
     }

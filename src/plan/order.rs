@@ -1,6 +1,6 @@
 //! Order: may it start now, must it go, who has to be down before it.
 
-use super::{View, restart};
+use super::{View, lazy, restart};
 use crate::model::{
     Blocker, Condition, Instance, InstanceId, Kind, Life, Need, Phase, Run, StopCause, Strength,
     Unit, UnitName, Until,
@@ -112,6 +112,10 @@ fn standing_of(view: &View<'_>, unit: &Unit, id: &InstanceId, wanted: Condition)
             let started = instance.run.as_ref().is_some_and(is_started);
             if started && wanted == Condition::Started { Standing::Met } else { Standing::Pending }
         }
+        // Whoever connects is served: it may as well be who needs it.
+        phase if wanted != Condition::Completed && waits_for_callers(view, id, phase) => {
+            Standing::Met
+        }
         Phase::Waiting { on, .. } if on.iter().any(|blocker| blocker.stuck) => Standing::Stuck,
         Phase::Stopping { .. } | Phase::Down | Phase::Waiting { .. } => idle,
         Phase::Failed { .. } | Phase::Skipped { .. } | Phase::Done if !current => idle,
@@ -121,6 +125,11 @@ fn standing_of(view: &View<'_>, unit: &Unit, id: &InstanceId, wanted: Condition)
         | Phase::Skipped { .. }
         | Phase::Unproven { .. } => Standing::Stuck,
     }
+}
+
+/// Whether nothing is missing for an instance to come up but a connection.
+fn waits_for_callers(view: &View<'_>, id: &InstanceId, phase: &Phase) -> bool {
+    lazy::is_waiting(phase) || (*phase == Phase::Done && lazy::is_lazy(view, &id.unit))
 }
 
 /// Whether a task with a schedule has completed, and goes on running when it is due: whatever its
@@ -160,7 +169,7 @@ fn is_lost(view: &View<'_>, need: &Need) -> bool {
                 instance.epoch == unit.epoch_of(id) || !view.wants(id)
             }
             Phase::Stopping { cause, .. } => cause.spreads() || !view.wants(id),
-            Phase::Done => !completes,
+            Phase::Done => !completes && !lazy::is_lazy(view, &need.unit),
             Phase::Down
             | Phase::Waiting { .. }
             | Phase::Backoff { .. }
@@ -182,14 +191,17 @@ pub(super) fn recovered_since(
             need.strength == Strength::Requires && need.condition != Condition::Completed
         })
         .find(|need| {
-            view.observed.of_unit(&need.unit).any(|(_, instance)| {
-                let came = instance.run.as_ref().and_then(|run| match need.condition {
-                    // Who waits for no more than its start begins before it is ready.
-                    Condition::Started => Some(run.began),
-                    Condition::Ready | Condition::Completed => run.ready,
-                });
-                instance.phase == Phase::Up && came.is_some_and(|at| at > since)
-            })
+            // One that a connection starts has not restarted.
+            let mut instances = view.observed.of_unit(&need.unit);
+            !lazy::is_lazy(view, &need.unit)
+                && instances.any(|(_, instance)| {
+                    let came = instance.run.as_ref().and_then(|run| match need.condition {
+                        // Who waits for no more than its start begins before it is ready.
+                        Condition::Started => Some(run.began),
+                        Condition::Ready | Condition::Completed => run.ready,
+                    });
+                    instance.phase == Phase::Up && came.is_some_and(|at| at > since)
+                })
         })
         .map(|need| need.unit.clone())
 }

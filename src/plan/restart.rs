@@ -1,6 +1,6 @@
 //! What follows from the end of a run: again, when, or not any more.
 
-use super::{Due, View, begin, order};
+use super::{Due, View, begin, lazy, order};
 use crate::model::{
     Action, AtLimit, End, EndAction, Instance, InstanceId, Kind, Monotonic, Outcome, Phase, Ready,
     Reason, RestartPolicy, RunId, Span, Spec, StopCause, Unit, UnitName, Verdict,
@@ -81,6 +81,10 @@ pub(super) fn after(
         }
         Phase::Done | Phase::Skipped { .. } => match anew {
             Some(reason) => Next::Begin { fresh: true, reason },
+            None if instance.phase == Phase::Done => match lazy::again_at(view, id, instance) {
+                Some(at) if now >= at => Next::Begin { fresh: true, reason: Reason::Next },
+                again => Next::Stay(again),
+            },
             None => Next::Stay(None),
         },
         Phase::Starting | Phase::Up | Phase::Stopping { .. } | Phase::Unproven { .. } => {

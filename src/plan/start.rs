@@ -1,6 +1,6 @@
 //! A run on its way up, and while it is up.
 
-use super::{Due, View, order, probe, schedule, watchdog};
+use super::{Due, View, lazy, order, probe, schedule, watchdog};
 use crate::model::{
     Action, Instance, InstanceId, Kind, Life, Monotonic, OnDependencyRestart, Outcome, Phase,
     Process, Ready, Reason, Reload, Role, Run, Spec, StopCause, Unit, WatchAction,
@@ -72,6 +72,9 @@ fn leave_cause(
     }
     if let Some(lost) = order::lost(view, &id.unit) {
         return Some(StopCause::Dependency(lost));
+    }
+    if let Some(socket) = lazy::newer_socket(view, id, run) {
+        return Some(StopCause::DependencyRestarted(socket));
     }
     if unit.spec.relations.on_dependency_restart == OnDependencyRestart::Restart {
         return order::recovered_since(view, &id.unit, run.began)

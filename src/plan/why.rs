@@ -1,7 +1,7 @@
 //! The chain from how an instance is to the cause of it.
 
 use super::View;
-use crate::model::{InstanceId, Phase, Ready, StopCause, Until};
+use crate::model::{Blocker, InstanceId, Phase, Ready, StopCause, Unit, Until};
 
 /// Longest chain that is told; longer ones are cut, loops cannot be.
 const CHAIN_MAX: usize = 32;
@@ -48,11 +48,12 @@ fn link(view: &View<'_>, id: &InstanceId, lines: &mut Vec<String>) -> Option<Ins
     match &instance.phase {
         Phase::Down if ended.is_empty() || !view.wants(id) => say(unwanted(view, id)),
         Phase::Waiting { on, .. } => {
-            let what: Vec<String> = on.iter().map(ToString::to_string).collect();
+            let what: Vec<String> = on.iter().map(|blocker| blocks(view, blocker)).collect();
             say(format!("waits for {}", what.join(", ")));
             let blocker = on.iter().find(|blocker| blocker.stuck).or_else(|| on.first())?;
-            if blocker.until == Until::Down {
-                return None;
+            match blocker.until {
+                Until::Down | Until::Connection => return None,
+                Until::Is(_) => {}
             }
             return view.instances(&blocker.unit).into_iter().next().or_else(|| {
                 lines.push(format!("`{}` is not known", blocker.unit));
@@ -73,7 +74,7 @@ fn link(view: &View<'_>, id: &InstanceId, lines: &mut Vec<String>) -> Option<Ins
                 (None, _) => "its run has begun and is not ready".to_owned(),
             });
         }
-        Phase::Up => say(health(view, id).unwrap_or("it is wanted, and ready".to_owned())),
+        Phase::Up => say(health(view, id).unwrap_or_else(|| is_well(unit))),
         Phase::Stopping { cause, rung, .. } => {
             say(format!("{cause} ({rung})"));
             if let StopCause::Dependency(unit) | StopCause::DependencyRestarted(unit) = cause {
@@ -91,6 +92,24 @@ fn link(view: &View<'_>, id: &InstanceId, lines: &mut Vec<String>) -> Option<Ins
         )),
     }
     None
+}
+
+/// What is to be said of one that is up and well.
+fn is_well(unit: &Unit) -> String {
+    let socket = unit.spec.socket.as_ref();
+    let listens = socket.map(|socket| format!("it listens at {}", socket.words()));
+    listens.unwrap_or_else(|| "it is wanted, and ready".to_owned())
+}
+
+/// What is in the way, and where it is to come from.
+fn blocks(view: &View<'_>, blocker: &Blocker) -> String {
+    let unit = view.desired.units.get(&blocker.unit);
+    match (blocker.until, unit.and_then(|unit| unit.spec.socket.as_ref())) {
+        (Until::Connection, Some(socket)) => {
+            format!("a connection on {} (`{}`)", socket.words(), blocker.unit)
+        }
+        (Until::Connection | Until::Is(_) | Until::Down, _) => blocker.to_string(),
+    }
 }
 
 /// Why nothing brings an instance up.

@@ -48,6 +48,7 @@ type Instance (
   restart_in_ms: ?int,
   description: ?string,
   labels: [string]string,
+  awaits_connection: ?bool,
   settled: bool
 )
 

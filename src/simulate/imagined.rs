@@ -9,10 +9,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::tz::TimeZone;
 
 use crate::model::{
-    Agenda, Desired, Event, ExitMatch, Happening, Identity, InstanceId, Kind, Monotonic, Observed,
-    Outcome, Ready, Role, RunId, Signal, Spec, StartError, UnitName, Wall,
+    Agenda, Bound, Desired, Event, ExitMatch, Happening, Identity, InstanceId, Kind, Monotonic,
+    Observed, Outcome, Ready, Role, RunId, Signal, Spec, StartError, UnitName, Wall,
 };
-use crate::system::{Launch, Proof, Replay, RunRef, System, SystemError};
+use crate::system::{Launch, Listening, Proof, Replay, RunRef, System, SystemError};
 
 /// The first imagined process number: above all that Linux gives out, of which some are taken over.
 const FIRST_PID: i32 = 1 << 30;
@@ -261,6 +261,15 @@ impl System for Imagined {
     }
 
     fn forget(&mut self, _: &InstanceId) {}
+
+    /// All addresses are free, and nobody connects.
+    fn listen(&mut self, _: &Listening<'_>) -> Result<Vec<Bound>, StartError> {
+        Ok(Vec::new())
+    }
+
+    fn close_sockets(&mut self, _: &InstanceId) {}
+
+    fn watch_sockets(&mut self, _: &InstanceId, _: bool) {}
 
     fn instruct(&mut self, _: &InstanceId, _: u32, _: &Spec) -> Result<(), SystemError> {
         Ok(())

@@ -244,8 +244,9 @@ impl Play {
         for id in self.supervisor.select(&[name.to_owned()])? {
             let Some(unit) = self.supervisor.view().unit(&id) else { continue };
             let spec = std::sync::Arc::clone(&unit.spec);
-            if spec.kind == Kind::Target {
-                let reason = format!("`{id}` is a target, which has no process that could fail");
+            if spec.process.is_none() {
+                let kind = spec.kind.as_str();
+                let reason = format!("`{id}` is a {kind}, which has no process that could fail");
                 return Err(Refusal::Impossible(reason));
             }
             let instance = self.supervisor.observed().get(&id);

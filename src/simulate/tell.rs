@@ -174,6 +174,8 @@ impl Teller {
             | Happening::Ready { .. }
             | Happening::Up { .. }
             | Happening::Tree { .. }
+            | Happening::Listens { .. }
+            | Happening::Called { .. }
             | Happening::Touched { .. }
             | Happening::Word { .. }
             | Happening::Said { .. }

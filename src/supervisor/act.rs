@@ -43,10 +43,12 @@ impl<S: System> Supervisor<S> {
                     let idle = !matches!(verdict, Verdict::Backoff { .. });
                     self.system.release(&id, run, idle);
                 }
+                self.leave_sockets(&id, &verdict);
                 self.happens(&id, Happening::Settled { verdict }, Some(reason));
             }
             Action::Wait { on, fresh } => {
-                self.happens(&id, Happening::Waits { on, fresh }, Some(reason));
+                let epoch = self.epoch_served(&id, &on);
+                self.happens(&id, Happening::Waits { on, fresh, epoch }, Some(reason));
             }
             Action::Enrol => self.enrol(&id),
             Action::PassOver => {
@@ -56,6 +58,7 @@ impl<S: System> Supervisor<S> {
             Action::Queue => self.serve(&id, |entry| entry.queued = true),
             Action::Forget => {
                 self.system.forget(&id);
+                self.system.close_sockets(&id);
                 self.happens(&id, Happening::Forgotten, Some(reason));
                 self.wakes.set(&id, None);
                 self.times.alarms.set(&id, None);
@@ -99,12 +102,12 @@ impl<S: System> Supervisor<S> {
         }
     }
 
-    fn happens(&mut self, id: &InstanceId, what: Happening, reason: Option<Reason>) {
+    pub(super) fn happens(&mut self, id: &InstanceId, what: Happening, reason: Option<Reason>) {
         let event = self.event(id, what);
         self.apply(event, reason);
     }
 
-    fn spec_of(&self, id: &InstanceId) -> Option<Arc<Spec>> {
+    pub(super) fn spec_of(&self, id: &InstanceId) -> Option<Arc<Spec>> {
         self.desired.units.get(&id.unit).map(|unit| Arc::clone(&unit.spec))
     }
 
@@ -126,6 +129,7 @@ impl<S: System> Supervisor<S> {
             );
             return;
         }
+        self.listen(id, run, &spec);
         let reads = spec.process.as_ref().is_some_and(|process| process.output == Output::Keeper);
         if reads && let Err(error) = self.system.instruct(id, index, &spec) {
             self.not_started(id, run, Role::Main, &error);

@@ -121,6 +121,7 @@ impl<S: System> Supervisor<S> {
         for id in &ids {
             alive += usize::from(self.adopt(id, same_process));
         }
+        self.regain_sockets();
         if !ids.is_empty() {
             log::info!("of {} runs in the ledger, {alive} are alive and adopted", ids.len());
         }

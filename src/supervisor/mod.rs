@@ -11,6 +11,7 @@ mod agenda;
 mod boot;
 mod keeper_unit;
 mod requests;
+mod sockets;
 mod state;
 mod status;
 mod wakes;
@@ -208,6 +209,9 @@ impl<S: System> Supervisor<S> {
         let dirty = std::mem::take(&mut self.dirty);
         let mut due: Vec<Step> = Vec::new();
         let mut wakes = Vec::with_capacity(dirty.len());
+        for id in &dirty {
+            self.watch_for_callers(id);
+        }
         let view = self.view();
         for id in dirty {
             let found = plan::decide(&view, &id, now);
@@ -394,6 +398,7 @@ struct Standing {
     ready: bool,
     started: bool,
     stuck: bool,
+    called: Option<Monotonic>,
 }
 
 impl Standing {
@@ -407,6 +412,7 @@ impl Standing {
             started: main.is_some_and(|main| main.state != crate::model::Life::Born),
             stuck: matches!(&instance.phase, Phase::Waiting { on, .. }
                 if on.iter().any(|blocker| blocker.stuck)),
+            called: run.and_then(|run| run.called),
         }
     }
 }

@@ -243,7 +243,8 @@ impl<S: System> Supervisor<S> {
                     | Phase::Stopping { .. }
                     | Phase::Unproven { .. } => false,
                 });
-                if ended || is_due_later {
+                let waits = self.waits_for_callers(&id);
+                if ended || is_due_later || waits {
                     raise_epoch(&mut desired, &id);
                 }
             }
@@ -394,6 +395,8 @@ impl<S: System> Supervisor<S> {
         let gone = self.desired.units.get(&id.unit).is_some_and(|unit| unit.removed)
             && self.observed.of_unit(&id.unit).next().is_none();
         if gone {
+            // A service goes on without the socket that was removed.
+            self.touch_neighbours(id);
             self.desired.units.remove(&id.unit);
             self.graph = Graph::build(&self.desired);
         }
@@ -511,7 +514,7 @@ fn set_spec(desired: &mut Desired, spec: crate::model::Spec, source: &str) {
     let name = spec.name.clone();
     let mut unit = Unit::new(Arc::new(spec), source.to_owned());
     if let Some(old) = desired.units.get(&name) {
-        if old.spec.kind == unit.spec.kind && old.spec.process == unit.spec.process {
+        if old.spec.starts_like(&unit.spec) {
             unit.hash = old.hash;
         }
         unit.hold.clone_from(&old.hold);

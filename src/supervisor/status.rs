@@ -20,7 +20,7 @@ pub struct Row {
     pub instance: String,
     /// Its unit.
     pub unit: String,
-    /// `service`, `task` or `target`.
+    /// `service`, `task`, `socket` or `target`.
     pub kind: String,
     /// The word for its phase.
     pub phase: String,
@@ -66,6 +66,9 @@ pub struct Row {
     /// When its latest run by a schedule began.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub last_run: Option<String>,
+    /// Whether it starts when somebody connects to its sockets.
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub awaits_connection: bool,
     /// What the unit file says it is.
     #[serde(skip_serializing_if = "String::is_empty", default)]
     pub description: String,
@@ -81,6 +84,15 @@ fn healthy(unit: Option<&Unit>, run: Option<&Run>) -> Option<bool> {
     let (spec, run) = (&unit?.spec, run?);
     let is_asked = spec.health.is_some() && run.ready.is_some();
     is_asked.then(|| !plan::is_unhealthy(spec, run))
+}
+
+/// What a run says about itself; of a socket, where it listens.
+fn says(unit: Option<&Unit>, run: Option<&Run>) -> String {
+    let Some(run) = run else { return String::new() };
+    match unit.and_then(|unit| unit.spec.socket.as_ref()) {
+        Some(socket) if !run.bound.is_empty() => socket.words(),
+        Some(_) | None => run.status.clone(),
+    }
 }
 
 impl<S: System> Supervisor<S> {
@@ -130,7 +142,7 @@ impl<S: System> Supervisor<S> {
             code: last.and_then(|end| end.outcome.as_ref()).map(crate::model::Outcome::code),
             why,
             held_by: unit.and_then(|unit| unit.hold_of(id)).map(|hold| hold.by.clone()),
-            says: run.map(|run| run.status.clone()).unwrap_or_default(),
+            says: says(unit, run),
             doing: run.and_then(|run| run.words.doing).map(|doing| doing.as_str().to_owned()),
             adopted: run.is_some_and(|run| run.adopted),
             restart_in_ms: if let Phase::Backoff { until } = phase {
@@ -140,6 +152,7 @@ impl<S: System> Supervisor<S> {
             },
             next_run: self.next_run(id).map(|time| time.strftime(RFC_3339).to_string()),
             last_run: self.last_run(id).map(|time| time.strftime(RFC_3339).to_string()),
+            awaits_connection: instance.is_some_and(|i| plan::waits_at(i).next().is_some()),
             description: unit.map(|unit| unit.spec.description.clone()).unwrap_or_default(),
             labels: unit.map(|unit| unit.spec.labels.clone()).unwrap_or_default(),
             settled: plan::rests_until_due(&view, id)

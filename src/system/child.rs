@@ -2,7 +2,7 @@
 //!
 //! The child is a copy of the supervisor: it may not allocate, lock, log or panic, since any of
 //! these may need something that is half changed in the copy. It calls only: read, write, close,
-//! dup3, fcntl, `close_range`, setsid, setpgid, tcsetpgrp, open, prlimit, setpriority, umask, chdir,
+//! dup2, dup3, fcntl, `close_range`, setsid, setpgid, tcsetpgrp, open, prlimit, setpriority, umask, chdir,
 //! `rt_sigaction`, `rt_sigprocmask`, getpid, the raw set*id calls (glibc's wrappers signal all threads), execve
 //! and _exit. All strings and arrays are made before by the parent ([`Prepared`]).
 //!
@@ -59,9 +59,16 @@ pub(super) struct Prepared {
     pub(super) nice: Option<i32>,
     /// Text for `/proc/self/oom_score_adj`.
     pub(super) oom_score_adjust: Option<CString>,
+    /// Whether the program is told that it has sockets, by its own number in `LISTEN_PID`.
+    pub(super) listens: bool,
     /// A session of its own, or only a process group, in the foreground of the terminal if any.
     pub(super) own_session: bool,
 }
+
+/// The variable of `sd_listen_fds(3)` that says whom the sockets are for.
+const LISTEN_PID: &[u8] = b"LISTEN_PID=";
+/// Room for its value and the NUL at its end.
+const PID_BYTES: usize = 12;
 
 /// Arrays of pointers as execve(2) wants them, made before the fork.
 #[derive(Debug)]
@@ -71,6 +78,8 @@ pub(super) struct Pointers {
     envp: Vec<Cell<*const libc::c_char>>,
     /// Where in `envp` that is.
     own_pid: Option<usize>,
+    /// `LISTEN_PID`, whose value only the child knows.
+    listen_pid: Vec<Cell<u8>>,
 }
 
 impl Pointers {
@@ -79,10 +88,32 @@ impl Pointers {
             texts.iter().map(|text| text.as_ptr()).chain([std::ptr::null()]).collect()
         };
         let is_own = |entry: &CString| entry.to_bytes() == OWN_PID.as_bytes();
-        Self {
-            argv: list(&prepared.args),
-            envp: list(&prepared.env).into_iter().map(Cell::new).collect(),
-            own_pid: prepared.env.iter().position(is_own),
+        let mut own_pid = prepared.env.iter().position(is_own);
+        let mut envp: Vec<Cell<*const libc::c_char>> =
+            list(&prepared.env).into_iter().map(Cell::new).collect();
+        let mut listen_pid = Vec::new();
+        if prepared.listens {
+            listen_pid = LISTEN_PID.iter().copied().map(Cell::new).collect();
+            listen_pid.resize(LISTEN_PID.len().saturating_add(PID_BYTES), Cell::new(0));
+            envp.insert(0, Cell::new(listen_pid.as_ptr().cast()));
+            own_pid = own_pid.map(|place| place.saturating_add(1));
+        }
+        Self { argv: list(&prepared.args), envp, own_pid, listen_pid }
+    }
+
+    /// Writes the child's number into its variable, without allocating.
+    fn write_pid(&self, pid: u32) {
+        let mut divisor = 1;
+        while pid / divisor >= 10 {
+            divisor *= 10;
+        }
+        for place in self.listen_pid.iter().skip(LISTEN_PID.len()).take(PID_BYTES - 1) {
+            if divisor == 0 {
+                return;
+            }
+            // A digit fits.
+            place.set(b'0' + (pid / divisor % 10) as u8);
+            divisor /= 10;
         }
     }
 }
@@ -121,6 +152,8 @@ pub(super) fn run(prepared: &Prepared, pointers: &Pointers, gate: RawFd, other: 
     if !passes(gate) {
         leave();
     }
+    let gate = lift(prepared, gate);
+    pointers.write_pid(std::process::id());
     let Failure(stage, errno, which) = become_program(prepared, pointers, gate);
     let [a, b, c, d] = errno.to_le_bytes();
     let report: [u8; REPORT_BYTES] = [stage as u8, a, b, c, d, which];
@@ -129,6 +162,27 @@ pub(super) fn run(prepared: &Prepared, pointers: &Pointers, gate: RawFd, other: 
         libc::send(gate, report.as_ptr().cast(), report.len(), libc::MSG_NOSIGNAL);
     }
     leave();
+}
+
+/// Moves the gate out of the way of the numbers that the program is given.
+fn lift(prepared: &Prepared, gate: RawFd) -> RawFd {
+    let highest = highest_given(prepared);
+    if gate > highest {
+        return gate;
+    }
+    // SAFETY: takes numbers, and gives a new descriptor that nobody has yet.
+    let lifted = unsafe { libc::fcntl(gate, libc::F_DUPFD_CLOEXEC, highest.saturating_add(1)) };
+    if lifted < 0 {
+        return gate;
+    }
+    // SAFETY: our own copy; the new number stands for the same end.
+    unsafe { libc::close(gate) };
+    lifted
+}
+
+/// The highest number that the program is given.
+fn highest_given(prepared: &Prepared) -> RawFd {
+    prepared.descriptors.iter().map(|(_, theirs)| *theirs).max().unwrap_or(0)
 }
 
 fn leave() -> ! {
@@ -227,17 +281,31 @@ fn descriptors(prepared: &Prepared, gate: RawFd) -> Result<(), Failure> {
     // SAFETY: takes numbers; nothing is closed before exec. Older kernels lack it: there the
     // supervisor's own descriptors are close-on-exec one by one.
     unsafe { libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, CLOSE_RANGE_CLOEXEC) };
+    // One that has a number which another one is to have moves above all of them first.
+    let highest = highest_given(prepared);
+    let taken = prepared.descriptors.iter().map(|(ours, _)| *ours);
+    let free = taken.chain([highest, gate]).max().unwrap_or(0).saturating_add(1);
+    let is_in_the_way = |ours: RawFd, theirs: RawFd| ours <= highest && ours != theirs;
+    for (place, (ours, theirs)) in (0u8..).zip(&prepared.descriptors) {
+        let to = free.saturating_add(RawFd::from(place));
+        // SAFETY: takes numbers; nothing has the new one.
+        if is_in_the_way(*ours, *theirs) && unsafe { libc::dup3(*ours, to, libc::O_CLOEXEC) } < 0 {
+            return Err(fail(Stage::Descriptors, place));
+        }
+    }
     for (place, (ours, theirs)) in (0u8..).zip(&prepared.descriptors) {
         if *theirs == gate {
             return Err(Failure(Stage::Descriptors, libc::EBUSY, place));
         }
-        if ours == theirs {
+        let lifted = free.saturating_add(RawFd::from(place));
+        let from = if is_in_the_way(*ours, *theirs) { lifted } else { *ours };
+        if from == *theirs {
             // SAFETY: clears a flag of an open descriptor.
-            if unsafe { libc::fcntl(*ours, libc::F_SETFD, 0) } < 0 {
+            if unsafe { libc::fcntl(from, libc::F_SETFD, 0) } < 0 {
                 return Err(fail(Stage::Descriptors, place));
             }
         // SAFETY: takes numbers.
-        } else if unsafe { libc::dup2(*ours, *theirs) } < 0 {
+        } else if unsafe { libc::dup2(from, *theirs) } < 0 {
             return Err(fail(Stage::Descriptors, place));
         }
     }

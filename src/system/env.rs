@@ -5,13 +5,14 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
 /// Variables of the supervisor that say something about the supervisor itself.
-const OWN: [&str; 12] = [
+const OWN: [&str; 13] = [
     "OPM_RUN",
     "OPM_UNIT",
     "OPM_INSTANCE",
     "OPM_LOCK_FD",
     "OPM_RUN_LOCK_FD",
     "OPM_LISTEN_FD",
+    "OPM_SOCKET_FDS",
     "NOTIFY_SOCKET",
     "WATCHDOG_USEC",
     "WATCHDOG_PID",

@@ -51,10 +51,7 @@ pub(super) fn fill(
             .filter(|value| !value.is_empty())
             .map_or_else(|| OsString::from(default), OsString::clone),
         Variable::UnitName => spec.name.as_str().into(),
-        Variable::UnitDir => {
-            let dir = spec.process.as_ref().map(|process| process.base_dir.as_path());
-            dir.unwrap_or(Path::new("/")).into()
-        }
+        Variable::UnitDir => spec.base_dir().unwrap_or(Path::new("/")).into(),
         Variable::Instance => id.label().unwrap_or("1").into(),
         Variable::InstanceIndex => index.to_string().into(),
     })
@@ -142,15 +139,19 @@ impl Launcher<'_> {
     }
 
     /// Everything the child needs. `descriptors` are those it is given; `extra` variables are set
-    /// over all others.
+    /// over all others. `listens`: there are sockets among the descriptors.
     pub(super) fn prepare(
         &self,
         descriptors: Vec<(RawFd, RawFd)>,
         extra: &[(&str, OsString)],
+        listens: bool,
     ) -> Result<Prepared, StartError> {
         let (command, hook) = self.command()?;
         let identity = self.identity(hook)?;
-        let env = self.environment(&identity, extra)?;
+        let mut env = self.environment(&identity, extra)?;
+        if listens {
+            env.remove(OsStr::new("LISTEN_PID"));
+        }
         let dir_asked = self.process.working_dir.is_some();
         let dir = match &self.process.working_dir {
             Some(dir) => self.path(dir),
@@ -186,6 +187,7 @@ impl Launcher<'_> {
             umask: self.process.umask.unwrap_or(DEFAULT_UMASK),
             nice: self.process.nice,
             oom_score_adjust: score.transpose()?,
+            listens,
             own_session: self.process.own_session || self.launch.role != Role::Main,
         })
     }
@@ -356,6 +358,7 @@ impl Launcher<'_> {
             | Stage::Ledger
             | Stage::Gate
             | Stage::Session
+            | Stage::Listen
             | Stage::Descriptors => String::new(),
         };
         let reason = match (stage, errno) {

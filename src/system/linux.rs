@@ -9,7 +9,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use jiff::tz::TimeZone;
 use mio::unix::SourceFd;
@@ -28,17 +28,18 @@ use super::notify::NotifySocket;
 use super::paths::Paths;
 use super::process::Found;
 use super::room::{Later, Room};
+use super::sockets::{self, Open, Place, Sockets};
 use super::spawn::{self, BirthError, Entry, Way};
 use super::store::Store;
 use super::tree::Ends;
 use super::{
-    Dirs, Environment, Launch, Loaded, LockError, Proof, Replay, RunRef, System, SystemError,
-    accounts, plain, process, sys, tree,
+    Dirs, Environment, Launch, Listening, Loaded, LockError, Proof, Replay, RunRef, System,
+    SystemError, accounts, errno_words, plain, process, sys, tree,
 };
 use crate::model::{
-    Agenda, Desired, EXIT_NEVER_STARTED, Event, Happening, Identity, InstanceId, Monotonic,
-    Observed, Outcome, Output, ProcessSpec, Ready, Role, RunId, Signal, Spec, Stage, StartError,
-    Stdin, Wall,
+    Address, Agenda, Bound, Desired, EXIT_NEVER_STARTED, Event, Happening, Identity, InstanceId,
+    Listen, Monotonic, Observed, Outcome, Output, ProcessSpec, Ready, Role, RunId, Signal, Spec,
+    Stage, StartError, Stdin, Wall,
 };
 use said::Said;
 
@@ -48,6 +49,8 @@ const FOREIGN_REAP_MILLIS: u8 = 20;
 /// Processes without a role that are watched in one tree. When these are gone it is counted anew,
 /// and others are watched: more would only take descriptors.
 const MEMBERS_WATCHED_MAX: usize = 64;
+/// The first descriptor of a service that is a socket, `sd_listen_fds(3)`.
+const FIRST_SOCKET: RawFd = 3;
 /// How often a tree is killed again because something in it was born meanwhile.
 const KILL_ROUNDS_MAX: usize = 16;
 
@@ -81,6 +84,8 @@ pub struct Linux {
     children: BTreeMap<i32, (InstanceId, RunId, Role)>,
     /// Both ends of the instances' output FIFOs, so that nothing in them is lost with their writer.
     outputs: BTreeMap<InstanceId, OwnedFd>,
+    /// Open for services, whether or not these run.
+    sockets: Sockets,
     /// By its number, what is watched for the end of a process that is not our child.
     foreign: BTreeMap<i32, Token>,
     files: FileWaits,
@@ -132,6 +137,8 @@ enum Watched {
     ReadyLog { run: RunId, fifo: OwnedFd },
     /// The inotify instance of all file waits.
     Files,
+    /// A socket whose service waits for a connection.
+    Caller { socket: InstanceId, fd: RawFd },
     /// The inotify instance of all that units watch.
     Paths,
     /// The timer of all schedules.
@@ -186,6 +193,7 @@ impl Linux {
             runs: BTreeMap::new(),
             children: BTreeMap::new(),
             outputs: BTreeMap::new(),
+            sockets: Sockets::new(),
             foreign: BTreeMap::new(),
             files: FileWaits::default(),
             paths: None,
@@ -252,6 +260,21 @@ impl Linux {
         if let Some(lasting) = &self.lasting {
             lasting.lock.take_back();
         }
+    }
+
+    /// Keeps all sockets open over an exec; returns the variable's value that hands them over.
+    pub fn hand_over_sockets(&self) -> String {
+        sockets::hand_over(&self.sockets)
+    }
+
+    /// The exec failed: the sockets are close-on-exec again.
+    pub fn take_back_sockets(&self) {
+        sockets::take_back(&self.sockets);
+    }
+
+    /// Takes the sockets that the program before us handed over by this value.
+    pub fn take_sockets(&mut self, handed: &str) {
+        self.sockets = sockets::inherited(handed);
     }
 
     /// Reaps every child that has ended. Children without a role change no unit's state.
@@ -329,6 +352,12 @@ impl Linux {
                 }
             }
             Some(Watched::Files) => self.files_ready(&mut events),
+            Some(Watched::Caller { socket, .. }) => {
+                let socket = socket.clone();
+                self.watch_sockets(&socket, false);
+                let run = self.sockets.get(&socket).and_then(|held| held.run);
+                events.extend(run.map(|run| self.event(&socket, Happening::Called { run })));
+            }
             Some(Watched::Paths) => {
                 let touched = self.paths.as_mut().map(Paths::look).unwrap_or_default();
                 for run in touched {
@@ -450,7 +479,7 @@ impl Linux {
         self.children.retain(|_, (_, of, its)| (*of, *its) != (run, role));
     }
 
-    fn watch(&mut self, run: Option<RunId>, fd: RawFd, watched: Watched) -> std::io::Result<()> {
+    fn watch(&mut self, run: Option<RunId>, fd: RawFd, watched: Watched) -> std::io::Result<Token> {
         let token = Token(self.next_token);
         self.next_token = self.next_token.wrapping_add(1).max(Self::FIRST_TOKEN);
         self.registry.register(&mut SourceFd(&fd), token, Interest::READABLE)?;
@@ -461,7 +490,7 @@ impl Linux {
         if let Some(kept) = run.and_then(|run| self.runs.get_mut(&run)) {
             kept.tokens.push(token);
         }
-        Ok(())
+        Ok(token)
     }
 
     fn unwatch(&mut self, token: Token) -> Option<Watched> {
@@ -476,6 +505,7 @@ impl Linux {
                 }
                 (pidfd.as_raw_fd(), Some(*run))
             }
+            Watched::Caller { fd, .. } => (*fd, None),
             Watched::Member { run, pidfd } => (pidfd.as_raw_fd(), Some(*run)),
             Watched::Notify { run, socket, .. } => (socket.as_fd().as_raw_fd(), Some(*run)),
             Watched::ReadyFd { run, fifo } | Watched::ReadyLog { run, fifo } => {
@@ -577,7 +607,7 @@ impl Linux {
         let fail = |error: std::io::Error| prepare_error(path.display(), &error);
         let fifo = channels::open_fifo(&path, None).map_err(fail)?;
         let (run, fd) = (launch.run, fifo.as_raw_fd());
-        self.watch(Some(run), fd, Watched::ReadyLog { run, fifo }).map_err(fail)
+        self.watch(Some(run), fd, Watched::ReadyLog { run, fifo }).map(drop).map_err(fail)
     }
 
     fn answer_path(&self, id: &InstanceId) -> PathBuf {
@@ -620,11 +650,119 @@ impl Linux {
         Ok(path)
     }
 
+    /// Adds the sockets of a service to what its main process is given. Returns whether there are any.
+    fn give_sockets(
+        &self,
+        launch: &Launch,
+        descriptors: &mut Vec<(RawFd, RawFd)>,
+        extra: &mut Vec<(&'static str, OsString)>,
+    ) -> bool {
+        let given = sockets::given_to(&self.sockets, &launch.spec.name);
+        if given.is_empty() {
+            return false;
+        }
+        let names: Vec<&str> = given.iter().map(|(_, name)| name.as_str()).collect();
+        extra.push(("LISTEN_FDS", given.len().to_string().into()));
+        extra.push(("LISTEN_FDNAMES", names.join(":").into()));
+        let numbers = given.iter().map(|(fd, _)| *fd);
+        descriptors.extend(numbers.zip(FIRST_SOCKET..));
+        true
+    }
+
+    /// An address with everything filled in.
+    fn place(&self, listening: &Listening<'_>, address: &Address) -> Place {
+        let Listening { instance, spec, .. } = *listening;
+        match address {
+            Address::Tcp(address) => Place::Tcp(*address),
+            Address::Udp(address) => Place::Udp(*address),
+            Address::Unix(path) => {
+                let path = launch::fill(path, &self.origin, instance, 1, spec);
+                Place::Unix(spec.base_dir().unwrap_or(Path::new("/")).join(path))
+            }
+        }
+    }
+
+    /// All sockets of a unit in their order, or those that were kept and why there are no others.
+    fn open_all(
+        &self,
+        listening: &Listening<'_>,
+        places: &[Place],
+        kept: &mut Vec<Open>,
+    ) -> (Vec<Open>, Option<StartError>) {
+        let Listening { instance, spec, .. } = *listening;
+        let mut new = Vec::new();
+        let mut all: Vec<Option<Open>> = Vec::new();
+        let listen = spec.socket.as_ref().map_or(&[][..], |socket| socket.listen.as_slice());
+        for (place, one) in places.iter().zip(listen) {
+            if kept.iter().any(|open| open.place == *place) {
+                if let Place::Unix(path) = place
+                    && let Err(reason) = sockets::set_owner(path, one)
+                {
+                    log::warn!("{instance}: {place}: {reason}");
+                }
+                continue;
+            }
+            match self.open_socket(listening, place, one) {
+                Ok(open) => new.push(open),
+                Err(error) => {
+                    close_all(&new);
+                    return (std::mem::take(kept), Some(error));
+                }
+            }
+        }
+        kept.append(&mut new);
+        for (place, one) in places.iter().zip(listen) {
+            let number = kept.iter().position(|open| open.place == *place);
+            let mut open = number.map(|number| kept.swap_remove(number));
+            if let Some(open) = &mut open {
+                let name = one.name.as_deref().unwrap_or(spec.name.as_str());
+                name.clone_into(&mut open.name);
+            }
+            all.push(open);
+        }
+        (all.into_iter().flatten().collect(), None)
+    }
+
+    /// A socket that is not open here: from a process that has it still, or a new one.
+    fn open_socket(
+        &self,
+        listening: &Listening<'_>,
+        place: &Place,
+        one: &Listen,
+    ) -> Result<Open, StartError> {
+        let fail = |reason: String, passing: bool| {
+            let (stage, subject) = (Stage::Listen, place.to_string());
+            StartError { stage, subject, reason, passing }
+        };
+        if !self.room.for_start(self.null.as_fd()) {
+            return Err(fail(errno_words(libc::EMFILE), true));
+        }
+        let at = place.to_string();
+        let before = listening.before.iter().find(|bound| bound.at == at);
+        if let Some(bound) = before {
+            if let Some(open) = self.regain(listening.holders, bound.inode, place) {
+                return Ok(open);
+            }
+            log::warn!("{}: {at} could not be kept; it is opened anew", listening.instance);
+        }
+        sockets::open(place, one).map_err(|reason| fail(reason, false))
+    }
+
+    /// A socket of an earlier supervisor, from a process of the runs that were given it.
+    fn regain(&self, holders: &[RunRef], inode: u64, place: &Place) -> Option<Open> {
+        let known = self.children.keys().copied().collect();
+        holders.iter().find_map(|run| {
+            let leaders = run.leaders.iter().map(|(_, identity)| *identity);
+            let members = tree::members(run, &known, &self.ends(run.run));
+            let mut all = leaders.chain(members);
+            all.find_map(|holder| sockets::regain(&holder, inode, place))
+        })
+    }
+
     fn path_of(&self, launch: &Launch, template: &crate::model::Template) -> PathBuf {
         let Launch { instance, index, spec, .. } = launch;
         let text = launch::fill(template, &self.origin, instance, *index, spec);
-        let base = spec.process.as_ref().map(|process| process.base_dir.as_path().to_owned());
-        base.unwrap_or_else(|| PathBuf::from("/")).join(text)
+        spec.base_dir().unwrap_or(Path::new("/")).join(text)
     }
 
     fn wait_for_file(&mut self, run: RunId, path: PathBuf, before: Mark) -> Result<(), StartError> {
@@ -687,6 +825,13 @@ impl Linux {
             }
         }
         others.len()
+    }
+}
+
+/// Takes away the files of sockets that are closed.
+fn close_all(sockets: &[Open]) {
+    for open in sockets {
+        open.remove_file();
     }
 }
 
@@ -849,7 +994,7 @@ impl System for Linux {
             Output::Keeper => Some(self.output(launch)?),
             Output::Inherit | Output::Null => None,
         };
-        let Readiness { owned, extra } =
+        let Readiness { owned, mut extra } =
             if is_main { self.open_channels(launch, spec)? } else { Readiness::default() };
         let null = self.null.as_raw_fd();
         let mut descriptors = Vec::new();
@@ -862,9 +1007,10 @@ impl System for Linux {
             (None, Output::Inherit | Output::Keeper) => {}
         }
         descriptors.extend(owned.iter().map(|(fd, number)| (fd.as_raw_fd(), *number)));
+        let listens = is_main && self.give_sockets(launch, &mut descriptors, &mut extra);
         let prepared = {
             let launcher = Launcher { origin: &self.origin, launch, process: spec };
-            launcher.prepare(descriptors, &extra)?
+            launcher.prepare(descriptors, &extra, listens)?
         };
         let ledger = self.lasting.as_mut().map(|lasting| &mut lasting.ledger);
         let born = give_birth(&mut self.way, &prepared, launch, at, ledger)?;
@@ -965,7 +1111,7 @@ impl System for Linux {
             {
                 let fd = pidfd.as_raw_fd();
                 match self.watch(Some(run.run), fd, Watched::Member { run: run.run, pidfd }) {
-                    Ok(()) => watching = watching.saturating_add(1),
+                    Ok(_) => watching = watching.saturating_add(1),
                     Err(error) => log::error!("cannot watch process {}: {error}", member.pid),
                 }
             }
@@ -1012,6 +1158,62 @@ impl System for Linux {
             {
                 log::warn!("cannot remove {}: {error}", path.display());
             }
+        }
+    }
+
+    fn listen(&mut self, listening: &Listening<'_>) -> Result<Vec<Bound>, StartError> {
+        let Listening { instance, run, spec, .. } = *listening;
+        let Some(socket) = &spec.socket else { return Ok(Vec::new()) };
+        let watched = self.sockets.get(instance).is_some_and(|held| !held.tokens.is_empty());
+        self.watch_sockets(instance, false);
+        let places: Vec<Place> =
+            socket.listen.iter().map(|one| self.place(listening, &one.address)).collect();
+        let held = self.sockets.entry(instance.clone()).or_default();
+        (held.run, held.service) = (Some(run), Some(socket.service.clone()));
+        let (mut kept, gone) = std::mem::take(&mut held.open)
+            .into_iter()
+            .partition::<Vec<Open>, _>(|open| places.contains(&open.place));
+        close_all(&gone);
+        drop(gone);
+        let (open, failed) = self.open_all(listening, &places, &mut kept);
+        let bound = open
+            .iter()
+            .map(|open| Bound { at: open.place.to_string(), inode: open.inode() })
+            .collect();
+        if let Some(held) = self.sockets.get_mut(instance) {
+            held.open = open;
+        }
+        self.watch_sockets(instance, watched);
+        failed.map_or(Ok(bound), Err)
+    }
+
+    fn close_sockets(&mut self, instance: &InstanceId) {
+        self.watch_sockets(instance, false);
+        let held = self.sockets.remove(instance).unwrap_or_default();
+        close_all(&held.open);
+    }
+
+    fn watch_sockets(&mut self, instance: &InstanceId, watch: bool) {
+        let Some(held) = self.sockets.get_mut(instance) else { return };
+        if !watch {
+            for token in std::mem::take(&mut held.tokens) {
+                self.unwatch(token);
+            }
+            return;
+        }
+        if !held.tokens.is_empty() {
+            return;
+        }
+        let numbers: Vec<RawFd> = held.open.iter().map(|open| open.fd.as_raw_fd()).collect();
+        let mut tokens = Vec::with_capacity(numbers.len());
+        for fd in numbers {
+            match self.watch(None, fd, Watched::Caller { socket: instance.clone(), fd }) {
+                Ok(token) => tokens.push(token),
+                Err(error) => log::error!("{instance}: cannot watch a socket: {error}"),
+            }
+        }
+        if let Some(held) = self.sockets.get_mut(instance) {
+            held.tokens = tokens;
         }
     }
 

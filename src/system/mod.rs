@@ -18,6 +18,7 @@ mod notify;
 mod paths;
 mod process;
 mod room;
+mod sockets;
 mod spawn;
 mod store;
 mod sys;
@@ -43,8 +44,8 @@ pub use sys::{
 use jiff::tz::TimeZone;
 
 use crate::model::{
-    Agenda, Desired, Event, Identity, InstanceId, Monotonic, Observed, Role, RunId, Signal, Spec,
-    StartError, Wall,
+    Agenda, Bound, Desired, Event, Identity, InstanceId, Monotonic, Observed, Role, RunId, Signal,
+    Spec, StartError, Wall,
 };
 
 /// What the kernel, the disk or the state directory refused.
@@ -118,6 +119,21 @@ pub struct RunRef {
     pub adopted: bool,
 }
 
+/// A socket unit that is to listen.
+#[derive(Debug)]
+pub struct Listening<'a> {
+    /// Its instance.
+    pub instance: &'a InstanceId,
+    /// Its run.
+    pub run: RunId,
+    /// The unit.
+    pub spec: &'a Spec,
+    /// Where an earlier supervisor listened for this run.
+    pub before: &'a [Bound],
+    /// The runs that may have those sockets still.
+    pub holders: &'a [RunRef],
+}
+
 /// What is known of a process that the ledger names.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Proof {
@@ -185,6 +201,18 @@ pub trait System {
     /// Lets go of everything that was kept for an instance: it is forgotten.
     fn forget(&mut self, instance: &InstanceId);
 
+    /// Listens at all addresses of a socket unit, or at none that it did not listen at before: what the
+    /// instance has open and still names stays open as it is, and the rest is closed. A process that
+    /// is made later for the unit's service gets the sockets. Returns where it listens, in the order
+    /// of the unit.
+    fn listen(&mut self, listening: &Listening<'_>) -> Result<Vec<Bound>, StartError>;
+
+    /// Closes the sockets of an instance.
+    fn close_sockets(&mut self, instance: &InstanceId);
+
+    /// Tells by an event, once, when somebody has connected to a socket of an instance and was not
+    /// taken; or does so no more.
+    fn watch_sockets(&mut self, instance: &InstanceId, watch: bool);
     /// Tells by events when something changes that a run watches: what its spec says now, and nothing
     /// else.
     fn watch_paths(&mut self, launch: &Launch);

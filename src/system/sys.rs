@@ -53,6 +53,14 @@ pub(super) fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
     owned(fd)
 }
 
+/// A copy of another process's descriptor, `pidfd_getfd(2)` (Linux 5.6): close-on-exec. It needs the
+/// rights of a debugger.
+pub(super) fn pidfd_getfd(fd: BorrowedFd<'_>, number: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: takes three numbers and returns a new descriptor or -1.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_getfd, fd.as_raw_fd(), number, 0) };
+    owned(fd)
+}
+
 /// Sends a signal through a pidfd: to that very process or to none.
 pub(super) fn pidfd_send_signal(fd: BorrowedFd<'_>, signal: Signal) -> io::Result<()> {
     let null: *const libc::siginfo_t = std::ptr::null();

@@ -109,7 +109,12 @@ fn check_specs(loaded: &Loaded) {
 }
 
 fn check_spec(spec: &Spec) {
-    assert_eq!(spec.process.is_none(), spec.kind == Kind::Target, "{spec:?}");
+    assert_eq!(
+        spec.process.is_none(),
+        matches!(spec.kind, Kind::Target | Kind::Socket),
+        "{spec:?}"
+    );
+    assert_eq!(spec.socket.is_some(), spec.kind == Kind::Socket, "{spec:?}");
     assert!(!spec.instance_ids().is_empty() || spec.kind == Kind::Target, "{spec:?}");
     for (place, id) in (1..).zip(spec.instance_ids()) {
         assert_eq!(spec.instance_index(&id), Some(place), "{id}");

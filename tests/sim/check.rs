@@ -9,6 +9,7 @@
 //! | [`Patience`] | restart delays and limits |
 //! | [`Once`] | a task that is done is done |
 //! | [`DueOnce`] | no schedule runs twice for one due time |
+//! | [`Calls`] | a lazy service starts by a connection or a wish |
 //! | [`Kept`] | I6: what was acknowledged is what the next supervisor finds |
 //! | [`NoStranger`] | I9: a signal reaches the run it is for |
 //! | [`Over`] | I5: a run is over when its processes are gone |
@@ -25,6 +26,7 @@ use opm::model::{
     StopCause, UnitName, Verdict,
 };
 
+use crate::calls::Calls;
 use crate::machine::Owner;
 use crate::once::{DueOnce, Once};
 use crate::scene::{Scene, Seen};
@@ -52,6 +54,7 @@ impl Default for Checks {
             Box::new(Patience::default()),
             Box::new(Once::default()),
             Box::new(DueOnce::default()),
+            Box::new(Calls::default()),
             Box::new(Kept::default()),
             Box::new(NoStranger),
             Box::new(Over),
@@ -247,7 +250,10 @@ fn dependents(scene: &Scene, unit: &UnitName) -> Vec<UnitName> {
         let relations = &other.spec.relations;
         let soft =
             scene.is_ordered.is_some() && (names(&relations.wants) || names(&relations.after));
-        names(&relations.requires) || soft
+        let is_socket = scene.spec(unit).is_some_and(|spec| {
+            spec.socket.as_ref().is_some_and(|socket| socket.service == other.spec.name)
+        });
+        names(&relations.requires) || soft || is_socket
     });
     units.map(|(name, _)| name.clone()).collect()
 }

@@ -5,6 +5,12 @@ use std::fmt::Write;
 use crate::chance::Chance;
 use crate::story::NAMES;
 
+/// An address at which the socket of a unit listens.
+pub(crate) fn address(unit: &str, number: usize) -> String {
+    let place = NAMES.iter().position(|name| *name == unit).unwrap_or(0);
+    format!("127.0.0.1:{}", 1_000 + 10 * place + number)
+}
+
 /// A unit file of a random world.
 #[derive(Debug, Clone)]
 pub(crate) struct File {
@@ -15,6 +21,8 @@ pub(crate) struct File {
     pub(crate) needs: Vec<(&'static str, usize)>,
     /// Whether a hook or a condition keeps it from coming up.
     pub(crate) is_broken: bool,
+    /// What starts it, where it has a socket, and at how many addresses that is.
+    pub(crate) socket: Option<(&'static str, usize)>,
 }
 
 impl File {
@@ -77,7 +85,14 @@ impl File {
         if chance.one_in(12) {
             let needs = Self::needs(place, chance, &["requires", "wants"]);
             let keys = String::new();
-            return Self { program: "", kind: "target", keys, needs, is_broken: false };
+            return Self {
+                program: "",
+                kind: "target",
+                keys,
+                needs,
+                is_broken: false,
+                socket: None,
+            };
         }
         let program = *chance.pick(&Self::PROGRAMS);
         let is_task = program == "after:900:0" || (program == "exit:0" && chance.one_in(2));
@@ -122,7 +137,16 @@ impl File {
             keys += "enabled: false\n";
         }
         let kind = if is_task { "task" } else { "service" };
-        Self { program, kind, keys, needs, is_broken }
+        Self { program, kind, keys, needs, is_broken, socket: None }
+    }
+
+    /// The same, perhaps with a socket.
+    pub(crate) fn with_socket(self, chance: &mut Chance) -> Self {
+        if self.kind != "service" || chance.one_in(3) {
+            return self;
+        }
+        let socket = (*chance.pick(&["lazy", "lazy", "eager"]), 1 + chance.place(2));
+        Self { socket: Some(socket), ..self }
     }
 
     /// A task that runs when it is due.
@@ -139,7 +163,7 @@ impl File {
             *chance.pick(&["", "jitter: 500ms\n"]),
         ];
         let needs = Self::needs(place, chance, &["requires", "wants", "after"]);
-        Self { program, kind: "task", keys: keys.concat(), needs, is_broken: false }
+        Self { program, kind: "task", keys: keys.concat(), needs, is_broken: false, socket: None }
     }
 
     /// Lets a program say more of itself, at times.
@@ -194,6 +218,15 @@ impl File {
         }
         text += &self.keys;
         self.relations(&mut text, exists);
+        if let Some((accept, count)) = self.socket {
+            // The first descriptors are sockets.
+            text = text.replace("{fd: 3}", "{fd: 9}");
+            let listen: Vec<String> =
+                (0..count).map(|n| format!("{{tcp: \"{}\"}}", address(unit, n))).collect();
+            let listen = listen.join(", ");
+            writeln!(text, "---\nkind: socket\nname: {unit}-s\nlisten: [{listen}]").unwrap();
+            writeln!(text, "for: {unit}\naccept: {accept}").unwrap();
+        }
         text
     }
 

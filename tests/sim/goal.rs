@@ -1,6 +1,7 @@
 //! Where the units of a random world must be once there are no more faults.
 
-use opm::model::{InstanceId, Kind, Phase, Unit};
+use opm::model::{Instance, InstanceId, Kind, Phase, Unit, UnitName};
+use opm::plan;
 
 use crate::story::{NAMES, Story};
 
@@ -24,6 +25,9 @@ impl Story {
     }
 
     fn expect(&mut self, unit: &Unit, id: &InstanceId) -> Result<(), String> {
+        if unit.spec.kind == Kind::Socket {
+            return self.expect_socket(id);
+        }
         let place = NAMES.iter().position(|name| *name == unit.spec.name.as_str()).unwrap();
         let conflicts = self.conflicts(place);
         let file = &self.files[place];
@@ -43,18 +47,29 @@ impl Story {
             let other = &supervisor.desired().units[&need.unit];
             let is_there = |id: &InstanceId| {
                 let known = view.observed.get(id);
+                let is_lazy = plan::is_lazy(&view, &need.unit);
+                let waits = |known: &Instance| plan::waits_at(known).next().is_some();
                 known.is_some_and(|known| match other.spec.kind {
+                    _ if is_lazy && (waits(known) || known.phase == Phase::Done) => true,
                     Kind::Task => known.phase == Phase::Done,
-                    Kind::Service | Kind::Target => known.phase == Phase::Up,
+                    Kind::Service | Kind::Socket | Kind::Target => known.phase == Phase::Up,
                 })
             };
             other.spec.instance_ids().iter().all(is_there)
         });
+        let sockets = view.graph.node(&unit.spec.name).map_or(&[][..], |node| &node.sockets);
+        let listens = |(socket, _): &(UnitName, _)| {
+            let mut all = view.observed.of_unit(socket);
+            all.any(|(_, socket)| socket.phase == Phase::Up)
+        };
+        let is_met = is_met && sockets.iter().all(listens);
+        let calls = known.is_some_and(|known| plan::waits_at(known).next().is_some());
         let has_run = known.is_some_and(|instance| instance.run.is_some());
         let is_task = unit.spec.kind == Kind::Task;
         // One that ends again and again is anywhere between.
         let fits = match (wanted, is_task) {
             (false, _) => !has_run && matches!(phase, Phase::Down | Phase::Done),
+            (true, false) if calls => true,
             (true, true) => {
                 // It may be looked at in the moment in which another task runs.
                 let may_wait = !is_met || conflicts || self.waits_for(place, "overlap:");
@@ -67,6 +82,14 @@ impl Story {
             (true, false) => phase != Phase::Down,
         };
         if fits { Ok(()) } else { Err(format!("{id}, wanted: {wanted}, rests in {phase:?}")) }
+    }
+
+    fn expect_socket(&mut self, id: &InstanceId) -> Result<(), String> {
+        let Some(supervisor) = self.world.supervisor() else { return Ok(()) };
+        let wanted = supervisor.view().wants(id);
+        let phase = supervisor.observed().get(id).map(|instance| instance.phase.clone());
+        let is_up = phase == Some(Phase::Up);
+        if is_up == wanted { Ok(()) } else { Err(format!("{id}, wanted: {wanted}, is {phase:?}")) }
     }
 
     /// Whether it waits, at times, for a task with this among its keys.

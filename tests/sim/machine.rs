@@ -15,6 +15,7 @@ use opm::model::{
 
 use crate::chance::Chance;
 use crate::drive::Drive;
+use crate::ports::Ports;
 use crate::program;
 use crate::scene::Seen;
 use crate::setting::{Doom, Fault, Setting};
@@ -91,6 +92,11 @@ impl Process {
         self.owner.as_ref().is_some_and(|owner| owner.run == run)
     }
 
+    /// Whether it is the main process of its run.
+    pub(crate) fn is_main(&self) -> bool {
+        self.role() == Some(Role::Main)
+    }
+
     fn role(&self) -> Option<Role> {
         self.owner.as_ref().and_then(|owner| owner.role)
     }
@@ -107,6 +113,8 @@ pub(crate) enum Wire {
     Foreign(Identity),
     /// One without a role has ended.
     Member(RunId),
+    /// Somebody has connected to a socket of this run.
+    Caller(RunId),
     /// A run says that it is ready.
     Ready(RunId),
     /// A run says that it is well.
@@ -124,6 +132,7 @@ pub(crate) struct Machine {
     pub(crate) chance: Chance,
     pub(crate) drive: Drive,
     pub(crate) processes: BTreeMap<i32, Process>,
+    pub(crate) ports: Ports,
     wire: Vec<(Monotonic, Wire)>,
     /// Trees whose members' ends are told.
     pub(crate) watched_trees: BTreeSet<RunId>,
@@ -176,6 +185,7 @@ impl Machine {
             chance: Chance::new(seed),
             drive: Drive::default(),
             processes: BTreeMap::new(),
+            ports: Ports::default(),
             wire: Vec::new(),
             watched_trees: BTreeSet::new(),
             life: 0,
@@ -219,7 +229,7 @@ impl Machine {
 
     // The wire.
 
-    fn tell(&mut self, wire: Wire) {
+    pub(crate) fn tell(&mut self, wire: Wire) {
         let copies = if self.setting.is_unordered && self.chance.one_in(8) { 2 } else { 1 };
         for _ in 0..copies {
             let delay = Span::millis(self.chance.below(self.setting.delay_max + 1));
@@ -468,6 +478,7 @@ impl Machine {
         let process = process.clone();
         let owner = process.owner.clone().unwrap();
         self.see(Seen::Begins { pid, owner: owner.clone() });
+        self.take_callers();
         self.tell(Wire::Channel(process.identity));
         if program::forks(&process.program) {
             self.leave_child(&owner, process.parent);
@@ -604,6 +615,7 @@ impl Machine {
     pub(crate) fn lose_supervisor(&mut self) {
         self.alarm = None;
         self.see(Seen::SupervisorDies);
+        self.lose_ports();
         self.is_locked = false;
         self.doom = None;
         self.close_gates();
@@ -621,6 +633,7 @@ impl Machine {
     /// The supervisor runs another program in its place: it keeps its children.
     pub(crate) fn exec_supervisor(&mut self) {
         self.alarm = None;
+        self.leave_ports();
         self.is_locked = false;
         self.doom = None;
         self.wire.clear();
@@ -630,6 +643,7 @@ impl Machine {
 
     fn lose_processes(&mut self) {
         self.processes.clear();
+        self.ports.open_none();
         self.wire.clear();
         self.watched_trees.clear();
         self.life += 1;

@@ -24,6 +24,7 @@
     reason = "a test stops at the first surprise, and says what it saw; a soak is timed"
 )]
 
+mod calls;
 mod chance;
 mod check;
 mod conformance;
@@ -34,6 +35,7 @@ mod machine;
 mod once;
 mod planted;
 mod points;
+mod ports;
 mod program;
 mod scene;
 mod setting;

@@ -4,8 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use opm::model::{
-    Condition, Desired, Event, Happening, InstanceId, Kind, Outcome, Ready, Role, RunId, Signal,
-    Spec, StopCause, UnitName, Word,
+    Accept, Condition, Desired, Event, Happening, InstanceId, Kind, Outcome, Ready, Role, RunId,
+    Signal, Spec, StopCause, UnitName, Word,
 };
 use opm::supervisor::Notice;
 
@@ -26,6 +26,10 @@ pub(crate) enum Seen {
     Begins {
         pid: i32,
         owner: Owner,
+    },
+    /// Somebody connects to a socket of a unit.
+    Connects {
+        unit: UnitName,
     },
     /// It says that it is ready.
     Ready {
@@ -138,6 +142,14 @@ impl Scene {
         of_unit.next().is_some() && !self.lives(unit)
     }
 
+    /// Whether a service starts with the first connection.
+    pub(crate) fn is_lazy(&self, unit: &UnitName) -> bool {
+        let units = self.desired.units.values().filter(|unit| !unit.removed);
+        let sockets = units.filter_map(|unit| unit.spec.socket.as_ref());
+        let mut sockets = sockets.filter(|socket| socket.service == *unit).peekable();
+        sockets.peek().is_some() && sockets.all(|socket| socket.accept == Accept::Lazy)
+    }
+
     fn main_of(&self, id: &InstanceId) -> Option<RunId> {
         let main = |owner: &&Owner| owner.instance == *id && owner.role == Some(Role::Main);
         self.live.values().find(main).map(|owner| owner.run)
@@ -145,7 +157,8 @@ impl Scene {
 
     /// Whether an instance is what another one needs of it: in truth, or as far as anybody was told.
     pub(crate) fn is_met(&self, spec: &Spec, id: &InstanceId, condition: Condition) -> bool {
-        if spec.kind == Kind::Target {
+        // Who needs a service that waits for a connection may be the one to connect.
+        if matches!(spec.kind, Kind::Target | Kind::Socket) || self.is_lazy(&spec.name) {
             return true;
         }
         if spec.kind == Kind::Task || condition == Condition::Completed {
@@ -218,6 +231,7 @@ impl Scene {
             | Seen::Known { .. }
             | Seen::Signalled { .. }
             | Seen::Released { .. }
+            | Seen::Connects { .. }
             | Seen::Asks { .. }
             | Seen::Held { .. }
             | Seen::Unanswered

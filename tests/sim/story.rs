@@ -8,7 +8,7 @@ use opm::model::{FilePath, Phase, Span, UnitName};
 use opm::supervisor::{Source, Supervisor};
 
 use crate::chance::Chance;
-use crate::file::File;
+use crate::file::{File, address};
 use crate::scene::Seen;
 use crate::setting::{Doom, Fault, Setting, Trouble};
 use crate::system::Simulated;
@@ -36,7 +36,16 @@ pub(crate) struct Story {
     pub(crate) files: Vec<File>,
     pub(crate) exists: Vec<bool>,
     troubles: Vec<Trouble>,
-    with_more: bool,
+    flavour: Flavour,
+}
+
+/// What units of a world may have beyond what every world's may.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Flavour {
+    Plain,
+    /// Schedules and watchdogs.
+    More,
+    Sockets,
 }
 
 impl Story {
@@ -54,21 +63,26 @@ impl Story {
         };
         let troubles: Vec<Trouble> =
             Trouble::ALL.into_iter().filter(|_| chance.one_in(2)).collect();
-        // Worlds of before there were schedules and watchdogs stay what they were.
-        let with_more = seed % 5 == 4;
-        let any = |place| Self::file(place, with_more, &mut chance);
+        // Worlds of before there were schedules, watchdogs and sockets stay what they were.
+        let flavour = match seed % 5 {
+            3 => Flavour::Sockets,
+            4 => Flavour::More,
+            _ => Flavour::Plain,
+        };
+        let any = |place| Self::file(place, flavour, &mut chance);
         let files = (0..count).map(any).collect();
         let world = World::new(chance.next(), setting);
         let exists = vec![true; count];
-        Self { world, chance, files, exists, troubles, with_more }
+        Self { world, chance, files, exists, troubles, flavour }
     }
 
-    fn file(place: usize, with_more: bool, chance: &mut Chance) -> File {
-        if with_more && chance.one_in(2) {
-            return File::scheduled(place, chance);
+    fn file(place: usize, flavour: Flavour, chance: &mut Chance) -> File {
+        match flavour {
+            Flavour::More if chance.one_in(2) => File::scheduled(place, chance),
+            Flavour::More => File::any(place, chance).speaking(chance),
+            Flavour::Sockets => File::any(place, chance).with_socket(chance),
+            Flavour::Plain => File::any(place, chance),
         }
-        let file = File::any(place, chance);
-        if with_more { file.speaking(chance) } else { file }
     }
 
     /// Three units that have to do with each other, and nothing left to chance.
@@ -79,6 +93,7 @@ impl Story {
             keys: keys.to_owned(),
             needs,
             is_broken: false,
+            socket: None,
         };
         let hooks = "pre_start: [[\"exit:0\"]]\npost_start: [[\"exit:0\"]]\n\
                      pre_stop: [[\"exit:0\"]]\npost_stop: [[\"exit:0\"]]\n\
@@ -92,7 +107,7 @@ impl Story {
         ];
         let world = World::new(1, setting);
         let (chance, exists) = (Chance::new(1), vec![true; 3]);
-        Self { world, chance, files, exists, troubles: Vec::new(), with_more: false }
+        Self { world, chance, files, exists, troubles: Vec::new(), flavour: Flavour::Plain }
     }
 
     /// Everything that is asked of a supervisor, once.
@@ -218,7 +233,7 @@ impl Story {
                 self.world.machine().is_by_hand = false;
             }
             10 | 11 => {
-                self.files[place] = Self::file(place, self.with_more, &mut self.chance);
+                self.files[place] = Self::file(place, self.flavour, &mut self.chance);
                 self.apply();
             }
             12 => {
@@ -235,6 +250,32 @@ impl Story {
                         supervisor.start(&instance).is_ok()
                     }
                 });
+            }
+        }
+    }
+
+    /// Somebody connects, or takes an address, or does something about a socket.
+    fn network(&mut self) {
+        let place = self.chance.place(self.files.len());
+        let unit = NAMES[place];
+        let names = [format!("{unit}-s")];
+        match self.chance.below(8) {
+            0..=3 => self.world.machine().connect(&name(unit)),
+            4 => {
+                let at = format!("tcp {}", address(unit, self.chance.place(2)));
+                let mut machine = self.world.machine();
+                if !machine.ports.taken.remove(&at) {
+                    machine.ports.taken.insert(at);
+                }
+            }
+            5 => {
+                self.ask(place, |supervisor| supervisor.stop(&names, "me", "why").is_ok());
+            }
+            6 => {
+                self.ask(place, |supervisor| supervisor.start(&names).is_ok());
+            }
+            _ => {
+                self.ask(place, |supervisor| supervisor.restart(&names).is_ok());
             }
         }
     }
@@ -320,6 +361,9 @@ impl Story {
             } else {
                 self.trouble();
             }
+            if self.flavour == Flavour::Sockets {
+                self.network();
+            }
             let span = *self.chance.pick(&[0, 1, 3, 50, 400, 2_000]);
             self.world.pass(Span::millis(span));
             verdict(&self.world)?;
@@ -337,6 +381,7 @@ impl Story {
             (machine.drive.room, machine.drive.error_in) = (None, None);
             machine.full_until = machine.now;
             (machine.no_forks_until, machine.hidden_until) = (machine.now, machine.now);
+            machine.ports.taken.clear();
         }
         let is_going = |supervisor: &Supervisor<Simulated>| supervisor.shutdown().is_some();
         if self.world.supervisor().is_some_and(|supervisor| is_going(supervisor)) {

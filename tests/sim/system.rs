@@ -8,11 +8,11 @@ use std::path::Path;
 
 use jiff::tz::TimeZone;
 use opm::model::{
-    Agenda, Desired, EXIT_NEVER_STARTED, Event, Happening, Identity, InstanceId, Monotonic,
+    Agenda, Bound, Desired, EXIT_NEVER_STARTED, Event, Happening, Identity, InstanceId, Monotonic,
     Observed, Outcome, Ready, Role, RunId, Signal, Spec, Stage, StartError, Wall, Word,
 };
 use opm::system::{
-    Disk, Launch, Ledger, Loaded, Proof, Replay, RunRef, Store, System, SystemError,
+    Disk, Launch, Ledger, Listening, Loaded, Proof, Replay, RunRef, Store, System, SystemError,
 };
 
 use crate::machine::{Life, Owner, Parent, Shared, Wire, tick};
@@ -187,6 +187,11 @@ impl Simulated {
                 let Some(tree) = self.trees.get(&run).cloned() else { return Vec::new() };
                 let left = self.watch_tree(&tree);
                 vec![self.event(&tree.instance, Happening::Tree { run, left })]
+            }
+            Wire::Caller(socket) => {
+                let run = self.machine.borrow_mut().called(socket);
+                let Some((instance, run)) = run else { return Vec::new() };
+                vec![self.event(&instance, Happening::Called { run })]
             }
             Wire::Ready(run) => {
                 let Some(instance) = self.runs.get(&run).cloned() else { return Vec::new() };
@@ -471,6 +476,28 @@ impl System for Simulated {
 
     fn forget(&mut self, _: &InstanceId) {
         self.verb();
+    }
+
+    fn listen(&mut self, listening: &Listening<'_>) -> Result<Vec<Bound>, StartError> {
+        self.verb();
+        let mut machine = self.machine.borrow_mut();
+        let bound = machine.listen(listening).map_err(|place| StartError {
+            passing: false,
+            subject: place,
+            ..start_error(Stage::Listen, "address already in use")
+        })?;
+        drop(machine);
+        tick(&self.machine);
+        Ok(bound)
+    }
+
+    fn close_sockets(&mut self, instance: &InstanceId) {
+        self.verb();
+        self.machine.borrow_mut().close_sockets(instance);
+    }
+
+    fn watch_sockets(&mut self, instance: &InstanceId, watch: bool) {
+        self.machine.borrow_mut().watch_sockets(instance, watch);
     }
 
     fn instruct(&mut self, _: &InstanceId, _: u32, _: &Spec) -> Result<(), SystemError> {

@@ -49,7 +49,7 @@ impl Decoder<'_, '_> {
             let groups = items.iter().filter_map(|n| self.account("supplementary_groups", n));
             process.supplementary_groups = groups.collect();
         }
-        process.umask = fields.get("umask").and_then(|node| self.umask(node));
+        process.umask = fields.get("umask").and_then(|node| self.octal("umask", "022", node));
         if let Some(node) = fields.get("limits") {
             process.limits = self.limits(node);
         }
@@ -189,15 +189,15 @@ impl Decoder<'_, '_> {
     }
 
     /// Octal digits, quoted or not.
-    fn umask(&mut self, node: &Node) -> Option<u32> {
-        let text = self.scalar("umask", "octal digits", node)?;
+    pub(super) fn octal(&mut self, key: &str, example: &str, node: &Node) -> Option<u32> {
+        let text = self.scalar(key, "octal digits", node)?;
         let digits = text.strip_prefix("0o").unwrap_or(text);
         let is_octal = !digits.is_empty() && digits.bytes().all(|byte| matches!(byte, b'0'..=b'7'));
         let mask = u32::from_str_radix(digits, 8).ok().filter(|mask| is_octal && *mask <= 0o777);
         if mask.is_none() {
             self.sink
-                .error(node.at, format!("`umask` must be octal digits, not {}", quoted(text)))
-                .help("write it as `022` or `0077`, at most `0777`");
+                .error(node.at, format!("`{key}` must be octal digits, not {}", quoted(text)))
+                .help(format!("write it as `{example}` or `0077`, at most `0777`"));
         }
         mask
     }

@@ -340,7 +340,7 @@ impl Linux {
             });
         match watched {
             Some((true, fd, watched)) => match self.watch(Some(run), fd, watched) {
-                Ok(()) => true,
+                Ok(_) => true,
                 Err(error) => {
                     log::warn!("cannot watch process {pid}: {error}");
                     false

@@ -1,0 +1,293 @@
+//! Sockets that opm opens for services, and keeps open while these come and go.
+//!
+//! opm binds and listens, and never accepts: what comes waits in the kernel until the service takes
+//! it. A socket is known by its place; one whose place is named again is left as it is.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+use mio::Token;
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockProtocol, SockType, SockaddrLike, SockaddrStorage,
+    UnixAddr, bind, getsockname, getsockopt, listen, setsockopt, socket, sockopt,
+};
+
+use super::{accounts, plain, set_inheritable, sys};
+use crate::model::{Identity, InstanceId, Listen, RunId, UNIX_MODE, UnitName};
+
+/// How many connections wait in the kernel for the service to take them: as many as it allows.
+const BACKLOG: Backlog = Backlog::MAXCONN;
+/// Most descriptors of one process that are looked through for a socket.
+const DESCRIPTORS_MAX: usize = 65_536;
+
+/// Where a socket is, with everything filled in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Place {
+    Tcp(SocketAddr),
+    Udp(SocketAddr),
+    Unix(PathBuf),
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => write!(f, "tcp {address}"),
+            Self::Udp(address) => write!(f, "udp {address}"),
+            Self::Unix(path) => write!(f, "unix {}", path.display()),
+        }
+    }
+}
+
+/// A socket that is open.
+#[derive(Debug)]
+pub(super) struct Open {
+    pub(super) fd: OwnedFd,
+    pub(super) place: Place,
+    /// Its name for the service.
+    pub(super) name: String,
+    /// Device and inode of its file, where it has one.
+    file: Option<(u64, u64)>,
+}
+
+impl Open {
+    fn new(fd: OwnedFd, place: Place) -> Self {
+        let file = match &place {
+            Place::Unix(path) => identity_of(path),
+            Place::Tcp(_) | Place::Udp(_) => None,
+        };
+        Self { fd, place, name: String::new(), file }
+    }
+
+    /// The inode by which the socket is found in a process that has it.
+    pub(super) fn inode(&self) -> u64 {
+        nix::sys::stat::fstat(&self.fd).map_or(0, |stat| stat.st_ino)
+    }
+
+    /// Takes its file away, unless there is another one by now.
+    pub(super) fn remove_file(&self) {
+        let Place::Unix(path) = &self.place else { return };
+        if self.file.is_some()
+            && identity_of(path) == self.file
+            && let Err(error) = fs::remove_file(path)
+        {
+            log::warn!("cannot remove {}: {error}", path.display());
+        }
+    }
+}
+
+/// The sockets of one instance.
+#[derive(Debug, Default)]
+pub(super) struct Held {
+    /// Its run; nothing for what the program before us left, until it is asked for.
+    pub(super) run: Option<RunId>,
+    pub(super) service: Option<UnitName>,
+    pub(super) open: Vec<Open>,
+    /// By which they are watched, while they are.
+    pub(super) tokens: Vec<Token>,
+}
+
+/// The sockets of all instances.
+pub(super) type Sockets = BTreeMap<InstanceId, Held>;
+
+/// What a service is given: descriptors in their order, and their names.
+pub(super) fn given_to(sockets: &Sockets, service: &UnitName) -> Vec<(RawFd, String)> {
+    let of_service = sockets.values().filter(|held| held.service.as_ref() == Some(service));
+    let open = of_service.flat_map(|held| &held.open);
+    open.map(|open| (open.fd.as_raw_fd(), open.name.clone())).collect()
+}
+
+/// Opens a socket that nobody has yet.
+pub(super) fn open(place: &Place, listen: &Listen) -> Result<Open, String> {
+    let fd = match place {
+        Place::Tcp(address) => open_internet(*address, SockType::Stream),
+        Place::Udp(address) => open_internet(*address, SockType::Datagram),
+        Place::Unix(path) => return open_unix(path, listen),
+    };
+    let fd = fd.map_err(|error| reason(&error))?;
+    Ok(Open::new(fd, place.clone()))
+}
+
+fn reason(error: &io::Error) -> String {
+    plain(&error.to_string())
+}
+
+fn open_internet(address: SocketAddr, kind: SockType) -> io::Result<OwnedFd> {
+    let family = if address.is_ipv6() { AddressFamily::Inet6 } else { AddressFamily::Inet };
+    let fd = socket(family, kind, SockFlag::SOCK_CLOEXEC, None::<SockProtocol>)?;
+    if address.is_ipv6() {
+        // What it listens at does not depend on a setting of the system.
+        setsockopt(&fd, sockopt::Ipv6V6Only, &true)?;
+    }
+    let is_stream = kind == SockType::Stream;
+    if is_stream {
+        // With UDP it would let two have the same address.
+        setsockopt(&fd, sockopt::ReuseAddr, &true)?;
+    }
+    bind(fd.as_raw_fd(), &SockaddrStorage::from(address))?;
+    if is_stream {
+        listen(&fd, BACKLOG)?;
+    }
+    Ok(fd)
+}
+
+/// Mode and owner are set before anybody can connect.
+fn open_unix(path: &Path, spec: &Listen) -> Result<Open, String> {
+    clear_the_way(path)?;
+    let fail = |error: nix::Error| reason(&error.into());
+    let address = UnixAddr::new(path).map_err(fail)?;
+    let none = None::<SockProtocol>;
+    let fd = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, none)
+        .map_err(fail)?;
+    bind(fd.as_raw_fd(), &address).map_err(fail)?;
+    let open = Open::new(fd, Place::Unix(path.to_owned()));
+    let done = set_owner(path, spec).and_then(|()| listen(&open.fd, BACKLOG).map_err(fail));
+    if let Err(reason) = done {
+        open.remove_file();
+        return Err(reason);
+    }
+    Ok(open)
+}
+
+/// Gives the file of a Unix socket its mode and owner.
+pub(super) fn set_owner(path: &Path, spec: &Listen) -> Result<(), String> {
+    let user = |name: &String| {
+        let account = accounts::user(name).ok_or_else(|| format!("there is no user `{name}`"))?;
+        Ok::<_, String>(account.uid)
+    };
+    let group =
+        |name: &String| accounts::group(name).ok_or_else(|| format!("there is no group `{name}`"));
+    let user = spec.user.as_ref().map(user).transpose()?;
+    let group = spec.group.as_ref().map(group).transpose()?;
+    if user.is_some() || group.is_some() {
+        std::os::unix::fs::chown(path, user, group)
+            .map_err(|error| format!("cannot change its owner: {}", reason(&error)))?;
+    }
+    let mode = fs::Permissions::from_mode(spec.mode.unwrap_or(UNIX_MODE));
+    fs::set_permissions(path, mode)
+        .map_err(|error| format!("cannot change its mode: {}", reason(&error)))
+}
+
+/// Removes a socket at which nobody listens any more.
+fn clear_the_way(path: &Path) -> Result<(), String> {
+    let found = match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(reason(&error)),
+        Ok(found) => found,
+    };
+    if !found.file_type().is_socket() {
+        return Err("there is a file of that name, and it is no socket".to_owned());
+    }
+    match knock(path) {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            fs::remove_file(path).map_err(|error| reason(&error))
+        }
+        // A full queue refuses too, and somebody listens.
+        Ok(()) | Err(_) => Err("somebody listens there already".to_owned()),
+    }
+}
+
+/// Connects without waiting.
+fn knock(path: &Path) -> io::Result<()> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let none = None::<SockProtocol>;
+    let fd = socket(AddressFamily::Unix, SockType::Stream, flags, none)?;
+    nix::sys::socket::connect(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
+    drop(UnixStream::from(fd));
+    Ok(())
+}
+
+/// Device and inode of a file.
+fn identity_of(path: &Path) -> Option<(u64, u64)> {
+    fs::symlink_metadata(path).ok().map(|found| (found.dev(), found.ino()))
+}
+
+/// Where a descriptor listens; nothing for one that does not.
+pub(super) fn place_of(fd: &OwnedFd) -> Option<Place> {
+    let kind = getsockopt(fd, sockopt::SockType).ok()?;
+    let listens = getsockopt(fd, sockopt::AcceptConn).ok()?;
+    let name: SockaddrStorage = getsockname(fd.as_raw_fd()).ok()?;
+    let internet = || {
+        let four = name.as_sockaddr_in().map(|address| SocketAddr::V4((*address).into()));
+        four.or_else(|| name.as_sockaddr_in6().map(|address| SocketAddr::V6((*address).into())))
+    };
+    match (name.family()?, kind, listens) {
+        (AddressFamily::Unix, SockType::Stream, true) => {
+            let path = getsockname::<UnixAddr>(fd.as_raw_fd()).ok()?;
+            path.path().map(|path| Place::Unix(path.to_owned()))
+        }
+        (AddressFamily::Inet | AddressFamily::Inet6, SockType::Stream, true) => {
+            internet().map(Place::Tcp)
+        }
+        (AddressFamily::Inet | AddressFamily::Inet6, SockType::Datagram, _) => {
+            internet().map(Place::Udp)
+        }
+        _ => None,
+    }
+}
+
+/// The socket with this inode from a process that has it, where that is allowed.
+pub(super) fn regain(holder: &Identity, inode: u64, place: &Place) -> Option<Open> {
+    let wanted = format!("socket:[{inode}]");
+    let entries = fs::read_dir(format!("/proc/{}/fd", holder.pid)).ok()?;
+    let is_it = |path: &PathBuf| fs::read_link(path).is_ok_and(|link| link.as_os_str() == &*wanted);
+    let paths = entries.take(DESCRIPTORS_MAX).flatten().map(|entry| entry.path());
+    let number = paths.filter(is_it).find_map(|path| path.file_name()?.to_str()?.parse().ok())?;
+    let process = sys::pidfd_open(holder.pid).ok()?;
+    let fd = match sys::pidfd_getfd(process.as_fd(), number) {
+        Ok(fd) => fd,
+        Err(error) => {
+            log::warn!("cannot take {place} from process {}: {error}", holder.pid);
+            return None;
+        }
+    };
+    // The number may be another's by now; the place says what it is.
+    let open = Open::new(fd, place.clone());
+    (place_of(&open.fd).as_ref() == Some(place) && open.inode() == inode).then_some(open)
+}
+
+/// Keeps all sockets open over an exec. Returns the text that hands them over.
+pub(super) fn hand_over(sockets: &Sockets) -> String {
+    let mut all = Vec::new();
+    for (id, held) in sockets {
+        for open in &held.open {
+            set_inheritable(open.fd.as_fd(), true);
+            all.push(format!("{}:{id}", open.fd.as_raw_fd()));
+        }
+    }
+    all.join(" ")
+}
+
+/// The exec failed: all sockets are close-on-exec again.
+pub(super) fn take_back(sockets: &Sockets) {
+    for open in sockets.values().flat_map(|held| &held.open) {
+        set_inheritable(open.fd.as_fd(), false);
+    }
+}
+
+/// What the program before us handed over by that text.
+pub(super) fn inherited(text: &str) -> Sockets {
+    let mut sockets = Sockets::new();
+    for item in text.split(' ').filter(|item| !item.is_empty()) {
+        let Some((number, id)) = item.split_once(':') else { continue };
+        let (Ok(number), Ok(id)) = (number.parse::<RawFd>(), InstanceId::parse(id)) else {
+            continue;
+        };
+        let link = fs::read_link(format!("/proc/self/fd/{number}"));
+        if !link.is_ok_and(|link| link.to_string_lossy().starts_with("socket:")) {
+            continue;
+        }
+        let fd = sys::take_inherited(number);
+        set_inheritable(fd.as_fd(), false);
+        if let Some(place) = place_of(&fd) {
+            sockets.entry(id).or_default().open.push(Open::new(fd, place));
+        }
+    }
+    sockets
+}
