@@ -21,10 +21,12 @@ pub(super) const GO: u8 = b'g';
 pub(super) const REPORT_BYTES: usize = 6;
 /// `CLOSE_RANGE_CLOEXEC` (Linux 5.11).
 const CLOSE_RANGE_CLOEXEC: libc::c_uint = 4;
-/// The entry of an environment that the child ends with its own number.
-pub(super) const OWN_PID: &str = "WATCHDOG_PID=";
-/// Bytes of that entry: its name, a number of at most ten digits, and NUL.
-const OWN_PID_BYTES: usize = OWN_PID.len() + 11;
+/// Variables whose value is the child's own number, which it writes where they are empty: that of
+/// `sd_watchdog_enabled(3)`, and that of `sd_listen_fds(3)`.
+pub(super) const WATCHDOG_PID: &str = "WATCHDOG_PID";
+pub(super) const LISTEN_PID: &str = "LISTEN_PID";
+/// Bytes of a number of at most ten digits, and NUL.
+const PID_BYTES: usize = 11;
 /// The largest signal number.
 const SIGNAL_MAX: libc::c_int = 64;
 
@@ -59,84 +61,78 @@ pub(super) struct Prepared {
     pub(super) nice: Option<i32>,
     /// Text for `/proc/self/oom_score_adj`.
     pub(super) oom_score_adjust: Option<CString>,
-    /// Whether the program is told that it has sockets, by its own number in `LISTEN_PID`.
-    pub(super) listens: bool,
     /// A session of its own, or only a process group, in the foreground of the terminal if any.
     pub(super) own_session: bool,
 }
-
-/// The variable of `sd_listen_fds(3)` that says whom the sockets are for.
-const LISTEN_PID: &[u8] = b"LISTEN_PID=";
-/// Room for its value and the NUL at its end.
-const PID_BYTES: usize = 12;
 
 /// Arrays of pointers as execve(2) wants them, made before the fork.
 #[derive(Debug)]
 pub(super) struct Pointers {
     argv: Vec<*const libc::c_char>,
-    /// In cells: the child puts its own number in the place of [`OWN_PID`].
-    envp: Vec<Cell<*const libc::c_char>>,
-    /// Where in `envp` that is.
-    own_pid: Option<usize>,
-    /// `LISTEN_PID`, whose value only the child knows.
-    listen_pid: Vec<Cell<u8>>,
+    envp: Vec<*const libc::c_char>,
+    /// What some of `envp` point to.
+    own_pids: Vec<OwnPid>,
 }
 
 impl Pointers {
     pub(super) fn of(prepared: &Prepared) -> Self {
-        let list = |texts: &[CString]| -> Vec<*const libc::c_char> {
-            texts.iter().map(|text| text.as_ptr()).chain([std::ptr::null()]).collect()
-        };
-        let is_own = |entry: &CString| entry.to_bytes() == OWN_PID.as_bytes();
-        let mut own_pid = prepared.env.iter().position(is_own);
-        let mut envp: Vec<Cell<*const libc::c_char>> =
-            list(&prepared.env).into_iter().map(Cell::new).collect();
-        let mut listen_pid = Vec::new();
-        if prepared.listens {
-            listen_pid = LISTEN_PID.iter().copied().map(Cell::new).collect();
-            listen_pid.resize(LISTEN_PID.len().saturating_add(PID_BYTES), Cell::new(0));
-            envp.insert(0, Cell::new(listen_pid.as_ptr().cast()));
-            own_pid = own_pid.map(|place| place.saturating_add(1));
+        let argv = prepared.args.iter().map(|text| text.as_ptr());
+        let mut own_pids = Vec::new();
+        let mut envp: Vec<*const libc::c_char> = Vec::new();
+        for entry in &prepared.env {
+            match OwnPid::of(entry) {
+                Some(own) => {
+                    envp.push(own.as_ptr());
+                    own_pids.push(own);
+                }
+                None => envp.push(entry.as_ptr()),
+            }
         }
-        Self { argv: list(&prepared.args), envp, own_pid, listen_pid }
+        envp.push(std::ptr::null());
+        Self { argv: argv.chain([std::ptr::null()]).collect(), envp, own_pids }
+    }
+}
+
+/// An entry `NAME=PID` of the environment. In cells, as the child writes the number.
+#[derive(Debug)]
+struct OwnPid {
+    bytes: Vec<Cell<u8>>,
+    /// Where the number begins.
+    at: usize,
+}
+
+impl OwnPid {
+    /// The entry with room for the number, where it is one of those.
+    fn of(entry: &CStr) -> Option<Self> {
+        let name = entry.to_bytes().strip_suffix(b"=")?;
+        let is_own = [WATCHDOG_PID, LISTEN_PID].iter().any(|own| own.as_bytes() == name);
+        is_own.then(|| {
+            let mut bytes: Vec<Cell<u8>> =
+                entry.to_bytes().iter().copied().map(Cell::new).collect();
+            let at = bytes.len();
+            bytes.resize(at.saturating_add(PID_BYTES), Cell::new(0));
+            Self { bytes, at }
+        })
     }
 
-    /// Writes the child's number into its variable, without allocating.
-    fn write_pid(&self, pid: u32) {
+    fn as_ptr(&self) -> *const libc::c_char {
+        self.bytes.as_ptr().cast()
+    }
+
+    /// Writes a number, without allocating.
+    fn write(&self, pid: u32) {
         let mut divisor = 1;
         while pid / divisor >= 10 {
             divisor *= 10;
         }
-        for place in self.listen_pid.iter().skip(LISTEN_PID.len()).take(PID_BYTES - 1) {
+        for place in self.bytes.iter().skip(self.at).take(PID_BYTES - 1) {
             if divisor == 0 {
                 return;
             }
             // A digit fits.
-            place.set(b'0' + (pid / divisor % 10) as u8);
+            place.set(b'0'.wrapping_add((pid / divisor % 10) as u8));
             divisor /= 10;
         }
-    }
-}
-
-/// An entry `NAME=PID` of the environment, made in the child, which alone knows the number.
-struct OwnPid([u8; OWN_PID_BYTES]);
-
-impl OwnPid {
-    /// The variable that [`OWN_PID`] names, with this number.
-    fn new(pid: u32) -> Self {
-        let mut text = [0u8; OWN_PID_BYTES];
-        let name = OWN_PID.as_bytes();
-        let digits =
-            std::iter::successors(Some(pid), |left| Some(left / 10).filter(|left| *left > 0));
-        let count = digits.clone().count();
-        for (place, byte) in text.iter_mut().zip(name) {
-            *place = *byte;
-        }
-        let places = text.iter_mut().skip(name.len()).take(count).rev();
-        for (place, left) in places.zip(digits) {
-            *place = b'0'.wrapping_add((left % 10) as u8);
-        }
-        Self(text)
     }
 }
 
@@ -153,7 +149,8 @@ pub(super) fn run(prepared: &Prepared, pointers: &Pointers, gate: RawFd, other: 
         leave();
     }
     let gate = lift(prepared, gate);
-    pointers.write_pid(std::process::id());
+    let pid = std::process::id();
+    pointers.own_pids.iter().for_each(|own| own.write(pid));
     let Failure(stage, errno, which) = become_program(prepared, pointers, gate);
     let [a, b, c, d] = errno.to_le_bytes();
     let report: [u8; REPORT_BYTES] = [stage as u8, a, b, c, d, which];
@@ -245,15 +242,9 @@ fn become_program(prepared: &Prepared, pointers: &Pointers, gate: RawFd) -> Fail
     unsafe { libc::sigemptyset(none.as_mut_ptr()) };
     // SAFETY: the set was filled in above; no old set is asked for.
     unsafe { libc::sigprocmask(libc::SIG_SETMASK, none.as_ptr(), std::ptr::null_mut()) };
-    // SAFETY: no arguments; it cannot fail.
-    let own = OwnPid::new(unsafe { libc::getpid() }.unsigned_abs());
-    if let Some(entry) = pointers.own_pid.and_then(|place| pointers.envp.get(place)) {
-        entry.set(own.0.as_ptr().cast());
-    }
-    // A cell is laid out as what is in it.
-    let envp = pointers.envp.as_ptr().cast::<*const libc::c_char>();
+    let envp = pointers.envp.as_ptr();
     // SAFETY: both arrays end with a null pointer, and what they point to lives in `prepared` and
-    // `own`.
+    // `pointers`.
     unsafe { libc::execve(prepared.program.as_ptr(), pointers.argv.as_ptr(), envp) };
     fail(Stage::Exec, 0)
 }
@@ -404,9 +395,12 @@ mod tests {
 
     #[test]
     fn a_number_is_written_without_allocating() {
+        assert!(OwnPid::of(c"WATCHDOG_PID=1").is_none() && OwnPid::of(c"PID=").is_none());
         for pid in [0, 1, 42, 32_768, 4_194_304, u32::MAX] {
-            let entry = OwnPid::new(pid);
-            let text = CStr::from_bytes_until_nul(&entry.0).unwrap();
+            let entry = OwnPid::of(c"WATCHDOG_PID=").unwrap();
+            entry.write(pid);
+            let bytes: Vec<u8> = entry.bytes.iter().map(Cell::get).collect();
+            let text = CStr::from_bytes_until_nul(&bytes).unwrap();
             assert_eq!(text.to_str(), Ok(format!("WATCHDOG_PID={pid}").as_str()));
         }
     }

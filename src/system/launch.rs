@@ -139,19 +139,15 @@ impl Launcher<'_> {
     }
 
     /// Everything the child needs. `descriptors` are those it is given; `extra` variables are set
-    /// over all others. `listens`: there are sockets among the descriptors.
+    /// over all others.
     pub(super) fn prepare(
         &self,
         descriptors: Vec<(RawFd, RawFd)>,
         extra: &[(&str, OsString)],
-        listens: bool,
     ) -> Result<Prepared, StartError> {
         let (command, hook) = self.command()?;
         let identity = self.identity(hook)?;
-        let mut env = self.environment(&identity, extra)?;
-        if listens {
-            env.remove(OsStr::new("LISTEN_PID"));
-        }
+        let env = self.environment(&identity, extra)?;
         let dir_asked = self.process.working_dir.is_some();
         let dir = match &self.process.working_dir {
             Some(dir) => self.path(dir),
@@ -187,7 +183,6 @@ impl Launcher<'_> {
             umask: self.process.umask.unwrap_or(DEFAULT_UMASK),
             nice: self.process.nice,
             oom_score_adjust: score.transpose()?,
-            listens,
             own_session: self.process.own_session || self.launch.role != Role::Main,
         })
     }

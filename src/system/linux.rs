@@ -566,7 +566,7 @@ impl Linux {
             let micros = (silence.as_nanos() / 1_000).to_string();
             readiness.extra.push(("WATCHDOG_USEC", micros.into()));
             // The child adds its number.
-            readiness.extra.push((child::OWN_PID.trim_end_matches('='), OsString::new()));
+            readiness.extra.push((child::WATCHDOG_PID, OsString::new()));
         }
         Ok(readiness)
     }
@@ -650,23 +650,24 @@ impl Linux {
         Ok(path)
     }
 
-    /// Adds the sockets of a service to what its main process is given. Returns whether there are any.
+    /// Adds the sockets of a service to what its main process is given.
     fn give_sockets(
         &self,
         launch: &Launch,
         descriptors: &mut Vec<(RawFd, RawFd)>,
         extra: &mut Vec<(&'static str, OsString)>,
-    ) -> bool {
+    ) {
         let given = sockets::given_to(&self.sockets, &launch.spec.name);
         if given.is_empty() {
-            return false;
+            return;
         }
         let names: Vec<&str> = given.iter().map(|(_, name)| name.as_str()).collect();
+        // The child adds its number.
+        extra.push((child::LISTEN_PID, OsString::new()));
         extra.push(("LISTEN_FDS", given.len().to_string().into()));
         extra.push(("LISTEN_FDNAMES", names.join(":").into()));
         let numbers = given.iter().map(|(fd, _)| *fd);
         descriptors.extend(numbers.zip(FIRST_SOCKET..));
-        true
     }
 
     /// An address with everything filled in.
@@ -1007,10 +1008,12 @@ impl System for Linux {
             (None, Output::Inherit | Output::Keeper) => {}
         }
         descriptors.extend(owned.iter().map(|(fd, number)| (fd.as_raw_fd(), *number)));
-        let listens = is_main && self.give_sockets(launch, &mut descriptors, &mut extra);
+        if is_main {
+            self.give_sockets(launch, &mut descriptors, &mut extra);
+        }
         let prepared = {
             let launcher = Launcher { origin: &self.origin, launch, process: spec };
-            launcher.prepare(descriptors, &extra, listens)?
+            launcher.prepare(descriptors, &extra)?
         };
         let ledger = self.lasting.as_mut().map(|lasting| &mut lasting.ledger);
         let born = give_birth(&mut self.way, &prepared, launch, at, ledger)?;
