@@ -26,7 +26,10 @@ impl Check for Once {
                 let id = &notice.event.instance;
                 match &notice.event.what {
                     Happening::Settled { verdict: Verdict::Done } => {
-                        self.told.extend(self.begun.get(id).map(|wish| (id.clone(), *wish)));
+                        // One that has a schedule now, and none later, is another task then.
+                        let schedule = scene.spec(&id.unit).and_then(|spec| spec.schedule.as_ref());
+                        let begun = self.begun.get(id).filter(|_| schedule.is_none());
+                        self.told.extend(begun.map(|wish| (id.clone(), *wish)));
                     }
                     Happening::Forgotten => {
                         self.told.remove(id);
