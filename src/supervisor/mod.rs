@@ -399,6 +399,8 @@ struct Standing {
     started: bool,
     stuck: bool,
     called: Option<Monotonic>,
+    /// Whether nothing is missing but a connection.
+    waits_for_callers: bool,
 }
 
 impl Standing {
@@ -413,6 +415,7 @@ impl Standing {
             stuck: matches!(&instance.phase, Phase::Waiting { on, .. }
                 if on.iter().any(|blocker| blocker.stuck)),
             called: run.and_then(|run| run.called),
+            waits_for_callers: plan::waits_at(instance).next().is_some(),
         }
     }
 }
