@@ -94,10 +94,18 @@ pub(super) fn newer_socket(view: &View<'_>, id: &InstanceId, run: &Run) -> Optio
     sockets.find(is_newer).map(|(socket, _)| socket.clone())
 }
 
-/// Whether an instance waits for a connection, so that whoever connects brings it up.
-pub(super) fn is_waiting(phase: &Phase) -> bool {
-    matches!(phase, Phase::Waiting { on, .. }
-        if on.iter().any(|blocker| blocker.until == Until::Connection))
+/// Whether nothing is missing for an instance to come up but a connection. What it was last seen to
+/// wait for is not enough: its sockets may have gone since, and the ledger tells only of the wait.
+pub(super) fn can_be_called(view: &View<'_>, id: &InstanceId, phase: &Phase) -> bool {
+    let waits = matches!(phase, Phase::Waiting { on, .. }
+        if on.iter().any(|blocker| blocker.until == Until::Connection));
+    let listens = |(socket, _): &(UnitName, _)| {
+        let up =
+            |(id, socket): (&InstanceId, &Instance)| socket.phase == Phase::Up && view.wants(id);
+        view.observed.of_unit(socket).any(up)
+    };
+    (waits || *phase == Phase::Done)
+        && lazy(view, &id.unit).is_some_and(|node| node.sockets.iter().all(listens))
 }
 
 /// The socket units at which an instance waits for a connection.

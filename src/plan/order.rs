@@ -113,7 +113,7 @@ fn standing_of(view: &View<'_>, unit: &Unit, id: &InstanceId, wanted: Condition)
             if started && wanted == Condition::Started { Standing::Met } else { Standing::Pending }
         }
         // Whoever connects is served: it may as well be who needs it.
-        phase if wanted != Condition::Completed && waits_for_callers(view, id, phase) => {
+        phase if wanted != Condition::Completed && lazy::can_be_called(view, id, phase) => {
             Standing::Met
         }
         Phase::Waiting { on, .. } if on.iter().any(|blocker| blocker.stuck) => Standing::Stuck,
@@ -125,11 +125,6 @@ fn standing_of(view: &View<'_>, unit: &Unit, id: &InstanceId, wanted: Condition)
         | Phase::Skipped { .. }
         | Phase::Unproven { .. } => Standing::Stuck,
     }
-}
-
-/// Whether nothing is missing for an instance to come up but a connection.
-fn waits_for_callers(view: &View<'_>, id: &InstanceId, phase: &Phase) -> bool {
-    lazy::is_waiting(phase) || (*phase == Phase::Done && lazy::is_lazy(view, &id.unit))
 }
 
 /// Whether a task with a schedule has completed, and goes on running when it is due: whatever its
