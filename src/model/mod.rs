@@ -3,7 +3,7 @@
 //! A **unit** is what one YAML document declares; its parsed form is a [`Spec`]. An **instance**
 //! ([`InstanceId`]) is what runs: `web`, or `web@eu` where a unit asks for several. What is wanted
 //! of all of them is [`Desired`]; what is known of them is [`Observed`]. One life of an instance's
-//! processes is a **run**.
+//! processes is a **run**. When a task with a [`Schedule`] runs next is in the [`Agenda`].
 //!
 //! An instance is always in one [`Phase`]:
 //!

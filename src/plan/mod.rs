@@ -3,7 +3,8 @@
 //!
 //! It has no memory of its own and reads no clock: level-triggered, so that lost, doubled or late
 //! events may delay it and never mislead it. Each decision looks at an instance, its unit, and its
-//! unit's neighbours in the graph, and at nothing farther away: a wish to stop spreads as facts
+//! unit's neighbours in the graph (with a lazy service, at its sockets too), and at nothing farther
+//! away: a wish to stop spreads as facts
 //! (`Phase::Stopping` with [`Rung::Dependents`]) from neighbour to neighbour, before anything is
 //! signalled.
 

@@ -1,12 +1,13 @@
 //! The real world. Glue over the files beside it; its events come from the descriptors that it
 //! registers with the daemon's poll, and from reaping.
 
+mod listening;
+mod readiness;
 mod said;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::OsString;
 use std::fs;
-use std::io::{Read, Write};
+use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -16,8 +17,8 @@ use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
 
 use super::alarm::Alarm;
-use super::channels::{self, FileWaits, Mark};
-use super::child::{self, Prepared, REPORT_BYTES};
+use super::channels::{self, FileWaits};
+use super::child::{Prepared, REPORT_BYTES};
 use super::dirs::Lock;
 use super::disk::Files;
 use super::env::inheritable;
@@ -28,19 +29,19 @@ use super::notify::NotifySocket;
 use super::paths::Paths;
 use super::process::Found;
 use super::room::{Later, Room};
-use super::sockets::{self, Open, Place, Sockets};
+use super::sockets::Sockets;
 use super::spawn::{self, BirthError, Entry, Way};
 use super::store::Store;
 use super::tree::Ends;
 use super::{
     Dirs, Environment, Launch, Listening, Loaded, LockError, Proof, Replay, RunRef, System,
-    SystemError, accounts, errno_words, plain, process, sys, tree,
+    SystemError, accounts, plain, process, sys, tree,
 };
 use crate::model::{
-    Address, Agenda, Bound, Desired, EXIT_NEVER_STARTED, Event, Happening, Identity, InstanceId,
-    Listen, Monotonic, Observed, Outcome, Output, ProcessSpec, Ready, Role, RunId, Signal, Spec,
-    Stage, StartError, Stdin, Wall,
+    Agenda, Bound, Desired, EXIT_NEVER_STARTED, Event, Happening, Identity, InstanceId, Monotonic,
+    Observed, Outcome, Output, Ready, Role, RunId, Signal, Spec, Stage, StartError, Stdin, Wall,
 };
+use readiness::Readiness;
 use said::Said;
 
 /// How long the death of a process that is not our child may take to be reaped by its parent, in
@@ -49,8 +50,6 @@ const FOREIGN_REAP_MILLIS: u8 = 20;
 /// Processes without a role that are watched in one tree. When these are gone it is counted anew,
 /// and others are watched: more would only take descriptors.
 const MEMBERS_WATCHED_MAX: usize = 64;
-/// The first descriptor of a service that is a socket, `sd_listen_fds(3)`.
-const FIRST_SOCKET: RawFd = 3;
 /// How often a tree is killed again because something in it was born meanwhile.
 const KILL_ROUNDS_MAX: usize = 16;
 
@@ -262,21 +261,6 @@ impl Linux {
         }
     }
 
-    /// Keeps all sockets open over an exec; returns the variable's value that hands them over.
-    pub fn hand_over_sockets(&self) -> String {
-        sockets::hand_over(&self.sockets)
-    }
-
-    /// The exec failed: the sockets are close-on-exec again.
-    pub fn take_back_sockets(&self) {
-        sockets::take_back(&self.sockets);
-    }
-
-    /// Takes the sockets that the program before us handed over by this value.
-    pub fn take_sockets(&mut self, handed: &str) {
-        self.sockets = sockets::inherited(handed);
-    }
-
     /// Reaps every child that has ended. Children without a role change no unit's state.
     pub fn reap(&mut self) -> Vec<Event> {
         let mut events = Vec::new();
@@ -354,7 +338,7 @@ impl Linux {
             Some(Watched::Files) => self.files_ready(&mut events),
             Some(Watched::Caller { socket, .. }) => {
                 let socket = socket.clone();
-                self.watch_sockets(&socket, false);
+                self.watch_sockets_of(&socket, false);
                 let run = self.sockets.get(&socket).and_then(|held| held.run);
                 events.extend(run.map(|run| self.event(&socket, Happening::Called { run })));
             }
@@ -551,227 +535,10 @@ impl Linux {
         channels::child_end(fifo).map_err(fail)
     }
 
-    /// Everything by which a main process can say how it is, and what it is told of that.
-    fn open_channels(
-        &mut self,
-        launch: &Launch,
-        process: &ProcessSpec,
-    ) -> Result<Readiness, StartError> {
-        let mut readiness = self.open_readiness(launch, &process.ready)?;
-        if hears(process) {
-            let path = self.open_notify(launch, process)?;
-            readiness.extra.push(("NOTIFY_SOCKET", path.into()));
-        }
-        if let Some(silence) = process.watchdog {
-            let micros = (silence.as_nanos() / 1_000).to_string();
-            readiness.extra.push(("WATCHDOG_USEC", micros.into()));
-            // The child adds its number.
-            readiness.extra.push((child::WATCHDOG_PID, OsString::new()));
-        }
-        Ok(readiness)
-    }
-
-    /// Everything by which a main process can say that it is ready, the notify socket apart.
-    fn open_readiness(&mut self, launch: &Launch, ready: &Ready) -> Result<Readiness, StartError> {
-        let (id, run) = (&launch.instance, launch.run);
-        match ready {
-            Ready::Fd(number) => {
-                let path = self.dirs.notify().join(format!("{id}.ready"));
-                let fail = |error: std::io::Error| prepare_error(path.display(), &error);
-                let fifo = channels::open_fifo(&path, owner_of(&launch.spec)).map_err(fail)?;
-                let theirs = channels::child_end(&fifo).map_err(fail)?;
-                let fd = fifo.as_raw_fd();
-                self.watch(Some(run), fd, Watched::ReadyFd { run, fifo }).map_err(fail)?;
-                Ok(Readiness { owned: vec![(theirs, RawFd::from(*number))], extra: Vec::new() })
-            }
-            Ready::File(template) => {
-                let path = self.path_of(launch, template);
-                let before = channels::mark(&path);
-                self.wait_for_file(run, path, before)?;
-                Ok(Readiness::default())
-            }
-            Ready::Log(_) => {
-                self.open_answer(launch)?;
-                self.mark_output(launch)?;
-                Ok(Readiness::default())
-            }
-            Ready::Started | Ready::Notify | Ready::Delay(_) | Ready::Asked(_) => {
-                Ok(Readiness::default())
-            }
-        }
-    }
-
-    /// The FIFO on which the log keeper says that a run's line has come.
-    fn open_answer(&mut self, launch: &Launch) -> Result<(), StartError> {
-        let path = self.answer_path(&launch.instance);
-        let fail = |error: std::io::Error| prepare_error(path.display(), &error);
-        let fifo = channels::open_fifo(&path, None).map_err(fail)?;
-        let (run, fd) = (launch.run, fifo.as_raw_fd());
-        self.watch(Some(run), fd, Watched::ReadyLog { run, fifo }).map(drop).map_err(fail)
-    }
-
-    fn answer_path(&self, id: &InstanceId) -> PathBuf {
-        self.dirs.notify().join(format!("{id}.ready"))
-    }
-
-    /// Tells the log keeper where in the output a run begins.
-    fn mark_output(&mut self, launch: &Launch) -> Result<(), StartError> {
-        let fail = |error: std::io::Error| {
-            let subject = format!("output FIFO of {}", launch.instance);
-            // It is full, as nobody reads it now.
-            StartError { passing: true, ..prepare_error(subject, &error) }
-        };
-        let Some(fifo) = self.outputs.get(&launch.instance) else { return Ok(()) };
-        let mut file = fs::File::from(fifo.try_clone().map_err(fail)?);
-        let run = launch.run.to_string();
-        let parts = [instruction::RUN_MARK, run.as_bytes(), instruction::RUN_MARK_END, b"\n"];
-        // Shorter than PIPE_BUF: whole or not at all, pipe(7).
-        file.write_all(&parts.concat()).map_err(fail)
-    }
-
-    fn open_notify(
-        &mut self,
-        launch: &Launch,
-        process: &ProcessSpec,
-    ) -> Result<PathBuf, StartError> {
-        let path = self.dirs.notify().join(launch.instance.to_string());
-        let socket = NotifySocket::bind(&path, owner_of(&launch.spec)).map_err(|reason| {
-            let (stage, subject) = (Stage::Prepare, path.display().to_string());
-            StartError { stage, subject, reason, passing: false }
-        })?;
-        let fd = socket.as_fd().as_raw_fd();
-        let run = launch.run;
-        if let Some(kept) = self.runs.get_mut(&run) {
-            kept.notify = Some(path.clone());
-        }
-        let is_readiness = process.ready == Ready::Notify;
-        self.watch(Some(run), fd, Watched::Notify { run, is_readiness, socket })
-            .map_err(|error| prepare_error(path.display(), &error))?;
-        Ok(path)
-    }
-
-    /// Adds the sockets of a service to what its main process is given.
-    fn give_sockets(
-        &self,
-        launch: &Launch,
-        descriptors: &mut Vec<(RawFd, RawFd)>,
-        extra: &mut Vec<(&'static str, OsString)>,
-    ) {
-        let given = sockets::given_to(&self.sockets, &launch.spec.name);
-        if given.is_empty() {
-            return;
-        }
-        let names: Vec<&str> = given.iter().map(|(_, name)| name.as_str()).collect();
-        // The child adds its number.
-        extra.push((child::LISTEN_PID, OsString::new()));
-        extra.push(("LISTEN_FDS", given.len().to_string().into()));
-        extra.push(("LISTEN_FDNAMES", names.join(":").into()));
-        let numbers = given.iter().map(|(fd, _)| *fd);
-        descriptors.extend(numbers.zip(FIRST_SOCKET..));
-    }
-
-    /// An address with everything filled in.
-    fn place(&self, listening: &Listening<'_>, address: &Address) -> Place {
-        let Listening { instance, spec, .. } = *listening;
-        match address {
-            Address::Tcp(address) => Place::Tcp(*address),
-            Address::Udp(address) => Place::Udp(*address),
-            Address::Unix(path) => {
-                let path = launch::fill(path, &self.origin, instance, 1, spec);
-                Place::Unix(spec.base_dir().unwrap_or(Path::new("/")).join(path))
-            }
-        }
-    }
-
-    /// All sockets of a unit in their order, or those that were kept and why there are no others.
-    fn open_all(
-        &self,
-        listening: &Listening<'_>,
-        places: &[Place],
-        kept: &mut Vec<Open>,
-    ) -> (Vec<Open>, Option<StartError>) {
-        let Listening { instance, spec, .. } = *listening;
-        let mut new = Vec::new();
-        let mut all: Vec<Option<Open>> = Vec::new();
-        let listen = spec.socket.as_ref().map_or(&[][..], |socket| socket.listen.as_slice());
-        for (place, one) in places.iter().zip(listen) {
-            if kept.iter().any(|open| open.place == *place) {
-                if let Place::Unix(path) = place
-                    && let Err(reason) = sockets::set_owner(path, one)
-                {
-                    log::warn!("{instance}: {place}: {reason}");
-                }
-                continue;
-            }
-            match self.open_socket(listening, place, one) {
-                Ok(open) => new.push(open),
-                Err(error) => {
-                    close_all(&new);
-                    return (std::mem::take(kept), Some(error));
-                }
-            }
-        }
-        kept.append(&mut new);
-        for (place, one) in places.iter().zip(listen) {
-            let number = kept.iter().position(|open| open.place == *place);
-            let mut open = number.map(|number| kept.swap_remove(number));
-            if let Some(open) = &mut open {
-                let name = one.name.as_deref().unwrap_or(spec.name.as_str());
-                name.clone_into(&mut open.name);
-            }
-            all.push(open);
-        }
-        (all.into_iter().flatten().collect(), None)
-    }
-
-    /// A socket that is not open here: from a process that has it still, or a new one.
-    fn open_socket(
-        &self,
-        listening: &Listening<'_>,
-        place: &Place,
-        one: &Listen,
-    ) -> Result<Open, StartError> {
-        let fail = |reason: String, passing: bool| {
-            let (stage, subject) = (Stage::Listen, place.to_string());
-            StartError { stage, subject, reason, passing }
-        };
-        if !self.room.for_start(self.null.as_fd()) {
-            return Err(fail(errno_words(libc::EMFILE), true));
-        }
-        let at = place.to_string();
-        let before = listening.before.iter().find(|bound| bound.at == at);
-        if let Some(bound) = before {
-            if let Some(open) = self.regain(listening.holders, bound.inode, place) {
-                return Ok(open);
-            }
-            log::warn!("{}: {at} could not be kept; it is opened anew", listening.instance);
-        }
-        sockets::open(place, one).map_err(|reason| fail(reason, false))
-    }
-
-    /// A socket of an earlier supervisor, from a process of the runs that were given it.
-    fn regain(&self, holders: &[RunRef], inode: u64, place: &Place) -> Option<Open> {
-        let known = self.children.keys().copied().collect();
-        holders.iter().find_map(|run| {
-            let leaders = run.leaders.iter().map(|(_, identity)| *identity);
-            let members = tree::members(run, &known, &self.ends(run.run));
-            let mut all = leaders.chain(members);
-            all.find_map(|holder| sockets::regain(&holder, inode, place))
-        })
-    }
-
     fn path_of(&self, launch: &Launch, template: &crate::model::Template) -> PathBuf {
         let Launch { instance, index, spec, .. } = launch;
         let text = launch::fill(template, &self.origin, instance, *index, spec);
         spec.base_dir().unwrap_or(Path::new("/")).join(text)
-    }
-
-    fn wait_for_file(&mut self, run: RunId, path: PathBuf, before: Mark) -> Result<(), StartError> {
-        let fail = |error: std::io::Error| prepare_error("watch for a file", &error);
-        if let Some(fd) = self.files.add(run, path, before).map_err(fail)? {
-            self.watch(None, fd, Watched::Files).map_err(fail)?;
-        }
-        Ok(())
     }
 
     fn begin_to_watch(&mut self, run: RunId, roots: &[PathBuf]) -> std::io::Result<()> {
@@ -827,27 +594,6 @@ impl Linux {
         }
         others.len()
     }
-}
-
-/// Takes away the files of sockets that are closed.
-fn close_all(sockets: &[Open]) {
-    for open in sockets {
-        open.remove_file();
-    }
-}
-
-/// What a process is given to say that it is ready.
-#[derive(Debug, Default)]
-struct Readiness {
-    /// Descriptors, and their numbers in the child.
-    owned: Vec<(OwnedFd, RawFd)>,
-    /// Variables.
-    extra: Vec<(&'static str, OsString)>,
-}
-
-/// Whether a unit's process has a notify socket.
-fn hears(process: &ProcessSpec) -> bool {
-    process.ready == Ready::Notify || process.watchdog.is_some()
 }
 
 /// Whether a process has a part in the end of a run, or only in its life.
@@ -1165,59 +911,15 @@ impl System for Linux {
     }
 
     fn listen(&mut self, listening: &Listening<'_>) -> Result<Vec<Bound>, StartError> {
-        let Listening { instance, run, spec, .. } = *listening;
-        let Some(socket) = &spec.socket else { return Ok(Vec::new()) };
-        let watched = self.sockets.get(instance).is_some_and(|held| !held.tokens.is_empty());
-        self.watch_sockets(instance, false);
-        let places: Vec<Place> =
-            socket.listen.iter().map(|one| self.place(listening, &one.address)).collect();
-        let held = self.sockets.entry(instance.clone()).or_default();
-        (held.run, held.service) = (Some(run), Some(socket.service.clone()));
-        let (mut kept, gone) = std::mem::take(&mut held.open)
-            .into_iter()
-            .partition::<Vec<Open>, _>(|open| places.contains(&open.place));
-        close_all(&gone);
-        drop(gone);
-        let (open, failed) = self.open_all(listening, &places, &mut kept);
-        let bound = open
-            .iter()
-            .map(|open| Bound { at: open.place.to_string(), inode: open.inode() })
-            .collect();
-        if let Some(held) = self.sockets.get_mut(instance) {
-            held.open = open;
-        }
-        self.watch_sockets(instance, watched);
-        failed.map_or(Ok(bound), Err)
+        self.listen_at(listening)
     }
 
     fn close_sockets(&mut self, instance: &InstanceId) {
-        self.watch_sockets(instance, false);
-        let held = self.sockets.remove(instance).unwrap_or_default();
-        close_all(&held.open);
+        self.close_sockets_of(instance);
     }
 
     fn watch_sockets(&mut self, instance: &InstanceId, watch: bool) {
-        let Some(held) = self.sockets.get_mut(instance) else { return };
-        if !watch {
-            for token in std::mem::take(&mut held.tokens) {
-                self.unwatch(token);
-            }
-            return;
-        }
-        if !held.tokens.is_empty() {
-            return;
-        }
-        let numbers: Vec<RawFd> = held.open.iter().map(|open| open.fd.as_raw_fd()).collect();
-        let mut tokens = Vec::with_capacity(numbers.len());
-        for fd in numbers {
-            match self.watch(None, fd, Watched::Caller { socket: instance.clone(), fd }) {
-                Ok(token) => tokens.push(token),
-                Err(error) => log::error!("{instance}: cannot watch a socket: {error}"),
-            }
-        }
-        if let Some(held) = self.sockets.get_mut(instance) {
-            held.tokens = tokens;
-        }
+        self.watch_sockets_of(instance, watch);
     }
 
     fn watch_paths(&mut self, launch: &Launch) {
@@ -1386,47 +1088,6 @@ impl Linux {
         self.later.ended(launch.run, launch.role);
         self.later.processes.push((launch.clone(), *identity));
         self.later.again(self.now());
-    }
-
-    /// For a run of an earlier supervisor: whatever it still has to say, it says to us.
-    fn reopen_channels(&mut self, launch: &Launch, main: &Identity) {
-        let Some(process) = &launch.spec.process else { return };
-        let has_file = matches!(process.ready, Ready::Fd(_) | Ready::File(_) | Ready::Log(_));
-        let has_any = hears(process) || has_file;
-        if has_any && !self.room.for_start(self.null.as_fd()) {
-            self.later.readiness.push((launch.clone(), *main));
-            self.later.again(self.now());
-            return;
-        }
-        let notify =
-            if hears(process) { self.open_notify(launch, process).map(|_| ()) } else { Ok(()) };
-        let ready = match &process.ready {
-            Ready::Started | Ready::Notify | Ready::Delay(_) | Ready::Asked(_) => Ok(()),
-            Ready::File(template) => {
-                let path = self.path_of(launch, template);
-                let before = channels::mark_older_than(&path, process::started_at(main.start));
-                self.wait_for_file(launch.run, path, before)
-            }
-            // The log keeper knows what has come, and holds the FIFO.
-            Ready::Log(_) => self.open_answer(launch),
-            ready @ Ready::Fd(_) => self.reopen_ready_fifo(launch, ready),
-        };
-        for error in [notify, ready].into_iter().filter_map(Result::err) {
-            log::warn!("{}: {error}", launch.instance);
-        }
-    }
-
-    /// A descriptor that is closed has said what it had to say, perhaps while nobody held the FIFO:
-    /// then it is lost, and is said again.
-    fn reopen_ready_fifo(&mut self, launch: &Launch, ready: &Ready) -> Result<(), StartError> {
-        let path = self.dirs.notify().join(format!("{}.ready", launch.instance));
-        let is_closed = channels::has_writer(&path).is_ok_and(|has| !has);
-        self.open_readiness(launch, ready)?;
-        if is_closed {
-            let fail = |error: std::io::Error| prepare_error(path.display(), &error);
-            channels::say_newline(&path).map_err(fail)?;
-        }
-        Ok(())
     }
 
     /// How many children we have, with and without a role; more than we can count where the kernel

@@ -1,0 +1,179 @@
+//! How a run says that it is ready: what is opened for it before its start, and opened again by the
+//! next supervisor.
+
+use std::ffi::OsString;
+use std::fs;
+use std::io::Write;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::path::PathBuf;
+
+use super::super::channels::{self, Mark};
+use super::super::notify::NotifySocket;
+use super::super::{Launch, child, instruction, process};
+use super::{Linux, Watched, owner_of, prepare_error};
+use crate::model::{Identity, InstanceId, ProcessSpec, Ready, RunId, Stage, StartError};
+use crate::system::System;
+
+/// What a process is given to say that it is ready.
+#[derive(Debug, Default)]
+pub(super) struct Readiness {
+    /// Descriptors, and their numbers in the child.
+    pub(super) owned: Vec<(OwnedFd, RawFd)>,
+    /// Variables.
+    pub(super) extra: Vec<(&'static str, OsString)>,
+}
+
+impl Linux {
+    /// Everything by which a main process can say how it is, and what it is told of that.
+    pub(super) fn open_channels(
+        &mut self,
+        launch: &Launch,
+        process: &ProcessSpec,
+    ) -> Result<Readiness, StartError> {
+        let mut readiness = self.open_readiness(launch, &process.ready)?;
+        if hears(process) {
+            let path = self.open_notify(launch, process)?;
+            readiness.extra.push(("NOTIFY_SOCKET", path.into()));
+        }
+        if let Some(silence) = process.watchdog {
+            let micros = (silence.as_nanos() / 1_000).to_string();
+            readiness.extra.push(("WATCHDOG_USEC", micros.into()));
+            // The child adds its number.
+            readiness.extra.push((child::WATCHDOG_PID, OsString::new()));
+        }
+        Ok(readiness)
+    }
+
+    /// Everything by which a main process can say that it is ready, the notify socket apart.
+    fn open_readiness(&mut self, launch: &Launch, ready: &Ready) -> Result<Readiness, StartError> {
+        let (id, run) = (&launch.instance, launch.run);
+        match ready {
+            Ready::Fd(number) => {
+                let path = self.dirs.notify().join(format!("{id}.ready"));
+                let fail = |error: std::io::Error| prepare_error(path.display(), &error);
+                let fifo = channels::open_fifo(&path, owner_of(&launch.spec)).map_err(fail)?;
+                let theirs = channels::child_end(&fifo).map_err(fail)?;
+                let fd = fifo.as_raw_fd();
+                self.watch(Some(run), fd, Watched::ReadyFd { run, fifo }).map_err(fail)?;
+                Ok(Readiness { owned: vec![(theirs, RawFd::from(*number))], extra: Vec::new() })
+            }
+            Ready::File(template) => {
+                let path = self.path_of(launch, template);
+                let before = channels::mark(&path);
+                self.wait_for_file(run, path, before)?;
+                Ok(Readiness::default())
+            }
+            Ready::Log(_) => {
+                self.open_answer(launch)?;
+                self.mark_output(launch)?;
+                Ok(Readiness::default())
+            }
+            Ready::Started | Ready::Notify | Ready::Delay(_) | Ready::Asked(_) => {
+                Ok(Readiness::default())
+            }
+        }
+    }
+
+    /// The FIFO on which the log keeper says that a run's line has come.
+    fn open_answer(&mut self, launch: &Launch) -> Result<(), StartError> {
+        let path = self.answer_path(&launch.instance);
+        let fail = |error: std::io::Error| prepare_error(path.display(), &error);
+        let fifo = channels::open_fifo(&path, None).map_err(fail)?;
+        let (run, fd) = (launch.run, fifo.as_raw_fd());
+        self.watch(Some(run), fd, Watched::ReadyLog { run, fifo }).map(drop).map_err(fail)
+    }
+
+    pub(super) fn answer_path(&self, id: &InstanceId) -> PathBuf {
+        self.dirs.notify().join(format!("{id}.ready"))
+    }
+
+    /// Tells the log keeper where in the output a run begins.
+    fn mark_output(&mut self, launch: &Launch) -> Result<(), StartError> {
+        let fail = |error: std::io::Error| {
+            let subject = format!("output FIFO of {}", launch.instance);
+            // It is full, as nobody reads it now.
+            StartError { passing: true, ..prepare_error(subject, &error) }
+        };
+        let Some(fifo) = self.outputs.get(&launch.instance) else { return Ok(()) };
+        let mut file = fs::File::from(fifo.try_clone().map_err(fail)?);
+        let run = launch.run.to_string();
+        let parts = [instruction::RUN_MARK, run.as_bytes(), instruction::RUN_MARK_END, b"\n"];
+        // Shorter than PIPE_BUF: whole or not at all, pipe(7).
+        file.write_all(&parts.concat()).map_err(fail)
+    }
+
+    fn open_notify(
+        &mut self,
+        launch: &Launch,
+        process: &ProcessSpec,
+    ) -> Result<PathBuf, StartError> {
+        let path = self.dirs.notify().join(launch.instance.to_string());
+        let socket = NotifySocket::bind(&path, owner_of(&launch.spec)).map_err(|reason| {
+            let (stage, subject) = (Stage::Prepare, path.display().to_string());
+            StartError { stage, subject, reason, passing: false }
+        })?;
+        let fd = socket.as_fd().as_raw_fd();
+        let run = launch.run;
+        if let Some(kept) = self.runs.get_mut(&run) {
+            kept.notify = Some(path.clone());
+        }
+        let is_readiness = process.ready == Ready::Notify;
+        self.watch(Some(run), fd, Watched::Notify { run, is_readiness, socket })
+            .map_err(|error| prepare_error(path.display(), &error))?;
+        Ok(path)
+    }
+
+    fn wait_for_file(&mut self, run: RunId, path: PathBuf, before: Mark) -> Result<(), StartError> {
+        let fail = |error: std::io::Error| prepare_error("watch for a file", &error);
+        if let Some(fd) = self.files.add(run, path, before).map_err(fail)? {
+            self.watch(None, fd, Watched::Files).map_err(fail)?;
+        }
+        Ok(())
+    }
+
+    /// For a run of an earlier supervisor: whatever it still has to say, it says to us.
+    pub(super) fn reopen_channels(&mut self, launch: &Launch, main: &Identity) {
+        let Some(process) = &launch.spec.process else { return };
+        let has_file = matches!(process.ready, Ready::Fd(_) | Ready::File(_) | Ready::Log(_));
+        let has_any = hears(process) || has_file;
+        if has_any && !self.room.for_start(self.null.as_fd()) {
+            self.later.readiness.push((launch.clone(), *main));
+            self.later.again(self.now());
+            return;
+        }
+        let notify =
+            if hears(process) { self.open_notify(launch, process).map(|_| ()) } else { Ok(()) };
+        let ready = match &process.ready {
+            Ready::Started | Ready::Notify | Ready::Delay(_) | Ready::Asked(_) => Ok(()),
+            Ready::File(template) => {
+                let path = self.path_of(launch, template);
+                let before = channels::mark_older_than(&path, process::started_at(main.start));
+                self.wait_for_file(launch.run, path, before)
+            }
+            // The log keeper knows what has come, and holds the FIFO.
+            Ready::Log(_) => self.open_answer(launch),
+            ready @ Ready::Fd(_) => self.reopen_ready_fifo(launch, ready),
+        };
+        for error in [notify, ready].into_iter().filter_map(Result::err) {
+            log::warn!("{}: {error}", launch.instance);
+        }
+    }
+
+    /// A descriptor that is closed has said what it had to say, perhaps while nobody held the FIFO:
+    /// then it is lost, and is said again.
+    fn reopen_ready_fifo(&mut self, launch: &Launch, ready: &Ready) -> Result<(), StartError> {
+        let path = self.dirs.notify().join(format!("{}.ready", launch.instance));
+        let is_closed = channels::has_writer(&path).is_ok_and(|has| !has);
+        self.open_readiness(launch, ready)?;
+        if is_closed {
+            let fail = |error: std::io::Error| prepare_error(path.display(), &error);
+            channels::say_newline(&path).map_err(fail)?;
+        }
+        Ok(())
+    }
+}
+
+/// Whether a unit's process has a notify socket.
+fn hears(process: &ProcessSpec) -> bool {
+    process.ready == Ready::Notify || process.watchdog.is_some()
+}
