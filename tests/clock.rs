@@ -277,3 +277,27 @@ fn a_due_time_that_was_missed_is_made_up_for_once_or_passed_over() {
         assert_eq!(world.opm(&["shutdown"]).code, 0);
     }
 }
+
+#[test]
+fn an_interval_is_as_long_as_before_when_the_clock_is_set() {
+    let Some((mut world, clock)) = stepped() else { return };
+    world.task("tick", "echo x >> runs", "every: 1s\n");
+    let began = now();
+    world.run();
+    for (n, turn) in [-HOUR, HOUR, -3 * HOUR].into_iter().enumerate() {
+        let before = world.lines("runs").len();
+        world.until("a run", || world.lines("runs").len() > before);
+        set(&clock, turn);
+        assert_eq!(world.opm(&["save"]).code, 0);
+        let before = world.lines("runs").len();
+        world.until("a run by the other clock", || world.lines("runs").len() > before + 1);
+        // The next supervisor does not count the hour either.
+        world.crash();
+        world.run();
+        let before = world.lines("runs").len();
+        world.until("a run after a crash", || world.lines("runs").len() > before);
+        let (runs, passed) = (world.lines("runs").len() as u64, began.elapsed().as_secs());
+        assert!(runs <= passed, "turn {n}: {runs} runs in {passed} s");
+    }
+    assert_eq!(world.opm(&["shutdown"]).code, 0);
+}

@@ -1,6 +1,6 @@
 //! Looks for the line by which a run says that it is ready, until it has come.
 //!
-//! The supervisor writes a mark into the output of each such run before its first process: what
+//! The supervisor writes a mark into the output of each such run before its main process: what
 //! comes before it is another run's. The answer is the run's number on a FIFO that the keeper holds
 //! open, so that it waits there for a supervisor that is away.
 

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::event::RunId;
 use super::name::InstanceId;
 use super::spec::SpecHash;
 use super::time::Wall;
@@ -23,7 +24,10 @@ pub struct Entry {
     pub schedule: SpecHash,
     /// The latest due time that was served; at first the time when the schedule was first seen.
     pub last: Wall,
-    /// When its latest run began.
+    /// Its latest run.
+    #[serde(default)]
+    pub run: Option<RunId>,
+    /// When that began.
     pub ran: Option<Wall>,
     /// The epoch that the latest run served.
     pub epoch: u64,

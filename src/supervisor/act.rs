@@ -116,7 +116,7 @@ impl<S: System> Supervisor<S> {
         let (epoch, hash, spec) = (unit.epoch_of(id), unit.hash, Arc::clone(&unit.spec));
         let run = RunId(self.system.random());
         let wall = self.system.wall();
-        let due = self.serve_by_run(id, epoch);
+        let due = self.serve_by_run(id, run, epoch);
         let began = Happening::Began { run, epoch, hash, wall, fresh, due };
         self.happens(id, began, Some(reason));
         let index = spec.instance_index(id).unwrap_or(1);

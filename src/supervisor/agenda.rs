@@ -3,7 +3,7 @@
 
 use super::Supervisor;
 use super::wakes::Wakes;
-use crate::model::{Agenda, Due, Entry, InstanceId, Schedule, Span, Wall};
+use crate::model::{Agenda, Due, Entry, Instance, InstanceId, RunId, Schedule, Span, Wall};
 use crate::system::System;
 
 /// A change of the wall clock against the time that passes which is no drift.
@@ -51,12 +51,11 @@ impl<S: System> Supervisor<S> {
         let old = self.times.agenda.get(id);
         // What was asked for by hand is still to be done under another schedule.
         let epoch = old.map_or(epoch, |entry| entry.epoch);
-        let ran = old.and_then(|entry| entry.ran);
+        let (run, ran) = old.map_or((None, None), |entry| (entry.run, entry.ran));
         let last = self.system.wall();
         let next = self.due_after(id, last);
-        self.times
-            .agenda
-            .insert(id.clone(), Entry { schedule, last, ran, epoch, queued: false, next });
+        let entry = Entry { schedule, last, run, ran, epoch, queued: false, next };
+        self.times.agenda.insert(id.clone(), entry);
         self.times.changed = true;
         self.touch(id);
     }
@@ -83,11 +82,12 @@ impl<S: System> Supervisor<S> {
     }
 
     /// Notes that a run begins. Returns the due time that it serves.
-    pub(super) fn serve_by_run(&mut self, id: &InstanceId, epoch: u64) -> Option<Wall> {
+    pub(super) fn serve_by_run(&mut self, id: &InstanceId, run: RunId, epoch: u64) -> Option<Wall> {
         self.schedule_of(id)?;
         let wall = self.system.wall();
         self.serve(id, |entry| {
-            (entry.epoch, entry.queued, entry.ran) = (epoch, false, Some(wall));
+            (entry.epoch, entry.queued) = (epoch, false);
+            (entry.run, entry.ran) = (Some(run), Some(wall));
         });
         self.times.agenda.get(id).map(|entry| entry.last)
     }
@@ -98,13 +98,15 @@ impl<S: System> Supervisor<S> {
         let wall = self.system.wall();
         let ids: Vec<InstanceId> = self.times.agenda.iter().map(|(id, _)| id.clone()).collect();
         for id in ids {
-            let begun = self.observed.get(&id).map(|instance| (instance.due, instance.epoch));
+            let latest = self.observed.get(&id).and_then(latest_run);
             let Some(entry) = self.times.agenda.get_mut(&id) else { continue };
             // The ledger knows of a run that began just before the supervisor died.
-            if let Some((Some(due), epoch)) = begun
+            if let Some((run, due, epoch)) = latest
+                && entry.run != Some(run)
                 && (due > entry.last || (due == entry.last && entry.queued))
             {
                 (entry.last, entry.epoch, entry.queued) = (due, epoch, false);
+                entry.run = Some(run);
                 self.times.changed = true;
             }
             if entry.last.since(wall) > AHEAD_MAX {
@@ -204,4 +206,11 @@ impl<S: System> Supervisor<S> {
         self.times.fails = result.is_err();
         self.times.changed = result.is_err();
     }
+}
+
+/// The latest run of an instance with a schedule, the due time that it served, and its epoch.
+fn latest_run(instance: &Instance) -> Option<(RunId, Wall, u64)> {
+    let run = instance.run.as_ref().map(|run| run.id);
+    let run = run.or_else(|| instance.last.as_ref().map(|end| end.run))?;
+    Some((run, instance.due?, instance.epoch))
 }
