@@ -159,7 +159,7 @@ fn any_spec(place: usize, instances_max: u32) -> impl Strategy<Value = Spec> {
 }
 
 fn hold() -> Hold {
-    Hold { by: "me".to_owned(), reason: String::new(), at: Wall(0) }
+    Hold { by: "me".to_owned(), reason: String::new(), at: Wall(0), until: None }
 }
 
 fn any_unit(place: usize, instances_max: u32) -> impl Strategy<Value = Unit> {
@@ -184,7 +184,7 @@ fn any_desired(instances_max: u32) -> impl Strategy<Value = Desired> {
     (units.collect::<Vec<_>>(), 1..=NAMES.len()).prop_map(|(units, count)| {
         let units = units.into_iter().take(count);
         let units = units.map(|unit| (unit.spec.name.clone(), unit)).collect();
-        Desired { generation: 1, units }
+        Desired { generation: 1, units, ..Desired::default() }
     })
 }
 
@@ -648,7 +648,7 @@ fn first_of_two_stops(kind: Kind, second: Phase, dependent: Phase) -> Vec<Step> 
         observed.insert(InstanceId::parse(id).unwrap(), instance(facts(phase), unit, pid));
     }
     let units = units.map(|unit| (unit.spec.name.clone(), unit)).into();
-    let desired = Desired { generation: 1, units };
+    let desired = Desired { generation: 1, units, ..Desired::default() };
     let scene = Scene { desired, observed, shutdown: None, agenda: Agenda::default() };
     let graph = scene.graph();
     decide(&view(&scene, &graph), &first, NOW).steps

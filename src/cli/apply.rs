@@ -8,16 +8,22 @@ use serde_json::{Value, json};
 
 use super::args::{Apply, Check, Format, Global, Plan, Waiting};
 use super::client::Client;
-use super::{Error, Exit, Outcome, output, serve, units};
+use super::history::list;
+use super::plan_file::PlanFile;
+use super::{Error, Exit, Outcome, changes, output, serve, units};
 use crate::config::{self, Loaded, SourceFile};
 use crate::daemon::{Started, read_source};
-use crate::model::FilePath;
+use crate::model::{FilePath, MESSAGE_BYTES_MAX, Span};
 use crate::plan;
 use crate::protocol::FileText;
 use crate::supervisor::{Source, State};
 
 /// Longest standard input that is taken as a unit file, in bytes.
 const STDIN_BYTES_MAX: u64 = 4 * 1024 * 1024;
+/// How long an apply that is taken back where it fails may take, where nobody says.
+const ROLLBACK_AFTER: Span = Span::seconds(600);
+/// How long it takes at most to confirm what came up in time.
+const DECIDE: Span = Span::seconds(60);
 
 /// The source that an argument means.
 pub(super) fn source(dir: &Path) -> Result<Source, Error> {
@@ -33,20 +39,32 @@ pub(super) fn source(dir: &Path) -> Result<Source, Error> {
     read_source(dir).map_err(|error| Error::new(Exit::Bad, error))
 }
 
-fn parameters(source: &Source) -> Value {
+fn parameters(source: &Source, only: &[String]) -> Value {
     let files: Vec<Value> = source
         .files
         .iter()
         .map(|file| json!({ "path": file.path, "text": FileText::from(file.text.clone()) }))
         .collect();
-    json!({ "source": source.name, "files": files })
+    json!({ "source": source.name, "files": files, "only": only })
 }
 
 /// `opm apply`.
 pub(super) fn apply(global: &Global, args: &Apply) -> Outcome {
-    let source = source(&args.dir)?;
+    let (source, basis, only) = match PlanFile::read(&args.dir)? {
+        Some(plan) if !args.only.is_empty() => {
+            let message = "a saved plan says itself which units it is for".to_owned();
+            drop(plan);
+            return Err(Error::new(Exit::Bad, message));
+        }
+        Some(plan) => {
+            let (basis, only) = (Some(plan.basis.clone()), plan.only.clone());
+            (plan.source()?, basis, only)
+        }
+        None => (source(&args.dir)?, None, args.only.clone()),
+    };
     if args.dry_run {
-        return show_plan(global, &source, false);
+        let plan = Plan { dir: args.dir.clone(), only, out: None, exit_code: false };
+        return show_plan(global, &source, &plan);
     }
     let mut client = match Client::try_connect(global)? {
         Some(client) => client,
@@ -57,31 +75,92 @@ pub(super) fn apply(global: &Global, args: &Apply) -> Outcome {
             start_daemon(global)?
         }
     };
-    let reply = client.call("Apply", parameters(&source))?;
+    let mut parameters = parameters(&source, &only);
+    let trial = args.confirm.or_else(|| args.rollback_on_failure.then(|| trial_of(args)));
+    if let Value::Object(map) = &mut parameters {
+        map.insert("message".to_owned(), json!(args.message));
+        map.insert("basis".to_owned(), json!(basis));
+        map.insert("confirm_ms".to_owned(), json!(trial.map(Span::as_millis_up)));
+    }
+    let reply = client.call("Apply", parameters)?;
     warnings(&reply);
-    let count = reply.get("changes").and_then(Value::as_array).map_or(0, Vec::len);
+    let found = list(&reply, "changes");
     if global.json {
         output::json(&reply)?;
     } else {
-        print_changes(&reply)?;
+        changes::print(found)?;
         let generation = reply.get("generation").and_then(Value::as_u64).unwrap_or(0);
+        let count = found.len();
         if count == 0 {
             output::line(&format!("no change, generation {generation}"))?;
         } else {
             output::line(&format!("{count} changed, generation {generation}"))?;
         }
     }
-    let names: Vec<String> =
-        serde_json::from_value(reply.get("units").cloned().unwrap_or_default()).unwrap_or_default();
-    let removed: Vec<String> = reply
-        .get("changes")
-        .and_then(Value::as_array)
-        .into_iter()
-        .flatten()
+    if let Some(time) = args.confirm.filter(|_| !found.is_empty()) {
+        output::note(&format!("opm: taken back in {time} unless `opm confirm` follows"));
+    }
+    let settled = settle_changes(global, &mut client, &reply, args.waiting);
+    if found.is_empty() || !args.rollback_on_failure {
+        return settled;
+    }
+    back_on_failure(global, &mut client, args, settled)
+}
+
+/// How long an apply may take that is taken back where it fails: as long as somebody waits for it,
+/// and a while to decide.
+fn trial_of(args: &Apply) -> Span {
+    let wait = args.waiting.timeout.unwrap_or(ROLLBACK_AFTER);
+    Span::nanos(wait.as_nanos().saturating_add(DECIDE.as_nanos()))
+}
+
+/// Keeps what came up, and takes back what did not. Where this process ends before, the daemon does
+/// so itself when the time is over.
+fn back_on_failure(
+    global: &Global,
+    client: &mut Client,
+    args: &Apply,
+    settled: Outcome,
+) -> Outcome {
+    let reason = match settled {
+        Ok(Exit::Done) => {
+            if args.confirm.is_none() {
+                client.call("Confirm", json!({}))?;
+            }
+            return Ok(Exit::Done);
+        }
+        Ok(_) => "a unit failed".to_owned(),
+        Err(error) if error.exit == Exit::NoDaemon => return Err(error),
+        Err(error) => error.message,
+    };
+    let mut message = format!("taken back: {reason}");
+    message.truncate(message.floor_char_boundary(MESSAGE_BYTES_MAX));
+    let reply = client.call("Rollback", json!({ "message": message }))?;
+    let to = reply.get("to").and_then(Value::as_u64).unwrap_or(0);
+    let generation = reply.get("generation").and_then(Value::as_u64).unwrap_or(0);
+    let to = if to == 0 { "nothing".to_owned() } else { format!("generation {to}") };
+    let came_back = settle_changes(global, client, &reply, args.waiting);
+    let well = if matches!(came_back, Ok(Exit::Done)) { "" } else { ", where a unit fails too" };
+    let message = format!("{reason}; taken back to {to}, as generation {generation}{well}");
+    Err(Error::new(Exit::Failed, message))
+}
+
+/// Waits for what a reply says has changed: first for what goes, then for what comes.
+pub(super) fn settle_changes(
+    global: &Global,
+    client: &mut Client,
+    reply: &Value,
+    waiting: Waiting,
+) -> Outcome {
+    let removed: Vec<String> = list(reply, "changes")
+        .iter()
         .filter(|change| change.get("effect").and_then(Value::as_str) == Some("remove"))
         .filter_map(|change| change.get("unit").and_then(Value::as_str).map(str::to_owned))
         .collect();
-    settle(global, &mut client, &names, &removed, args.waiting)
+    let mut names: Vec<String> =
+        serde_json::from_value(reply.get("units").cloned().unwrap_or_default()).unwrap_or_default();
+    names.retain(|name| !removed.contains(name));
+    settle(global, client, &names, &removed, waiting)
 }
 
 fn gone() -> Error {
@@ -164,23 +243,26 @@ fn wait_for_socket(global: &Global) -> Result<Client, Error> {
 
 /// `opm plan`.
 pub(super) fn plan(global: &Global, args: &Plan) -> Outcome {
-    show_plan(global, &source(&args.dir)?, args.exit_code)
+    show_plan(global, &source(&args.dir)?, args)
 }
 
-fn show_plan(global: &Global, source: &Source, exit_code: bool) -> Outcome {
+fn show_plan(global: &Global, source: &Source, args: &Plan) -> Outcome {
     let mut client = Client::connect(global)?;
-    let reply = client.call("Plan", parameters(source))?;
+    let reply = client.call("Plan", parameters(source, &args.only))?;
     warnings(&reply);
-    let changes = reply.get("changes").and_then(Value::as_array).map_or(0, Vec::len);
+    let found = list(&reply, "changes");
     if global.json {
         output::json(&reply)?;
-    } else if changes == 0 {
+    } else if found.is_empty() {
         output::line("no change")?;
     } else {
-        print_changes(&reply)?;
-        output::line(&format!("{changes} to change"))?;
+        changes::print(found)?;
+        output::line(&changes::summary(found))?;
     }
-    Ok(if exit_code && changes > 0 { Exit::Bad } else { Exit::Done })
+    if let Some(path) = &args.out {
+        PlanFile::new(source, &args.dir, &args.only, &reply)?.write(path)?;
+    }
+    Ok(if args.exit_code && !found.is_empty() { Exit::Bad } else { Exit::Done })
 }
 
 fn warnings(reply: &Value) {
@@ -189,37 +271,6 @@ fn warnings(reply: &Value) {
     {
         output::note(text.trim_end());
     }
-}
-
-/// One line for each unit, and one for each of its keys.
-fn print_changes(reply: &Value) -> Result<(), Error> {
-    let text = |value: &Value, name: &str| {
-        value.get(name).and_then(Value::as_str).unwrap_or_default().to_owned()
-    };
-    for change in reply.get("changes").and_then(Value::as_array).into_iter().flatten() {
-        let effect = text(change, "effect");
-        let sign = match effect.as_str() {
-            "create" => "+",
-            "remove" => "-",
-            "restart" => "±",
-            _ => "~",
-        };
-        let word = if effect == "live" { "change live" } else { effect.as_str() };
-        let because = text(change, "because");
-        let because =
-            if because.is_empty() { because } else { format!(", because of `{because}`") };
-        let held = text(change, "held");
-        let held = if held.is_empty() { held } else { format!(", held down by {held}") };
-        output::line(&format!("{sign} {} ({word}{because}{held})", text(change, "unit")))?;
-        for field in change.get("fields").and_then(Value::as_array).into_iter().flatten() {
-            let shown =
-                |name: &str| field.get(name).map_or_else(|| "-".to_owned(), Value::to_string);
-            let class = text(field, "class");
-            let key = text(field, "key");
-            output::line(&format!("    {key}: {} → {} ({class})", shown("old"), shown("new")))?;
-        }
-    }
-    Ok(())
 }
 
 /// `opm check`.

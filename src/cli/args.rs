@@ -42,8 +42,15 @@ pub(super) enum Command {
     /// Make the running state what the units of a directory say
     Apply(Apply),
     /// Show what an apply would do
-    #[command(visible_alias = "diff")]
     Plan(Plan),
+    /// Compare: units with what is applied, two generations, or what runs with what is wanted
+    Diff(Diff),
+    /// Keep what was applied on trial
+    Confirm,
+    /// Go back to what was applied before
+    Rollback(Rollback),
+    /// Show what was applied, and when
+    History(History),
     /// Check unit files, without a daemon
     Check(Check),
     /// Show how units are
@@ -139,11 +146,23 @@ pub(super) struct Daemon {
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Apply {
-    /// Directory of unit files, one file, or - for standard input
+    /// Directory of unit files, one file, a saved plan, or - for standard input
     pub(super) dir: PathBuf,
     /// Only show what would be done
     #[arg(long)]
     pub(super) dry_run: bool,
+    /// Only these units of it; the others stay as they are
+    #[arg(long, value_name = "UNIT")]
+    pub(super) only: Vec<String>,
+    /// Why, for those who read the history
+    #[arg(short, long, default_value = "", hide_default_value = true)]
+    pub(super) message: String,
+    /// Take it back unless `opm confirm` follows in so long a time
+    #[arg(long, value_parser = span, value_name = "TIME", conflicts_with = "dry_run")]
+    pub(super) confirm: Option<Span>,
+    /// Take it back where a unit does not come up
+    #[arg(long, conflicts_with_all = ["dry_run", "no_wait"])]
+    pub(super) rollback_on_failure: bool,
     /// Do not start a daemon where none runs
     #[arg(long)]
     pub(super) no_daemon: bool,
@@ -169,9 +188,51 @@ pub(super) struct Waiting {
 pub(super) struct Plan {
     /// Directory of unit files, one file, or - for standard input
     pub(super) dir: PathBuf,
+    /// Only these units of it; the others stay as they are
+    #[arg(long, value_name = "UNIT")]
+    pub(super) only: Vec<String>,
+    /// Save the plan, for `opm apply FILE`
+    #[arg(short, long, value_name = "FILE")]
+    pub(super) out: Option<PathBuf>,
     /// Exit 2 where there are changes
     #[arg(long)]
     pub(super) exit_code: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Diff {
+    /// A directory, or one or two generations [default: what is applied now]
+    #[arg(value_names = ["DIR|N", "M"], num_args = 0..=2)]
+    pub(super) what: Vec<String>,
+    /// What runs otherwise than it is wanted
+    #[arg(long, conflicts_with = "what")]
+    pub(super) live: bool,
+    /// Exit 2 where there is a difference
+    #[arg(long)]
+    pub(super) exit_code: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Rollback {
+    /// To what was applied at this generation [default: before the last change]
+    pub(super) generation: Option<u64>,
+    /// Only show what would be done
+    #[arg(long)]
+    pub(super) dry_run: bool,
+    /// Why, for those who read the history
+    #[arg(short, long, default_value = "", hide_default_value = true)]
+    pub(super) message: String,
+    #[command(flatten)]
+    pub(super) waiting: Waiting,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct History {
+    /// Show this generation, and how it differs from the one before
+    pub(super) generation: Option<u64>,
+    /// Print the unit files as they were then
+    #[arg(long, requires = "generation")]
+    pub(super) files: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -222,6 +283,27 @@ pub(super) struct Stop {
     /// Why, for those who find it stopped
     #[arg(long, default_value = "")]
     pub(super) reason: String,
+    /// Until then: a duration as 2h, or a time as 2026-03-29T06:00:00Z
+    #[arg(long, value_parser = until, value_name = "WHEN")]
+    pub(super) until: Option<Until>,
+}
+
+/// When a hold ends.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Until {
+    /// After so long a time.
+    After(Span),
+    /// At this time.
+    At(jiff::Timestamp),
+}
+
+fn until(text: &str) -> Result<Until, String> {
+    if let Ok(time) = text.parse() {
+        return Ok(Until::At(time));
+    }
+    span(text).map(Until::After).map_err(|_| {
+        "neither a duration as `2h` nor a time with its zone as `2026-03-29T06:00:00Z`".to_owned()
+    })
 }
 
 #[derive(Debug, clap::Args)]

@@ -2,12 +2,15 @@
 
 mod apply;
 mod args;
+mod changes;
 mod client;
 mod draw;
 mod explain;
 mod graph;
+mod history;
 mod logs;
 mod output;
+mod plan_file;
 mod probe;
 mod query;
 mod serve;
@@ -100,6 +103,10 @@ fn dispatch(args: Args) -> Result<u8, Error> {
         Command::LogKeeper(keeper) => return Ok(serve::log_keeper(keeper)),
         Command::Apply(apply) => apply::apply(&global, &apply),
         Command::Plan(plan) => apply::plan(&global, &plan),
+        Command::Diff(diff) => history::diff(&global, &diff),
+        Command::Confirm => history::confirm(&global),
+        Command::Rollback(rollback) => history::rollback(&global, &rollback),
+        Command::History(history) => history::history(&global, &history),
         Command::Check(check) => apply::check(&check),
         Command::Status(status) => query::status(&global, &status),
         Command::Show(unit) => query::show(&global, &unit),

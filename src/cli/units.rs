@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
-use super::args::{Change, Global, Kill, Names, Stop, Waiting};
+use super::args::{Change, Global, Kill, Names, Stop, Until, Waiting};
 use super::client::{Client, dirs};
 use super::{Error, Exit, Outcome, logs, output};
-use crate::model::Span;
+use crate::model::{Span, Wall};
 use crate::supervisor::Row;
+use crate::system::wall_now;
 
 /// Lines of a failed unit's log that are shown with its failure.
 const LAST_LINES: usize = 5;
@@ -20,7 +21,12 @@ pub(super) fn start(global: &Global, args: &Change) -> Outcome {
 
 /// `opm stop`.
 pub(super) fn stop(global: &Global, args: &Stop) -> Outcome {
-    let parameters = json!({ "units": args.change.units, "reason": args.reason });
+    let until = args.until.map(|until| match until {
+        Until::At(time) => time.as_microsecond(),
+        Until::After(span) => wall_now().after(span).map_or(i64::MAX, |Wall(micros)| micros),
+    });
+    let parameters =
+        json!({ "units": args.change.units, "reason": args.reason, "until_us": until });
     change(global, "Stop", parameters, &args.change, "down")
 }
 

@@ -176,7 +176,7 @@ impl<'a> Set<'a> {
         let all = others
             .chain(own)
             .map(|spec| (spec.name.clone(), Unit::new(Arc::new(spec.clone()), String::new())));
-        Graph::build(&Desired { generation: 0, units: all.collect() })
+        Graph::build(&Desired { units: all.collect(), ..Desired::default() })
     }
 
     /// Files that two instances would write.

@@ -27,6 +27,7 @@ pub use diagnostic::{Diagnostic, Place, Related, Severity, has_errors};
 pub use keys::{Change, KEYS, Key, Units, key};
 pub use render::{DRAWN_MAX, render};
 pub use source::{FILE_BYTES_MAX, MISTAKES_MAX, SourceFile};
+pub use suggest::nearest;
 pub use yaml::{ALIASES_MAX, DEPTH_MAX, DOCUMENTS_MAX, NODES_MAX};
 
 use crate::model::{FilePath, Spec, UnitName};
@@ -50,7 +51,7 @@ pub struct Loaded {
 
 /// The key whose path is closest to a text that is none.
 pub fn nearest_key(text: &str) -> Option<&'static str> {
-    suggest::nearest(text, KEYS.iter().map(|key| key.path))
+    nearest(text, KEYS.iter().map(|key| key.path))
 }
 
 /// All units of one source, and every mistake in them. Never stops at the first.

@@ -35,10 +35,7 @@ const OTHER_NAMES: [(&str, &str); 27] = [
 ];
 
 /// The one candidate that is nearest to the word, if it is near and no other is as near.
-pub(super) fn nearest<'a>(
-    word: &str,
-    candidates: impl IntoIterator<Item = &'a str>,
-) -> Option<&'a str> {
+pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let plain = plain(word);
     let most = if plain.chars().count() < 5 { 1 } else { DISTANCE_MAX };
     let mut best: Option<(usize, &str)> = None;

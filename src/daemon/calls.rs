@@ -1,5 +1,7 @@
 //! What each method of the control interface does.
 
+mod history;
+
 use mio::Token;
 use serde_json::{Map, Value, json};
 
@@ -7,12 +9,12 @@ use super::Options;
 use super::clients::{Clients, Pending};
 use super::wait::{Goal, Wait};
 use crate::config::{self, SourceFile};
-use crate::model::{FilePath, InstanceId, Signal, Span};
+use crate::model::{Author, FilePath, InstanceId, MESSAGE_BYTES_MAX, Signal, Span, UnitName, Wall};
 use crate::plan;
 use crate::protocol::{
     CONTROL, CONTROL_DESCRIPTION, Call, Failure, FileText, Reply, SERVICE, SERVICE_DESCRIPTION,
 };
-use crate::supervisor::{Applied, Refusal, Row, Source, Supervisor};
+use crate::supervisor::{Applied, Manner, Refusal, Row, Source, Supervisor};
 use crate::system::{Linux, System};
 
 /// What becomes of a call.
@@ -70,11 +72,10 @@ pub(super) fn answer(
                     Ok(()) => Answer::Reexec(Reply::last(json!({}))),
                     Err(refusal) => Err(refusal.into()).into(),
                 },
-                "Stop" => {
-                    let by = clients.peer(client).map_or(0, |peer| peer.uid);
-                    stop(supervisor, &parameters, by).into()
+                _ => {
+                    let uid = clients.peer(client).map_or(0, |peer| peer.uid);
+                    control(supervisor, options, method, &parameters, &format!("uid {uid}")).into()
                 }
-                _ => control(supervisor, options, method, &parameters).into(),
             }
         }
         other => Err(Failure::InterfaceNotFound(other.to_owned())).into(),
@@ -105,6 +106,7 @@ fn control(
     options: &Options,
     method: &str,
     parameters: &Parameters<'_>,
+    by: &str,
 ) -> Result<Value, Failure> {
     match method {
         "Info" => Ok(info(supervisor)),
@@ -112,12 +114,17 @@ fn control(
         "Show" => show(supervisor, &parameters.text("unit")?),
         "Plan" => {
             let source = parameters.source()?;
-            changes(&supervisor.plan(&source), &source)
+            changes(&supervisor.plan(&source, &parameters.unit_names("only")?)?, &source)
         }
         "Apply" => {
             let source = parameters.source()?;
-            let applied = supervisor.apply_source(&source)?;
+            let applied = supervisor.apply_source(&source, &manner(parameters, by)?)?;
             changes(&applied, &source)
+        }
+        "Stop" => stop(supervisor, parameters, by),
+        "Confirm" => Ok(json!({ "generation": supervisor.confirm()? })),
+        "Rollback" | "History" | "Record" | "Difference" => {
+            history::answer(supervisor, method, parameters, by)
         }
         "Start" => Ok(instances(&supervisor.start(&parameters.units()?)?)),
         "Restart" => Ok(instances(&supervisor.restart(&parameters.units()?)?)),
@@ -207,7 +214,7 @@ fn changes(applied: &Applied, source: &Source) -> Result<Value, Failure> {
     text.extend(applied.warnings.iter().map(|warning| format!("warning: {warning}\n")));
     Ok(json!({
         "changes": applied.plan.changes, "generation": applied.generation,
-        "units": applied.units, "warnings": text,
+        "units": applied.units, "warnings": text, "basis": applied.basis,
     }))
 }
 
@@ -231,10 +238,30 @@ fn restore(supervisor: &mut Supervisor<Linux>) -> Value {
 fn stop(
     supervisor: &mut Supervisor<Linux>,
     parameters: &Parameters<'_>,
-    by: u32,
+    by: &str,
 ) -> Result<Value, Failure> {
-    let reason = parameters.0.get("reason").and_then(Value::as_str).unwrap_or_default();
-    Ok(instances(&supervisor.stop(&parameters.units()?, &format!("uid {by}"), reason)?))
+    let reason = parameters.optional_text("reason")?;
+    let until = parameters
+        .number("until_us")?
+        .map(|micros| Wall(i64::try_from(micros).unwrap_or(i64::MAX)));
+    Ok(instances(&supervisor.stop(&parameters.units()?, by, &reason, until)?))
+}
+
+/// How a source is to be applied.
+fn manner(parameters: &Parameters<'_>, by: &str) -> Result<Manner, Failure> {
+    let basis = match parameters.0.get("basis") {
+        None | Some(Value::Null) => None,
+        Some(basis) => Some(
+            serde_json::from_value(basis.clone())
+                .map_err(|error| Failure::InvalidParameter(format!("basis: {error}")))?,
+        ),
+    };
+    Ok(Manner {
+        author: parameters.author(by)?,
+        only: parameters.unit_names("only")?,
+        confirm: parameters.number("confirm_ms")?.map(Span::millis),
+        basis,
+    })
 }
 
 fn wait(
@@ -287,14 +314,55 @@ impl Parameters<'_> {
     }
 
     fn units(&self) -> Result<Vec<String>, Failure> {
-        let bad = || Failure::InvalidParameter("units".to_owned());
-        match self.0.get("units") {
+        self.texts("units")
+    }
+
+    fn texts(&self, name: &str) -> Result<Vec<String>, Failure> {
+        let bad = || Failure::InvalidParameter(name.to_owned());
+        match self.0.get(name) {
             None | Some(Value::Null) => Ok(Vec::new()),
             Some(Value::Array(list)) => {
                 list.iter().map(|name| name.as_str().map(str::to_owned).ok_or_else(bad)).collect()
             }
             Some(_) => Err(bad()),
         }
+    }
+
+    /// A text that may be left out.
+    fn optional_text(&self, name: &str) -> Result<String, Failure> {
+        match self.0.get(name) {
+            None | Some(Value::Null) => Ok(String::new()),
+            Some(Value::String(text)) => Ok(text.clone()),
+            Some(_) => Err(Failure::InvalidParameter(name.to_owned())),
+        }
+    }
+
+    /// A number that may be left out.
+    fn number(&self, name: &str) -> Result<Option<u64>, Failure> {
+        match self.0.get(name) {
+            None | Some(Value::Null) => Ok(None),
+            Some(value) => {
+                let bad = || Failure::InvalidParameter(name.to_owned());
+                value.as_u64().map(Some).ok_or_else(bad)
+            }
+        }
+    }
+
+    fn unit_names(&self, name: &str) -> Result<Vec<UnitName>, Failure> {
+        let parse = |text: &String| {
+            UnitName::parse(text).map_err(|error| Failure::Refused(format!("`{text}`: {error}")))
+        };
+        self.texts(name)?.iter().map(parse).collect()
+    }
+
+    /// Who asks, and what they say about it.
+    fn author(&self, by: &str) -> Result<Author, Failure> {
+        let message = self.optional_text("message")?;
+        if message.len() > MESSAGE_BYTES_MAX || message.contains('\n') {
+            let reason = format!("a message is one line of at most {MESSAGE_BYTES_MAX} bytes");
+            return Err(Failure::Refused(reason));
+        }
+        Ok(Author { by: by.to_owned(), message })
     }
 
     fn source(&self) -> Result<Source, Failure> {

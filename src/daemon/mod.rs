@@ -257,7 +257,7 @@ impl Daemon {
     }
 
     fn apply(&mut self, source: &Source) {
-        match self.supervisor.apply_source(source) {
+        match self.supervisor.apply_source(source, &setup::own_manner("SIGHUP")) {
             Ok(applied) => report::applied(&applied, source),
             Err(refusal) => log::error!("cannot apply `{}`: {refusal}", source.name),
         }

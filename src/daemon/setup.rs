@@ -16,10 +16,10 @@ use super::signals::Signals;
 use super::{Daemon, LISTENER, Options, SIGNALS, report};
 use crate::config::SourceFile;
 use crate::model::{
-    Command, FilePath, InheritEnv, Kind, Output, ProcessSpec, RestartPolicy, Spec, Stdin, Template,
-    Unit, UnitName,
+    Author, Command, FilePath, InheritEnv, Kind, Output, ProcessSpec, RestartPolicy, Spec, Stdin,
+    Template, Unit, UnitName,
 };
-use crate::supervisor::{Boot, COMMAND_SOURCE, KeeperOptions, Source};
+use crate::supervisor::{Boot, COMMAND_SOURCE, KeeperOptions, Manner, Source};
 use crate::system::{self, Linux, LockError, SystemError};
 
 /// Largest unit file that is read, in bytes; the loader says what is wrong with a larger one.
@@ -150,7 +150,7 @@ impl Daemon {
     /// runs on; where nothing was, there is no daemon.
     fn apply_first(&mut self, dir: &Path, had_state: bool) -> Result<(), BootFailure> {
         let source = read_source(dir)?;
-        match self.supervisor.apply_source(&source) {
+        match self.supervisor.apply_source(&source, &own_manner("at the start of opm")) {
             Ok(applied) => {
                 let bad = crate::config::has_errors(&applied.diagnostics);
                 report::applied(&applied, &source);
@@ -159,11 +159,22 @@ impl Daemon {
                 }
                 Ok(())
             }
+            // What was saved runs on; a trial that goes on is such a case.
+            Err(refusal) if had_state => {
+                log::error!("cannot apply `{}`: {refusal}", source.name);
+                Ok(())
+            }
             Err(refusal) => {
                 Err(BootFailure::System(SystemError::new("apply", &source.name, refusal)))
             }
         }
     }
+}
+
+/// How opm applies its own directory.
+pub(super) fn own_manner(when: &str) -> Manner {
+    let author = Author { by: "opm".to_owned(), message: when.to_owned() };
+    Manner { author, ..Manner::default() }
 }
 
 /// The unit of `opm run -- CMD`: it has our own input and output, and ends us with its exit code.

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::history::{Sources, Trial};
 use super::name::{InstanceId, UnitName};
 use super::spec::{Spec, SpecHash};
 use super::time::Wall;
@@ -19,6 +20,15 @@ pub struct Desired {
     pub generation: u64,
     /// Every unit.
     pub units: BTreeMap<UnitName, Unit>,
+    /// What is applied: the revision of every source.
+    #[serde(default)]
+    pub sources: Sources,
+    /// The latest record of the history; 0: there is none.
+    #[serde(default)]
+    pub applied: u64,
+    /// Set while the last apply waits to be confirmed.
+    #[serde(default)]
+    pub trial: Option<Trial>,
 }
 
 /// A unit as it is wanted.
@@ -69,6 +79,9 @@ pub struct Hold {
     pub reason: String,
     /// When.
     pub at: Wall,
+    /// When it ends by itself.
+    #[serde(default)]
+    pub until: Option<Wall>,
 }
 
 impl Unit {

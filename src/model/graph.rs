@@ -276,7 +276,7 @@ mod tests {
             .into_iter()
             .map(|spec| (spec.name.clone(), Unit::new(Arc::new(spec), "-".to_owned())))
             .collect();
-        Graph::build(&Desired { generation: 1, units })
+        Graph::build(&Desired { generation: 1, units, ..Desired::default() })
     }
 
     #[test]

@@ -3,7 +3,8 @@
 //! A **unit** is what one YAML document declares; its parsed form is a [`Spec`]. An **instance**
 //! ([`InstanceId`]) is what runs: `web`, or `web@eu` where a unit asks for several. What is wanted
 //! of all of them is [`Desired`]; what is known of them is [`Observed`]. One life of an instance's
-//! processes is a **run**. When a task with a [`Schedule`] runs next is in the [`Agenda`].
+//! processes is a **run**. When a task with a [`Schedule`] runs next is in the [`Agenda`]; what was
+//! applied before is a [`Record`].
 //!
 //! An instance is always in one [`Phase`]:
 //!
@@ -30,6 +31,7 @@ mod agenda;
 mod desired;
 mod event;
 mod graph;
+mod history;
 mod name;
 mod observed;
 mod outcome;
@@ -50,6 +52,7 @@ pub use event::{
     Blocker, Doing, Event, Happening, Identity, Role, RunId, Rung, StopCause, Until, Verdict, Word,
 };
 pub use graph::{DEFAULT_TARGET, Graph, Need, Node, Strength, find_loop, needs_of};
+pub use history::{Author, Cause, KeptFile, MESSAGE_BYTES_MAX, Record, Revision, Sources, Trial};
 pub use name::{InstanceId, NAME_BYTES_MAX, NameError, UnitName};
 pub use observed::{
     Asked, End, Instance, Life, Observed, Phase, Process, Run, STATUS_BYTES_MAX, Words,

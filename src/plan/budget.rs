@@ -119,7 +119,7 @@ mod tests {
 
     fn desired(units: Vec<Unit>) -> Desired {
         let units = units.into_iter().map(|unit| (unit.spec.name.clone(), unit)).collect();
-        Desired { generation: 1, units }
+        Desired { generation: 1, units, ..Desired::default() }
     }
 
     fn chain_of(desired: &Desired) -> String {
@@ -140,7 +140,8 @@ mod tests {
         ]);
         assert_eq!(chain_of(&all), "x y 9s", "a target stops at once, and passes the order on");
         let t = all.units.get_mut(&UnitName::parse("t").unwrap()).unwrap();
-        t.hold = Some(Hold { by: "me".to_owned(), reason: String::new(), at: Wall(0) });
+        t.hold =
+            Some(Hold { by: "me".to_owned(), reason: String::new(), at: Wall(0), until: None });
         assert_eq!(chain_of(&all), "y 5s", "what is held is not there to be waited for");
         let y = all.units.get_mut(&UnitName::parse("y").unwrap()).unwrap();
         y.removed = true;

@@ -6,10 +6,10 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::fields::{Fields, conceal, fields_of};
-use crate::model::{Desired, Graph, Kind, Observed, Spec, Strength, UnitName};
+use crate::model::{Desired, Graph, Kind, Observed, Span, Spec, Strength, UnitName};
 
 /// What an apply will do.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Default)]
 pub struct Plan {
     /// Unit by unit, in the order in which it happens.
     pub changes: Vec<Change>,
@@ -27,6 +27,10 @@ pub struct Change {
     /// The unit because of which it happens, where it is not its own change.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub because: Option<UnitName>,
+    /// How long it is down at most, where it restarts: for the steps of its stop, and for its start.
+    /// Absent where that has no end.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub down_ms: Option<u64>,
     /// The hold that keeps it down all the same.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub held: Option<String>,
@@ -100,6 +104,9 @@ pub fn plan(old: &Desired, new: &Desired, observed: &Observed) -> Plan {
     let mut changes: Vec<Change> =
         names.into_iter().filter_map(|name| change(old, new, observed, name)).collect();
     add_dependents(&mut changes, new, &graph, observed);
+    for change in &mut changes {
+        change.down_ms = down_time(change, old, new).map(Span::as_millis_up);
+    }
     changes.sort_by_key(|change| {
         let depth = graph.node(&change.unit).map_or(1, |node| node.depth);
         // What goes down does so dependents first, what comes up does so the other way round.
@@ -137,7 +144,19 @@ fn change(old: &Desired, new: &Desired, observed: &Observed, name: &UnitName) ->
             }
         }
     };
-    Some(Change { unit: name.clone(), effect, fields, because: None, held })
+    Some(Change { unit: name.clone(), effect, fields, because: None, down_ms: None, held })
+}
+
+/// For how long a restart takes a unit away at most, as far as its own times go.
+fn down_time(change: &Change, old: &Desired, new: &Desired) -> Option<Span> {
+    if change.effect != Effect::Restart {
+        return None;
+    }
+    let (old, new) = (old.units.get(&change.unit)?, new.units.get(&change.unit)?);
+    new.spec.process.as_ref()?;
+    let (stop, start) = (old.spec.stop.time(), new.spec.start_timeout);
+    let is_endless = stop == Span::FOREVER || start == Span::FOREVER;
+    (!is_endless).then(|| Span::nanos(stop.as_nanos().saturating_add(start.as_nanos())))
 }
 
 /// Units that have to go down and come back because one that they require does.
@@ -178,6 +197,7 @@ fn add_dependents(changes: &mut Vec<Change>, new: &Desired, graph: &Graph, obser
                     effect: Effect::Restart,
                     fields: Vec::new(),
                     because: Some(cause.clone()),
+                    down_ms: None,
                     held: None,
                 }),
             }
@@ -235,7 +255,7 @@ mod tests {
         let units = specs
             .into_iter()
             .map(|spec| (spec.name.clone(), Unit::new(Arc::new(spec), "-".to_owned())));
-        Desired { generation: 1, units: units.collect() }
+        Desired { generation: 1, units: units.collect(), ..Desired::default() }
     }
 
     fn running(units: &[&str]) -> Observed {
@@ -366,12 +386,29 @@ mod tests {
     }
 
     #[test]
+    fn a_restart_says_how_long_it_may_take_and_nothing_else_does() {
+        let old = desired(vec![spec(Kind::Service, "web", &[]), spec(Kind::Service, "gone", &[])]);
+        let mut web = spec(Kind::Service, "web", &[]);
+        env(&mut web, "A", "1");
+        web.start_timeout = Span::seconds(5);
+        let mut new = desired(vec![web, spec(Kind::Service, "new", &[])]);
+        let down = |new: &Desired| -> Vec<Option<u64>> {
+            plan(&old, new, &running(&["web"])).changes.iter().map(|c| c.down_ms).collect()
+        };
+        assert_eq!(down(&new), [None, Some(15_000), None], "ten seconds are the default stop");
+        let unit = new.units.get_mut(&name("web")).unwrap();
+        Arc::make_mut(&mut unit.spec).start_timeout = Span::FOREVER;
+        assert_eq!(down(&new), [None, None, None]);
+    }
+
+    #[test]
     fn a_hold_that_keeps_a_changed_unit_down_is_named() {
         let old = desired(vec![spec(Kind::Service, "web", &[])]);
         let mut new = old.clone();
         let unit = new.units.get_mut(&name("web")).unwrap();
         Arc::make_mut(&mut unit.spec).restart.factor = 3.0;
-        unit.hold = Some(Hold { by: "me".to_owned(), reason: String::new(), at: Wall(0) });
+        unit.hold =
+            Some(Hold { by: "me".to_owned(), reason: String::new(), at: Wall(0), until: None });
         assert_eq!(plan(&old, &new, &running(&[])).changes[0].held.as_deref(), Some("me"));
     }
 }

@@ -8,6 +8,7 @@
 //! (`Phase::Stopping` with [`Rung::Dependents`]) from neighbour to neighbour, before anything is
 //! signalled.
 
+mod basis;
 mod budget;
 mod changes;
 mod fields;
@@ -21,6 +22,7 @@ mod stop;
 mod watchdog;
 mod why;
 
+pub use basis::Basis;
 pub use budget::{Chain, budget_warning, longest_stop};
 pub use changes::{Change, Class, Effect, FieldChange, Plan, plan};
 pub use fields::{conceal, fields_of};

@@ -21,6 +21,14 @@ pub fn why(view: &View<'_>, id: &InstanceId) -> Vec<String> {
     lines
 }
 
+/// By whom an instance is held, for how long, and why.
+fn held(hold: &Hold, id: &InstanceId) -> String {
+    let reason = if hold.reason.is_empty() { "stopped by hand" } else { &hold.reason };
+    let until = hold.until.and_then(|until| jiff::Timestamp::from_microsecond(until.0).ok());
+    let until = until.map_or_else(String::new, |until| format!(" until {until:.0}"));
+    format!("held by {}{until}: {reason} (`opm start {id}` lifts it)", hold.by)
+}
+
 /// Says how one instance is and why; returns the one to be asked next.
 fn link(view: &View<'_>, id: &InstanceId, lines: &mut Vec<String>) -> Option<InstanceId> {
     let Some(unit) = view.unit(id) else {
@@ -31,8 +39,7 @@ fn link(view: &View<'_>, id: &InstanceId, lines: &mut Vec<String>) -> Option<Ins
     let phase = if phase == "backoff" { "to be restarted" } else { phase };
     let mut say = |text: String| lines.push(format!("`{id}` is {phase}: {text}"));
     if let Some(hold) = unit.hold_of(id) {
-        let reason = if hold.reason.is_empty() { "stopped by hand" } else { &hold.reason };
-        say(format!("held by {}: {reason} (`opm start {id}` lifts it)", hold.by));
+        say(held(hold, id));
         return None;
     }
     let Some(instance) = view.observed.get(id) else {
@@ -222,7 +229,8 @@ mod tests {
     #[test]
     fn the_chain_ends_at_who_holds_a_unit() {
         let mut desired = chain(&["db", "web"]);
-        let hold = Hold { by: "uid 7".to_owned(), reason: "disks".to_owned(), at: Wall(0) };
+        let hold =
+            Hold { by: "uid 7".to_owned(), reason: "disks".to_owned(), at: Wall(0), until: None };
         desired.units.get_mut(&name("db")).unwrap().hold = Some(hold);
         let phases = vec![("web", waits_for("db")), ("db", Phase::Down)];
         assert_eq!(

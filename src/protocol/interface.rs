@@ -41,6 +41,8 @@ type Instance (
   code: ?int,
   why: string,
   held_by: ?string,
+  held_until: ?string,
+  outdated: ?bool,
   says: ?string,
   doing: ?string,
   adopted: bool,
@@ -56,7 +58,22 @@ type Instance (
 type File (path: string, text: string)
 
 # What an apply does to one unit: remove, restart, live or create
-type Change (unit: string, effect: string, fields: []object, because: ?string, held: ?string)
+type Change (
+  unit: string, effect: string, fields: []object, because: ?string, down_ms: ?int, held: ?string
+)
+
+# What a plan was made from: the generation, and the phase of each instance that it touches
+type Basis (generation: int, phases: [string]string)
+
+# One change of what is applied: cause is apply, rollback or revert. While it waits to be confirmed
+# it says until when
+type Record (
+  generation: int, before: int, at_us: int, by: string, message: string, cause: string,
+  source: ?string, to: ?int, current: bool, confirm_until_us: ?int
+)
+
+# What a source said when it was applied at a generation
+type Revision (source: string, generation: int, units: []string, files: []File)
 
 # This opm
 method Info() -> (
@@ -70,17 +87,37 @@ method List(units: []string, internal: ?bool) -> (instances: []Instance)
 # What is wanted of a unit: its spec with every default, source, hold and epoch
 method Show(unit: string) -> (unit: object)
 
-# What applying a source would do
-method Plan(source: string, files: []File) -> (changes: []Change, generation: int, warnings: string)
-
-# Make a source what these files say. Answered when the new state is saved
-method Apply(source: string, files: []File) -> (
-  changes: []Change, generation: int, units: []string, warnings: string
+# What applying a source would do, or only these units of it
+method Plan(source: string, files: []File, only: ?[]string) -> (
+  changes: []Change, generation: int, units: []string, warnings: string, basis: Basis
 )
+
+# Make a source what these files say. Answered when the new state is saved. With confirm_ms it is
+# taken back unless Confirm follows in time; with a basis it is refused where things have moved
+method Apply(
+  source: string, files: []File, only: ?[]string, message: ?string, confirm_ms: ?int, basis: ?Basis
+) -> (changes: []Change, generation: int, units: []string, warnings: string, basis: Basis)
+
+# What was applied on trial stays
+method Confirm() -> (generation: int)
+
+# Go back to what was applied at a generation, or before the last change. To 0: nothing was
+method Rollback(to: ?int, message: ?string, dry_run: ?bool) -> (
+  to: int, changes: []Change, generation: int, units: []string
+)
+
+# What was applied, the latest first; the problem is why those before the last cannot be read
+method History() -> (records: []Record, problem: ?string)
+
+# What was applied at a generation
+method Record(generation: int) -> (record: Record, sources: []Revision)
+
+# How what was applied at one generation differs from what was at another
+method Difference(from: int, to: int) -> (changes: []Change)
 
 # Change goals. Answered when the new state is saved; Wait tells when it is reached
 method Start(units: []string) -> (instances: []string)
-method Stop(units: []string, reason: ?string) -> (instances: []string)
+method Stop(units: []string, reason: ?string, until_us: ?int) -> (instances: []string)
 method Restart(units: []string) -> (instances: []string)
 method Release(units: []string) -> (instances: []string)
 

@@ -10,7 +10,8 @@ use jiff::tz::TimeZone;
 
 use crate::model::{
     Agenda, Bound, Desired, Event, ExitMatch, Happening, Identity, InstanceId, Kind, Monotonic,
-    Observed, Outcome, Ready, Role, RunId, Signal, Spec, StartError, UnitName, Wall,
+    Observed, Outcome, Ready, Record, Revision, Role, RunId, Signal, Sources, Spec, StartError,
+    UnitName, Wall,
 };
 use crate::system::{Launch, Listening, Proof, Replay, RunRef, System, SystemError};
 
@@ -202,6 +203,10 @@ impl System for Imagined {
         self.now
     }
 
+    fn boot(&self) -> String {
+        String::new()
+    }
+
     fn zone(&self, name: Option<&str>) -> TimeZone {
         name.and_then(|name| TimeZone::get(name).ok()).unwrap_or_else(TimeZone::system)
     }
@@ -311,6 +316,18 @@ impl System for Imagined {
 
     fn save(&mut self, _: &Desired) -> Result<(), SystemError> {
         Ok(())
+    }
+
+    fn keep(&mut self, _: &Record, _: &[Revision], _: Option<&Sources>) -> Result<(), SystemError> {
+        Ok(())
+    }
+
+    fn records(&self, _: u64) -> (Vec<Record>, Option<SystemError>) {
+        (Vec::new(), None)
+    }
+
+    fn revision(&self, source: &str, _: u64) -> Result<Revision, SystemError> {
+        Err(SystemError::new("read the history of", source, "nothing is kept in imagination"))
     }
 
     fn save_agenda(&mut self, _: &Agenda) -> Result<(), SystemError> {

@@ -229,7 +229,7 @@ impl Play {
         match wish {
             Wish::Fail(name) => self.fail(name),
             Wish::Stop(name) => {
-                self.supervisor.stop(std::slice::from_ref(name), "opm simulate", "").map(drop)
+                self.supervisor.stop(std::slice::from_ref(name), "opm simulate", "", None).map(drop)
             }
             Wish::Shutdown(budget) => {
                 self.supervisor.system_mut().all_stubborn = self.is_worst;

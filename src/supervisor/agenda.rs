@@ -149,7 +149,7 @@ impl<S: System> Supervisor<S> {
 
     /// Lets the system wake us when the next instance is due by the wall clock.
     pub(super) fn arm(&mut self) {
-        let next = self.times.alarms.first();
+        let next = self.times.alarms.first().into_iter().chain(self.hold_ends).min();
         if next != self.times.armed {
             self.system.set_alarm(next);
             self.times.armed = next;

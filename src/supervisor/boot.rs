@@ -57,6 +57,8 @@ impl<S: System> Boot<S> {
             queued: BTreeSet::new(),
             wakes: Wakes::new(),
             times: Timetable::new(self.loaded.agenda),
+            hold_ends: None,
+            revert_after: None,
             running,
             notices: Vec::new(),
             ledger_fails: false,
@@ -66,6 +68,8 @@ impl<S: System> Boot<S> {
         };
         supervisor.adopt_all(self.same_process);
         supervisor.prune_agenda();
+        supervisor.resume_trial();
+        supervisor.note_holds();
         supervisor.work_out();
         supervisor.touch_all();
         supervisor

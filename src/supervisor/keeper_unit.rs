@@ -83,5 +83,8 @@ pub(super) fn without_internal(desired: &Desired) -> Desired {
     Desired {
         generation: desired.generation,
         units: units.map(|(name, unit)| (name.clone(), unit.clone())).collect(),
+        sources: desired.sources.clone(),
+        applied: desired.applied,
+        trial: desired.trial.clone(),
     }
 }

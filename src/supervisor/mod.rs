@@ -1,14 +1,18 @@
 //! The cycle: take events, note them as facts, reconcile what they touched, carry out what is due;
 //! each result is an event again, until nothing is due.
 //!
-//! - The supervisor is the only writer: of facts, of the ledger, of the desired state, of due times.
+//! - The supervisor is the only writer: of facts, of the ledger, of the desired state, of due times,
+//!   of the history.
 //! - Wishes before acts: every wish to stop has spread through the graph before anything is
 //!   signalled or started.
 //! - The work of a turn grows with what was touched, not with how many units there are.
 
 mod act;
 mod agenda;
+mod apply;
 mod boot;
+mod history;
+mod holds;
 mod keeper_unit;
 mod requests;
 mod sockets;
@@ -18,9 +22,11 @@ mod wakes;
 
 use std::collections::BTreeSet;
 
+pub use apply::{Applied, Manner, Source};
 pub use boot::Boot;
+pub use history::{History, RolledBack};
 pub use keeper_unit::{COMMAND_SOURCE, KeeperOptions};
-pub use requests::{Applied, Refusal, Source};
+pub use requests::Refusal;
 pub use state::State;
 pub use status::Row;
 
@@ -68,6 +74,10 @@ pub struct Supervisor<S> {
     wakes: Wakes<Monotonic>,
     /// When instances with a schedule are due.
     times: Timetable,
+    /// When the first hold ends by itself.
+    hold_ends: Option<Wall>,
+    /// Not before this is a revert tried that failed.
+    revert_after: Option<Monotonic>,
     /// How many instances have a run, the log keeper's apart.
     running: usize,
     notices: Vec<Notice>,
@@ -134,7 +144,8 @@ impl<S: System> Supervisor<S> {
         if !self.dirty.is_empty() && !self.minimal {
             return Some(self.system.now());
         }
-        self.wakes.first()
+        let trial = self.trial_ends(self.system.now()).filter(|_| self.shutdown.is_none());
+        self.wakes.first().into_iter().chain(trial).min()
     }
 
     /// The exit code, once opm is going down and all runs are over.
@@ -154,6 +165,10 @@ impl<S: System> Supervisor<S> {
         let now = self.system.now();
         while let Some(id) = self.wakes.pop(now) {
             self.dirty.insert(id);
+        }
+        if !self.minimal {
+            self.look_at_trial();
+            self.lift_holds();
         }
         self.look_at_the_wall();
         for _ in 0..ROUNDS_MAX {

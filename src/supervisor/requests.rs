@@ -1,18 +1,16 @@
 //! What commands ask for: each changes the desired state, and is acknowledged when that is saved.
 //! The processes follow in the next turn.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fmt;
-use std::sync::Arc;
 
 use super::Supervisor;
-use super::keeper_unit::{self, is_internal, without_internal};
-use crate::config::{self, Diagnostic, SourceFile};
+use super::keeper_unit::{is_internal, without_internal};
 use crate::model::{
     Desired, Graph, Happening, Hold, Instance, InstanceId, Phase, Reason, Role, Signal, Step,
-    Strength, Unit, UnitName,
+    Strength, UnitName, Wall,
 };
-use crate::plan::{self, Plan};
+use crate::plan;
 use crate::system::System;
 
 /// Why a request changes nothing.
@@ -45,30 +43,6 @@ impl fmt::Display for Refusal {
 
 impl std::error::Error for Refusal {}
 
-/// A source as it is to be from now on.
-#[derive(Debug, Clone)]
-pub struct Source {
-    /// Its name: a directory's path, or `-`.
-    pub name: String,
-    /// All its files.
-    pub files: Vec<SourceFile>,
-}
-
-/// What an apply does, or did.
-#[derive(Debug)]
-pub struct Applied {
-    /// What changes.
-    pub plan: Plan,
-    /// The generation in force; the old one where nothing changed.
-    pub generation: u64,
-    /// The units that the source has now.
-    pub units: Vec<UnitName>,
-    /// Warnings; with an error nothing is applied.
-    pub diagnostics: Vec<Diagnostic>,
-    /// What is legal, has no place in a file, and is hardly meant.
-    pub warnings: Vec<String>,
-}
-
 /// A unit with all its instances, or one of them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Target {
@@ -86,112 +60,8 @@ impl Target {
 }
 
 impl<S: System> Supervisor<S> {
-    /// What applying a source would do. Changes nothing.
-    pub fn plan(&self, source: &Source) -> Applied {
-        let (applied, _) = self.with_source(source);
-        applied
-    }
-
-    /// Makes a source what it is to be. With any mistake in it, nothing changes.
-    pub fn apply_source(&mut self, source: &Source) -> Result<Applied, Refusal> {
-        let (mut applied, desired) = self.with_source(source);
-        if config::has_errors(&applied.diagnostics) {
-            return Ok(applied);
-        }
-        let generation = self.desired.generation;
-        self.commit_changed(desired)?;
-        applied.generation = self.desired.generation;
-        if applied.generation != generation {
-            self.take_over_live(&applied.plan);
-        }
-        Ok(applied)
-    }
-
-    fn with_source(&self, source: &Source) -> (Applied, Desired) {
-        let foreign =
-            |unit: &&Unit| unit.source != source.name && !unit.removed && !is_internal(unit);
-        let others: BTreeMap<UnitName, String> = self
-            .desired
-            .units
-            .iter()
-            .filter(|(_, unit)| foreign(unit))
-            .map(|(name, unit)| (name.clone(), unit.source.clone()))
-            .collect();
-        let specs: Vec<_> =
-            self.desired.units.values().filter(foreign).map(|unit| &*unit.spec).collect();
-        let loaded = config::load(&source.files, &others, &specs);
-        let units = loaded.specs.iter().map(|spec| spec.name.clone()).collect();
-        let mut desired = self.desired.clone();
-        if !config::has_errors(&loaded.diagnostics) {
-            let keep: BTreeSet<UnitName> =
-                loaded.specs.iter().map(|spec| spec.name.clone()).collect();
-            for spec in loaded.specs {
-                set_spec(&mut desired, spec, &source.name);
-            }
-            self.try_anew(&mut desired);
-            for (name, unit) in &mut desired.units {
-                if unit.source == source.name && !keep.contains(name) {
-                    unit.removed = true;
-                }
-            }
-            desired
-                .units
-                .retain(|name, unit| !unit.removed || self.observed.of_unit(name).next().is_some());
-            if let Some(keeper) = &self.keeper {
-                keeper_unit::add_to(&mut desired, keeper);
-            }
-        }
-        let mut plan = plan::plan(&self.desired, &desired, &self.observed);
-        plan.changes.retain(|change| !keeper_unit::is_keeper(&change.unit));
-        let generation = self.desired.generation;
-        let own = without_internal(&desired);
-        let warnings = plan::budget_warning(&own, self.shutdown_budget).into_iter().collect();
-        let diagnostics = loaded.diagnostics;
-        (Applied { plan, generation, units, diagnostics, warnings }, desired)
-    }
-
-    /// A changed spec clears what an instance came to under the old one.
-    fn try_anew(&self, desired: &mut Desired) {
-        let changed = |id: &&InstanceId| {
-            let spec =
-                |desired: &Desired| desired.units.get(&id.unit).map(|unit| Arc::clone(&unit.spec));
-            spec(desired) != spec(&self.desired)
-        };
-        let ended = self.observed.iter().filter(|(_, instance)| {
-            matches!(
-                instance.phase,
-                Phase::Failed { .. } | Phase::Skipped { .. } | Phase::Backoff { .. }
-            )
-        });
-        let ids: Vec<InstanceId> = ended.map(|(id, _)| id).filter(changed).cloned().collect();
-        for id in ids {
-            raise_epoch(desired, &id);
-        }
-    }
-
-    /// What is not the supervisor's own business is taken over while a run goes on: where its output
-    /// goes, and which files are watched.
-    fn take_over_live(&mut self, plan: &Plan) {
-        for change in &plan.changes {
-            let Some(unit) = self.desired.units.get(&change.unit) else { continue };
-            let spec = Arc::clone(&unit.spec);
-            let running =
-                self.observed.of_unit(&change.unit).filter(|(_, instance)| instance.run.is_some());
-            let ids: Vec<InstanceId> = running.map(|(id, _)| id.clone()).collect();
-            for id in ids {
-                self.watch_paths(&id);
-                let index = spec.instance_index(&id).unwrap_or(1);
-                if spec.needs_keeper()
-                    && let Err(error) = self.system.instruct(&id, index, &spec)
-                {
-                    log::error!("{id}: {error}");
-                }
-            }
-        }
-    }
-
     /// Saves a desired state and puts it in force.
-    fn commit(&mut self, mut desired: Desired) -> Result<(), Refusal> {
+    pub(super) fn commit(&mut self, mut desired: Desired) -> Result<(), Refusal> {
         desired.generation = self.desired.generation.saturating_add(1);
         let graph = Graph::build(&desired);
         self.system.save(&without_internal(&desired)).map_err(|error| {
@@ -200,6 +70,7 @@ impl<S: System> Supervisor<S> {
         self.graph = graph;
         self.desired = desired;
         self.prune_agenda();
+        self.note_holds();
         self.touch_all();
         Ok(())
     }
@@ -252,19 +123,23 @@ impl<S: System> Supervisor<S> {
         self.commit_changed(desired)
     }
 
-    /// Holds units or instances down.
+    /// Holds units or instances down, until somebody starts or releases them, or until this time.
     pub fn stop(
         &mut self,
         names: &[String],
         by: &str,
         reason: &str,
+        until: Option<Wall>,
     ) -> Result<Vec<InstanceId>, Refusal> {
         let targets = self.targets(names)?;
         let at = self.system.wall();
+        if until.is_some_and(|until| until <= at) {
+            return Err(Refusal::Impossible("the end of the hold is in the past".to_owned()));
+        }
         let mut desired = self.desired.clone();
         for target in &targets {
             let Some(unit) = desired.units.get_mut(target.unit()) else { continue };
-            let hold = Hold { by: by.to_owned(), reason: reason.to_owned(), at };
+            let hold = Hold { by: by.to_owned(), reason: reason.to_owned(), at, until };
             match target {
                 Target::Unit(_) => unit.hold.get_or_insert(hold),
                 Target::Instance(id) => {
@@ -403,8 +278,8 @@ impl<S: System> Supervisor<S> {
     }
 
     /// Puts a desired state in force, or makes sure that the one that is in force is saved.
-    fn commit_changed(&mut self, desired: Desired) -> Result<(), Refusal> {
-        if desired.units == self.desired.units {
+    pub(super) fn commit_changed(&mut self, desired: Desired) -> Result<(), Refusal> {
+        if desired == self.desired {
             return self.put_back().map_err(|error| Refusal::NotSaved(error.to_string()));
         }
         self.commit(desired)
@@ -434,7 +309,8 @@ impl<S: System> Supervisor<S> {
                 {
                     let reason = format!("conflicts with `{name}`, which was started");
                     let at = self.system.wall();
-                    unit.hold.get_or_insert(Hold { by: "opm".to_owned(), reason, at });
+                    let by = "opm".to_owned();
+                    unit.hold.get_or_insert(Hold { by, reason, at, until: None });
                     unit.started = false;
                 }
             }
@@ -510,23 +386,6 @@ impl<S: System> Supervisor<S> {
     }
 }
 
-fn set_spec(desired: &mut Desired, spec: crate::model::Spec, source: &str) {
-    let name = spec.name.clone();
-    let mut unit = Unit::new(Arc::new(spec), source.to_owned());
-    if let Some(old) = desired.units.get(&name) {
-        if old.spec.starts_like(&unit.spec) {
-            unit.hash = old.hash;
-        }
-        unit.hold.clone_from(&old.hold);
-        unit.started = old.started;
-        // The run of a service is no task in progress, which a new definition would leave alone.
-        let is_other_kind = old.spec.kind != unit.spec.kind;
-        unit.epoch = old.epoch.saturating_add(u64::from(is_other_kind));
-        unit.instances.clone_from(&old.instances);
-    }
-    desired.units.insert(name, unit);
-}
-
 fn lift_hold(desired: &mut Desired, target: &Target) {
     let Some(unit) = desired.units.get_mut(target.unit()) else { return };
     match target {
@@ -550,7 +409,7 @@ fn lift_hold(desired: &mut Desired, target: &Target) {
     }
 }
 
-fn raise_epoch(desired: &mut Desired, id: &InstanceId) {
+pub(super) fn raise_epoch(desired: &mut Desired, id: &InstanceId) {
     if let Some(unit) = desired.units.get_mut(&id.unit) {
         let wish = unit.instances.entry(id.clone()).or_default();
         wish.epoch = wish.epoch.saturating_add(1);

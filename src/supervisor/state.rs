@@ -35,7 +35,7 @@ impl State {
     pub fn of_specs(specs: Vec<Spec>, source: &str) -> Self {
         let unit = |spec: Spec| Unit::new(Arc::new(spec), source.to_owned());
         let units = specs.into_iter().map(|spec| (spec.name.clone(), unit(spec))).collect();
-        Self { desired: Desired { generation: 1, units }, ..Self::default() }
+        Self { desired: Desired { generation: 1, units, ..Desired::default() }, ..Self::default() }
     }
 
     /// What is known, as decisions take it.
@@ -61,7 +61,7 @@ impl<S: System> Supervisor<S> {
         let known = self.observed.iter().filter(|(id, _)| !self.is_own(id));
         State {
             instances: known.map(|(id, instance)| (id.clone(), instance.clone())).collect(),
-            desired: Desired { generation: self.desired.generation, units },
+            desired: Desired { generation: self.desired.generation, units, ..Desired::default() },
             now: self.system.now(),
             wall: self.system.wall(),
             shutdown_timeout: self.shutdown_budget,

@@ -49,6 +49,12 @@ pub struct Row {
     /// Who holds it down.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub held_by: Option<String>,
+    /// When that ends by itself, RFC 3339.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub held_until: Option<String>,
+    /// Whether its run was started by an older definition than is wanted now.
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub outdated: bool,
     /// What its run says about itself.
     #[serde(skip_serializing_if = "String::is_empty", default)]
     pub says: String,
@@ -142,6 +148,14 @@ impl<S: System> Supervisor<S> {
             code: last.and_then(|end| end.outcome.as_ref()).map(crate::model::Outcome::code),
             why,
             held_by: unit.and_then(|unit| unit.hold_of(id)).map(|hold| hold.by.clone()),
+            held_until: unit.and_then(|unit| unit.hold_of(id)?.until).and_then(|until| {
+                let zoned = Timestamp::from_microsecond(until.0).ok()?;
+                Some(zoned.to_zoned_datetime(self.system.zone(None)).strftime(RFC_3339).to_string())
+            }),
+            outdated: run.is_some()
+                && unit.is_some_and(|unit| {
+                    unit.spec.kind != Kind::Task && instance.is_some_and(|i| i.hash != unit.hash)
+                }),
             says: says(unit, run),
             doing: run.and_then(|run| run.words.doing).map(|doing| doing.as_str().to_owned()),
             adopted: run.is_some_and(|run| run.adopted),

@@ -4,9 +4,9 @@
 
 use std::ffi::OsString;
 use std::fmt;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 
 /// What is asked of a file system. All of it blocks until the kernel has answered.
@@ -40,6 +40,9 @@ pub trait Disk: fmt::Debug {
 
     /// Removes a file.
     fn remove(&self, path: &Path) -> io::Result<()>;
+
+    /// Makes a directory that its owner alone can read; one that is there is no error.
+    fn make_dir(&self, dir: &Path) -> io::Result<()>;
 
     /// Whether there is a file of this name.
     fn exists(&self, path: &Path) -> bool;
@@ -91,6 +94,13 @@ impl Disk for Files {
 
     fn remove(&self, path: &Path) -> io::Result<()> {
         fs::remove_file(path)
+    }
+
+    fn make_dir(&self, dir: &Path) -> io::Result<()> {
+        match DirBuilder::new().mode(0o700).create(dir) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            other => other,
+        }
     }
 
     fn exists(&self, path: &Path) -> bool {

@@ -17,6 +17,7 @@ use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
 
 use super::alarm::Alarm;
+use super::archive::Archive;
 use super::channels::{self, FileWaits};
 use super::child::{Prepared, REPORT_BYTES};
 use super::dirs::Lock;
@@ -39,7 +40,8 @@ use super::{
 };
 use crate::model::{
     Agenda, Bound, Desired, EXIT_NEVER_STARTED, Event, Happening, Identity, InstanceId, Monotonic,
-    Observed, Outcome, Output, Ready, Role, RunId, Signal, Spec, Stage, StartError, Stdin, Wall,
+    Observed, Outcome, Output, Ready, Record, Revision, Role, RunId, Signal, Sources, Spec, Stage,
+    StartError, Stdin, Wall,
 };
 use readiness::Readiness;
 use said::Said;
@@ -103,6 +105,7 @@ struct Lasting {
     lock: Lock,
     ledger: Ledger,
     store: Store,
+    archive: Archive,
 }
 
 /// What is kept for a run.
@@ -169,7 +172,8 @@ impl Linux {
                 Ledger::open(Files, &dirs.run, &ledger::name()).map_err(LockError::Failed)?;
             let mut store = Store::new(Files, &dirs.state);
             let loaded = store.load().map_err(LockError::Failed)?;
-            (Some(Lasting { lock, ledger, store }), loaded, replay)
+            let archive = Archive::new(Files, &dirs.state);
+            (Some(Lasting { lock, ledger, store, archive }), loaded, replay)
         };
         let file = |path: &str| {
             fs::OpenOptions::new()
@@ -661,6 +665,10 @@ impl System for Linux {
         sys::steady_now()
     }
 
+    fn boot(&self) -> String {
+        sys::boot_id()
+    }
+
     fn zone(&self, name: Option<&str>) -> TimeZone {
         let Some(name) = name else { return TimeZone::system() };
         TimeZone::get(name).unwrap_or_else(|error| {
@@ -1018,6 +1026,26 @@ impl System for Linux {
 
     fn save(&mut self, desired: &Desired) -> Result<(), SystemError> {
         self.lasting.as_mut().map_or(Ok(()), |lasting| lasting.store.save(desired))
+    }
+
+    fn keep(
+        &mut self,
+        record: &Record,
+        revisions: &[Revision],
+        pinned: Option<&Sources>,
+    ) -> Result<(), SystemError> {
+        let Some(lasting) = &mut self.lasting else { return Ok(()) };
+        lasting.archive.keep(record, revisions, pinned)
+    }
+
+    fn records(&self, latest: u64) -> (Vec<Record>, Option<SystemError>) {
+        let lasting = self.lasting.as_ref();
+        lasting.map_or_else(Default::default, |lasting| lasting.archive.records(latest))
+    }
+
+    fn revision(&self, source: &str, generation: u64) -> Result<Revision, SystemError> {
+        let none = || SystemError::new("read the history of", source, "this opm keeps none");
+        self.lasting.as_ref().ok_or_else(none)?.archive.revision(source, generation)
     }
 
     fn save_agenda(&mut self, agenda: &Agenda) -> Result<(), SystemError> {

@@ -5,6 +5,7 @@
 
 mod accounts;
 mod alarm;
+mod archive;
 mod channels;
 mod child;
 mod dirs;
@@ -18,6 +19,7 @@ mod notify;
 mod paths;
 mod process;
 mod room;
+mod seal;
 mod sockets;
 mod spawn;
 mod store;
@@ -27,6 +29,7 @@ mod tree;
 use std::fmt;
 use std::sync::Arc;
 
+pub use archive::{Archive, RECORDS_MAX};
 pub use dirs::{Dirs, LockError, SOCKET_PATH_MAX};
 pub use disk::{Disk, Files};
 pub use env::Environment;
@@ -44,8 +47,8 @@ pub use sys::{
 use jiff::tz::TimeZone;
 
 use crate::model::{
-    Agenda, Bound, Desired, Event, Identity, InstanceId, Monotonic, Observed, Role, RunId, Signal,
-    Spec, StartError, Wall,
+    Agenda, Bound, Desired, Event, Identity, InstanceId, Monotonic, Observed, Record, Revision,
+    Role, RunId, Signal, Sources, Spec, StartError, Wall,
 };
 
 /// What the kernel, the disk or the state directory refused.
@@ -156,6 +159,9 @@ pub trait System {
     /// A clock that never steps and counts the time that the machine sleeps.
     fn steady(&self) -> Monotonic;
 
+    /// The name of this boot of the machine.
+    fn boot(&self) -> String;
+
     /// The time zone of this name, or the system's own; UTC where there is no such.
     fn zone(&self, name: Option<&str>) -> TimeZone;
 
@@ -213,6 +219,7 @@ pub trait System {
     /// Tells by an event, once, when somebody has connected to a socket of an instance and was not
     /// taken; or does so no more.
     fn watch_sockets(&mut self, instance: &InstanceId, watch: bool);
+
     /// Tells by events when something changes that a run watches: what its spec says now, and nothing
     /// else.
     fn watch_paths(&mut self, launch: &Launch);
@@ -246,6 +253,21 @@ pub trait System {
 
     /// Saves the desired state so that it survives power loss.
     fn save(&mut self, desired: &Desired) -> Result<(), SystemError>;
+
+    /// Keeps a record of what is applied, and what sources said with it, so that they survive power
+    /// loss; what is pinned is not removed for its age.
+    fn keep(
+        &mut self,
+        record: &Record,
+        revisions: &[Revision],
+        pinned: Option<&Sources>,
+    ) -> Result<(), SystemError>;
+
+    /// The records from the latest back, and what was wrong with the first that cannot be read.
+    fn records(&self, latest: u64) -> (Vec<Record>, Option<SystemError>);
+
+    /// What a source said when it was applied at a generation.
+    fn revision(&self, source: &str, generation: u64) -> Result<Revision, SystemError>;
 
     /// Saves the due times of schedules so that they survive power loss.
     fn save_agenda(&mut self, agenda: &Agenda) -> Result<(), SystemError>;

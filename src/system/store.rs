@@ -7,20 +7,14 @@
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use serde::Serialize;
-use serde::de::DeserializeOwned;
-
 use super::disk::{Disk, Files};
+use super::seal::{BYTES_MAX, seal, unseal};
 use super::{SystemError, sys};
 use crate::model::{Agenda, Desired};
 
 /// First word of the file with the desired state, and of that with the due times.
 const DESIRED: &str = "opm-desired";
 const AGENDA: &str = "opm-agenda";
-/// Version of their content. A higher one is refused: it was written by a newer opm.
-const VERSION: u32 = 1;
-/// Largest file that is read, in bytes; 20,000 units of 4 KB fit.
-const SAVED_BYTES_MAX: u64 = 256 * 1024 * 1024;
 
 /// What was found saved.
 #[derive(Debug, Default, PartialEq)]
@@ -41,43 +35,6 @@ pub fn encode(desired: &Desired) -> Result<Vec<u8>, String> {
 /// Reads the file's bytes back.
 pub fn decode(bytes: &[u8]) -> Result<Desired, String> {
     unseal(DESIRED, bytes)
-}
-
-fn seal<T: Serialize>(magic: &str, value: &T) -> Result<Vec<u8>, String> {
-    let json = serde_json::to_vec(value).map_err(|error| error.to_string())?;
-    let mut bytes =
-        format!("{magic} {VERSION} {:016x} {}\n", checksum(&json), json.len()).into_bytes();
-    bytes.extend(json);
-    bytes.push(b'\n');
-    Ok(bytes)
-}
-
-fn unseal<T: DeserializeOwned>(magic: &str, bytes: &[u8]) -> Result<T, String> {
-    let end = bytes.iter().position(|byte| *byte == b'\n').ok_or("it has no first line")?;
-    let (head, body) = bytes.split_at_checked(end).ok_or("it has no first line")?;
-    let head = std::str::from_utf8(head).map_err(|_| "its first line is no text")?;
-    let mut words = head.split(' ');
-    if words.next() != Some(magic) {
-        return Err("its first line is not opm's".to_owned());
-    }
-    let version: u32 = words.next().and_then(|w| w.parse().ok()).ok_or("it has no version")?;
-    if version > VERSION {
-        return Err(format!("it has version {version}, and this opm knows up to {VERSION}"));
-    }
-    let sum = words.next().and_then(|w| u64::from_str_radix(w, 16).ok()).ok_or("no checksum")?;
-    let length: usize = words.next().and_then(|w| w.parse().ok()).ok_or("it has no length")?;
-    let json = body.get(1..).and_then(|rest| rest.get(..length)).ok_or("it is cut off")?;
-    if checksum(json) != sum {
-        return Err("its checksum is wrong".to_owned());
-    }
-    serde_json::from_slice(json).map_err(|error| error.to_string())
-}
-
-/// 64-bit FNV-1a: finds torn and overwritten files; it is no seal.
-fn checksum(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |sum, byte| {
-        (sum ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
-    })
 }
 
 /// The file and its directory.
@@ -122,7 +79,7 @@ impl<D: Disk> Store<D> {
         let mut loaded = Loaded::default();
         self.load_agenda(&mut loaded)?;
         for path in [self.current(), self.previous()] {
-            let bytes = match self.disk.read(&path, SAVED_BYTES_MAX) {
+            let bytes = match self.disk.read(&path, BYTES_MAX) {
                 Err(error) if error.kind() == ErrorKind::NotFound => continue,
                 Err(error) => {
                     return Err(SystemError::new("read saved state", path.display(), error));
@@ -210,7 +167,7 @@ impl<D: Disk> Store<D> {
         }
         let bytes = self
             .disk
-            .read(&path, SAVED_BYTES_MAX)
+            .read(&path, BYTES_MAX)
             .map_err(|error| SystemError::new("read due times", path.display(), error))?;
         match unseal(AGENDA, &bytes) {
             Ok(agenda) => loaded.agenda = agenda,
@@ -299,7 +256,11 @@ mod tests {
             let mut spec = Spec::new(Kind::Service, name.clone());
             (spec.restart.factor, spec.restart.jitter) = (factor, factor.fract());
             let unit = Unit::new(Arc::new(spec), String::new());
-            let desired = Desired { generation: 1, units: BTreeMap::from([(name, unit)]) };
+            let desired = Desired {
+                generation: 1,
+                units: BTreeMap::from([(name, unit)]),
+                ..Desired::default()
+            };
             assert_eq!(decode(&encode(&desired).unwrap()), Ok(desired), "{factor}");
         }
     }

@@ -103,7 +103,7 @@ fn check_specs(loaded: &Loaded) {
     }
     let unit = |spec: &Spec| Unit::new(Arc::new(spec.clone()), "/units".to_owned());
     let units = loaded.specs.iter().map(|spec| (spec.name.clone(), unit(spec))).collect();
-    let desired = Desired { generation: 1, units };
+    let desired = Desired { generation: 1, units, ..Desired::default() };
     let saved = encode_saved(&desired).expect("it can be saved");
     assert_eq!(decode_saved(&saved).expect("it can be read back"), desired);
 }

@@ -245,7 +245,7 @@ fn ask<R: Rig>(rig: &mut R, known: &mut Known, ask: Ask) -> String {
         Ask::Save(generation) => {
             let unit = Unit::new(Arc::new(Spec::new(Kind::Target, name("t"))), "-".to_owned());
             let units = [(name("t"), unit)].into();
-            done(rig.system().save(&Desired { generation, units }))
+            done(rig.system().save(&Desired { generation, units, ..Desired::default() }))
         }
     }
 }

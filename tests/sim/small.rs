@@ -110,7 +110,7 @@ impl Small {
             }
             units.insert(spec.name.clone(), Unit::new(Arc::new(spec), "/units".to_owned()));
         }
-        Desired { generation: 1, units }
+        Desired { generation: 1, units, ..Desired::default() }
     }
 
     fn requires(&self, later: usize) -> impl Iterator<Item = usize> {
@@ -177,7 +177,7 @@ impl Small {
         world.checks.scene.also_ordered.clear();
         let first = [self.names[0].to_owned()];
         world.see(Seen::Asks { units: Some(vec![self.unit(0)]) });
-        world.act(|supervisor| supervisor.stop(&first, "me", "").unwrap());
+        world.act(|supervisor| supervisor.stop(&first, "me", "", None).unwrap());
         world.see(Seen::Held { units: vec![self.unit(0)] });
         world.pass(Span::seconds(5));
         self.expect(&mut world, Some(0))?;
@@ -246,7 +246,7 @@ fn a_wish_to_stop_has_spread_before_anything_starts() {
     // In one turn: the hook has ended, so that the main process is due, and `a` is to go.
     let now = world.machine().now;
     world.machine().now = now.after(Span::millis(50));
-    world.act(|supervisor| supervisor.stop(&["a".to_owned()], "me", "").unwrap());
+    world.act(|supervisor| supervisor.stop(&["a".to_owned()], "me", "", None).unwrap());
     world.pass(Span::seconds(1));
     let timeline = crate::world::lines(&world.timeline);
     let has = |text: &str| timeline.contains(text);

@@ -5,7 +5,7 @@ use std::fmt::Write;
 
 use opm::config::SourceFile;
 use opm::model::{FilePath, Phase, Span, UnitName};
-use opm::supervisor::{Source, Supervisor};
+use opm::supervisor::{Manner, Source, Supervisor};
 
 use crate::chance::Chance;
 use crate::file::{File, address};
@@ -117,7 +117,7 @@ impl Story {
         self.world.pass(Span::seconds(3));
         self.ask(2, |supervisor| supervisor.reload(&name(2)).is_ok());
         self.world.pass(Span::millis(300));
-        if self.ask(0, |supervisor| supervisor.stop(&name(0), "me", "why").is_ok()) {
+        if self.ask(0, |supervisor| supervisor.stop(&name(0), "me", "why", None).is_ok()) {
             self.world.see(Seen::Held { units: vec![self::name(NAMES[0])] });
         }
         self.world.pass(Span::seconds(1));
@@ -160,7 +160,8 @@ impl Story {
     fn apply(&mut self) -> bool {
         let source = self.source();
         self.world.see(Seen::Asks { units: None });
-        let applied = self.world.act(|supervisor| supervisor.apply_source(&source));
+        let applied =
+            self.world.act(|supervisor| supervisor.apply_source(&source, &Manner::default()));
         match applied {
             Some(Ok(applied)) => {
                 let errors: Vec<_> =
@@ -204,7 +205,8 @@ impl Story {
                 self.ask(place, |supervisor| supervisor.start(&names).is_ok());
             }
             3..=5 => {
-                if self.ask(place, |supervisor| supervisor.stop(&names, "me", "why").is_ok()) {
+                if self.ask(place, |supervisor| supervisor.stop(&names, "me", "why", None).is_ok())
+                {
                     self.world.see(Seen::Held { units: unit });
                 }
             }
@@ -245,7 +247,7 @@ impl Story {
                 let is_stop = self.chance.one_in(2);
                 self.ask(place, |supervisor| {
                     if is_stop {
-                        supervisor.stop(&instance, "me", "why").is_ok()
+                        supervisor.stop(&instance, "me", "why", None).is_ok()
                     } else {
                         supervisor.start(&instance).is_ok()
                     }
@@ -269,7 +271,7 @@ impl Story {
                 }
             }
             5 => {
-                self.ask(place, |supervisor| supervisor.stop(&names, "me", "why").is_ok());
+                self.ask(place, |supervisor| supervisor.stop(&names, "me", "why", None).is_ok());
             }
             6 => {
                 self.ask(place, |supervisor| supervisor.start(&names).is_ok());

@@ -9,10 +9,12 @@ use std::path::Path;
 use jiff::tz::TimeZone;
 use opm::model::{
     Agenda, Bound, Desired, EXIT_NEVER_STARTED, Event, Happening, Identity, InstanceId, Monotonic,
-    Observed, Outcome, Ready, Role, RunId, Signal, Spec, Stage, StartError, Wall, Word,
+    Observed, Outcome, Ready, Record, Revision, Role, RunId, Signal, Sources, Spec, Stage,
+    StartError, Wall, Word,
 };
 use opm::system::{
-    Disk, Launch, Ledger, Listening, Loaded, Proof, Replay, RunRef, Store, System, SystemError,
+    Archive, Disk, Launch, Ledger, Listening, Loaded, Proof, Replay, RunRef, Store, System,
+    SystemError,
 };
 
 use crate::machine::{Life, Owner, Parent, Shared, Wire, tick};
@@ -76,6 +78,10 @@ impl Disk for SharedDisk {
         self.op(|drive| drive.remove(path))
     }
 
+    fn make_dir(&self, _: &Path) -> io::Result<()> {
+        Ok(())
+    }
+
     fn exists(&self, path: &Path) -> bool {
         self.0.borrow().drive.exists(path)
     }
@@ -91,6 +97,7 @@ pub(crate) struct Simulated {
     machine: Shared,
     ledger: Ledger<SharedDisk>,
     store: Store<SharedDisk>,
+    archive: Archive<SharedDisk>,
     /// Our children with a role, as in the real system.
     children: BTreeMap<i32, Owner>,
     /// Starts whose exec is not seen yet.
@@ -127,6 +134,7 @@ impl Simulated {
             }
         };
         see_known(machine, &replay);
+        let archive = Archive::new(disk.clone(), Path::new(STATE_DIR));
         let mut store = Store::new(disk, Path::new(STATE_DIR));
         let loaded = store.load().map_err(|error| {
             machine.borrow_mut().is_locked = false;
@@ -136,6 +144,7 @@ impl Simulated {
             machine: std::rc::Rc::clone(machine),
             ledger,
             store,
+            archive,
             children: BTreeMap::new(),
             channels: BTreeMap::new(),
             foreign: BTreeMap::new(),
@@ -328,6 +337,10 @@ impl System for Simulated {
 
     fn steady(&self) -> Monotonic {
         self.machine.borrow().now
+    }
+
+    fn boot(&self) -> String {
+        self.machine.borrow().life.to_string()
     }
 
     fn zone(&self, _: Option<&str>) -> TimeZone {
@@ -593,6 +606,24 @@ impl System for Simulated {
             self.store.save(desired)?;
         }
         Ok(())
+    }
+
+    fn keep(
+        &mut self,
+        record: &Record,
+        revisions: &[Revision],
+        pinned: Option<&Sources>,
+    ) -> Result<(), SystemError> {
+        self.verb();
+        self.archive.keep(record, revisions, pinned)
+    }
+
+    fn records(&self, latest: u64) -> (Vec<Record>, Option<SystemError>) {
+        self.archive.records(latest)
+    }
+
+    fn revision(&self, source: &str, generation: u64) -> Result<Revision, SystemError> {
+        self.archive.revision(source, generation)
     }
 
     fn save_agenda(&mut self, agenda: &Agenda) -> Result<(), SystemError> {

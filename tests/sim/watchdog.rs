@@ -6,7 +6,7 @@ use std::path::Path;
 
 use opm::config::SourceFile;
 use opm::model::{FilePath, Happening, InstanceId, Monotonic, Phase, RunId, Span, StopCause};
-use opm::supervisor::Source;
+use opm::supervisor::{Manner, Source};
 
 use crate::check::Check;
 use crate::scene::{Scene, Seen};
@@ -66,7 +66,7 @@ fn world(program: &str, is_pid_one: bool) -> World {
     let path = FilePath::from("/units/a.yaml");
     let files = vec![SourceFile { path, text: text.into_bytes() }];
     let source = Source { name: "/units".to_owned(), files };
-    world.act(|supervisor| supervisor.apply_source(&source).unwrap()).unwrap();
+    world.act(|supervisor| supervisor.apply_source(&source, &Manner::default()).unwrap()).unwrap();
     world
 }
 

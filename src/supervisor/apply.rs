@@ -1,0 +1,286 @@
+//! What a source says becomes what is wanted: plan and apply are one computation, and only an apply
+//! puts its result in force.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use super::Supervisor;
+use super::keeper_unit::{self, is_internal, without_internal};
+use super::requests::{Refusal, raise_epoch};
+use crate::config::{self, Diagnostic, SourceFile};
+use crate::model::{
+    Author, Cause, Desired, InstanceId, KeptFile, Phase, Revision, Span, Spec, Unit, UnitName,
+    find_loop, needs_of,
+};
+use crate::plan::{self, Plan};
+use crate::system::System;
+
+/// A source as it is to be from now on.
+#[derive(Debug, Clone)]
+pub struct Source {
+    /// Its name: a directory's path, or `-`.
+    pub name: String,
+    /// All its files.
+    pub files: Vec<SourceFile>,
+}
+
+/// How a source is applied.
+#[derive(Debug, Clone, Default)]
+pub struct Manner {
+    /// Who applies it, and why.
+    pub author: Author,
+    /// Only these units of it; the others stay as they are. Empty: all of it.
+    pub only: Vec<UnitName>,
+    /// It is taken back unless it is confirmed in so long a time.
+    pub confirm: Option<Span>,
+    /// It is applied only if things are still so.
+    pub basis: Option<plan::Basis>,
+}
+
+/// What an apply does, or did.
+#[derive(Debug)]
+pub struct Applied {
+    /// What changes.
+    pub plan: Plan,
+    /// The generation in force; the old one where nothing changed.
+    pub generation: u64,
+    /// What the plan was made from.
+    pub basis: plan::Basis,
+    /// The units that the source has now.
+    pub units: Vec<UnitName>,
+    /// Warnings; with an error nothing is applied.
+    pub diagnostics: Vec<Diagnostic>,
+    /// What is legal, has no place in a file, and is hardly meant.
+    pub warnings: Vec<String>,
+}
+
+/// What a source declares from now on.
+pub(super) struct Declared {
+    pub(super) source: String,
+    pub(super) specs: Vec<Spec>,
+}
+
+impl<S: System> Supervisor<S> {
+    /// What applying a source would do. Changes nothing.
+    pub fn plan(&self, source: &Source, only: &[UnitName]) -> Result<Applied, Refusal> {
+        self.with_source(source, only).map(|(applied, _)| applied)
+    }
+
+    /// Makes a source what it is to be. With any mistake in it, nothing changes.
+    pub fn apply_source(&mut self, source: &Source, manner: &Manner) -> Result<Applied, Refusal> {
+        let (mut applied, mut desired) = self.with_source(source, &manner.only)?;
+        if config::has_errors(&applied.diagnostics) {
+            return Ok(applied);
+        }
+        if let Some(basis) = &manner.basis {
+            basis.compare(&applied.basis).map_err(Refusal::Impossible)?;
+        }
+        if desired.units == self.desired.units {
+            self.commit_changed(self.desired.clone())?;
+            return Ok(applied);
+        }
+        self.begin_history()?;
+        desired.sources.clone_from(&self.desired.sources);
+        desired.applied = self.desired.applied;
+        self.try_out(&mut desired, manner.confirm)?;
+        let specs = declared(&desired, &source.name);
+        let revision = Revision { source: source.name.clone(), specs, files: kept(&source.files) };
+        let cause = Cause::Apply { source: source.name.clone() };
+        self.put_in_force(desired, &applied.plan, &manner.author, cause, &[revision])?;
+        applied.generation = self.desired.generation;
+        Ok(applied)
+    }
+
+    fn with_source(
+        &self,
+        source: &Source,
+        only: &[UnitName],
+    ) -> Result<(Applied, Desired), Refusal> {
+        let foreign =
+            |unit: &&Unit| unit.source != source.name && !unit.removed && !is_internal(unit);
+        let others: BTreeMap<UnitName, String> = self
+            .desired
+            .units
+            .iter()
+            .filter(|(_, unit)| foreign(unit))
+            .map(|(name, unit)| (name.clone(), unit.source.clone()))
+            .collect();
+        let specs: Vec<_> =
+            self.desired.units.values().filter(foreign).map(|unit| &*unit.spec).collect();
+        let loaded = config::load(&source.files, &others, &specs);
+        let diagnostics = loaded.diagnostics;
+        let mut desired = self.desired.clone();
+        let mut units = loaded.specs.iter().map(|spec| spec.name.clone()).collect();
+        if !config::has_errors(&diagnostics) {
+            let mut specs = loaded.specs;
+            if !only.is_empty() {
+                specs = self.only_these(&source.name, specs, only)?;
+                units = only.to_vec();
+            }
+            desired = self.declaring(vec![Declared { source: source.name.clone(), specs }]);
+            if !only.is_empty() {
+                whole(&desired)?;
+            }
+        }
+        let plan = self.plan_to(&desired);
+        let basis = plan::Basis::of(&plan, &self.desired, &self.observed);
+        let generation = self.desired.generation;
+        let own = without_internal(&desired);
+        let warnings = plan::budget_warning(&own, self.shutdown_budget).into_iter().collect();
+        Ok((Applied { plan, generation, basis, units, diagnostics, warnings }, desired))
+    }
+
+    /// What a source declares where only some of its units are taken from its files.
+    fn only_these(
+        &self,
+        source: &str,
+        specs: Vec<Spec>,
+        only: &[UnitName],
+    ) -> Result<Vec<Spec>, Refusal> {
+        let mut all: BTreeMap<UnitName, Spec> = declared(&self.desired, source)
+            .into_iter()
+            .map(|spec| (spec.name.clone(), spec))
+            .collect();
+        let mut new: BTreeMap<UnitName, Spec> =
+            specs.into_iter().map(|spec| (spec.name.clone(), spec)).collect();
+        for name in only {
+            // One that the files do not have any more goes.
+            let old = all.remove(name);
+            match new.remove(name) {
+                Some(spec) => drop(all.insert(name.clone(), spec)),
+                None if old.is_some() => {}
+                None => {
+                    let names = new.keys().map(UnitName::as_str);
+                    let similar = config::nearest(name.as_str(), names).map(str::to_owned);
+                    return Err(Refusal::Unknown { name: name.to_string(), similar });
+                }
+            }
+        }
+        Ok(all.into_values().collect())
+    }
+
+    /// The desired state in which sources declare this and nothing else. What is wanted by hand
+    /// stays.
+    pub(super) fn declaring(&self, all: Vec<Declared>) -> Desired {
+        let mut desired = self.desired.clone();
+        let sources: BTreeSet<String> = all.iter().map(|one| one.source.clone()).collect();
+        let mut kept: BTreeSet<UnitName> = BTreeSet::new();
+        for Declared { source, specs } in all {
+            for spec in specs {
+                kept.insert(spec.name.clone());
+                set_spec(&mut desired, spec, &source);
+            }
+        }
+        self.try_anew(&mut desired);
+        for (name, unit) in &mut desired.units {
+            if sources.contains(&unit.source) && !kept.contains(name) {
+                unit.removed = true;
+            }
+        }
+        desired
+            .units
+            .retain(|name, unit| !unit.removed || self.observed.of_unit(name).next().is_some());
+        if let Some(keeper) = &self.keeper {
+            keeper_unit::add_to(&mut desired, keeper);
+        }
+        desired
+    }
+
+    /// What going to a desired state does, the log keeper apart.
+    pub(super) fn plan_to(&self, desired: &Desired) -> Plan {
+        let mut plan = plan::plan(&self.desired, desired, &self.observed);
+        plan.changes.retain(|change| !keeper_unit::is_keeper(&change.unit));
+        plan
+    }
+
+    /// A changed spec clears what an instance came to under the old one.
+    fn try_anew(&self, desired: &mut Desired) {
+        let changed = |id: &&InstanceId| {
+            let spec =
+                |desired: &Desired| desired.units.get(&id.unit).map(|unit| Arc::clone(&unit.spec));
+            spec(desired) != spec(&self.desired)
+        };
+        let ended = self.observed.iter().filter(|(_, instance)| {
+            matches!(
+                instance.phase,
+                Phase::Failed { .. } | Phase::Skipped { .. } | Phase::Backoff { .. }
+            )
+        });
+        let ids: Vec<InstanceId> = ended.map(|(id, _)| id).filter(changed).cloned().collect();
+        for id in ids {
+            raise_epoch(desired, &id);
+        }
+    }
+
+    /// What is not the supervisor's own business is taken over while a run goes on: where its output
+    /// goes, and which files are watched.
+    pub(super) fn take_over_live(&mut self, plan: &Plan) {
+        for change in &plan.changes {
+            let Some(unit) = self.desired.units.get(&change.unit) else { continue };
+            let spec = Arc::clone(&unit.spec);
+            let running =
+                self.observed.of_unit(&change.unit).filter(|(_, instance)| instance.run.is_some());
+            let ids: Vec<InstanceId> = running.map(|(id, _)| id.clone()).collect();
+            for id in ids {
+                self.watch_paths(&id);
+                let index = spec.instance_index(&id).unwrap_or(1);
+                if spec.needs_keeper()
+                    && let Err(error) = self.system.instruct(&id, index, &spec)
+                {
+                    log::error!("{id}: {error}");
+                }
+            }
+        }
+    }
+}
+
+/// What a source declares in a desired state.
+pub(super) fn declared(desired: &Desired, source: &str) -> Vec<Spec> {
+    let own = desired.units.values().filter(|unit| unit.source == source && !unit.removed);
+    own.map(|unit| Spec::clone(&unit.spec)).collect()
+}
+
+/// The files as the history keeps them. With bytes that are no text nothing is applied.
+fn kept(files: &[SourceFile]) -> Vec<KeptFile> {
+    let text = |file: &SourceFile| String::from_utf8_lossy(&file.text).into_owned();
+    files.iter().map(|file| KeptFile { path: file.path.clone(), text: text(file) }).collect()
+}
+
+/// Units of two versions of a source must fit as one: the files alone did not show it.
+fn whole(desired: &Desired) -> Result<(), Refusal> {
+    let units = || desired.units.values().filter(|unit| !unit.removed).map(|unit| &*unit.spec);
+    for (unit, need) in units().flat_map(needs_of) {
+        let is_there = |name| desired.units.get(name).is_some_and(|unit: &Unit| !unit.removed);
+        if need.strength == crate::model::Strength::Requires && !is_there(&need.unit) {
+            return Err(Refusal::Impossible(format!(
+                "`{unit}` requires `{}`, which is not applied; apply it too, with `--only {}`",
+                need.unit, need.unit
+            )));
+        }
+    }
+    match find_loop(units()) {
+        None => Ok(()),
+        Some(names) => {
+            let names: Vec<&str> = names.iter().map(UnitName::as_str).collect();
+            let names = names.join("` waits for `");
+            Err(Refusal::Impossible(format!("with only these, `{names}` wait for one another")))
+        }
+    }
+}
+
+fn set_spec(desired: &mut Desired, spec: Spec, source: &str) {
+    let name = spec.name.clone();
+    let mut unit = Unit::new(Arc::new(spec), source.to_owned());
+    if let Some(old) = desired.units.get(&name) {
+        if old.spec.starts_like(&unit.spec) {
+            unit.hash = old.hash;
+        }
+        unit.hold.clone_from(&old.hold);
+        unit.started = old.started;
+        // The run of a service is no task in progress, which a new definition would leave alone.
+        let is_other_kind = old.spec.kind != unit.spec.kind;
+        unit.epoch = old.epoch.saturating_add(u64::from(is_other_kind));
+        unit.instances.clone_from(&old.instances);
+    }
+    desired.units.insert(name, unit);
+}
