@@ -311,8 +311,13 @@ impl<S: System> Supervisor<S> {
 
     fn touch_neighbours(&mut self, id: &InstanceId) {
         let view = self.view();
+        // Whether a service can be called, which those that need it look at, is a matter of its
+        // sockets.
+        let socket = view.unit(id).and_then(|unit| unit.spec.socket.as_ref());
+        let service = socket.map(|socket| self.graph.neighbours(&socket.service));
+        let neighbours = self.graph.neighbours(&id.unit).chain(service.into_iter().flatten());
         let mut touched: Vec<InstanceId> =
-            self.graph.neighbours(&id.unit).flat_map(|unit| view.instances(unit)).collect();
+            neighbours.flat_map(|unit| view.instances(unit)).collect();
         // Of its own unit only those look at others that wait for the unit's dependents to go.
         let siblings = self.observed.of_unit(&id.unit).filter(|(_, instance)| {
             matches!(instance.phase, Phase::Stopping { rung: Rung::Dependents, .. })

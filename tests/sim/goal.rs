@@ -36,7 +36,7 @@ impl Story {
             && file.needs.iter().any(|(_, other)| !self.files[*other].stays());
         // Of a task that is killed by its own next run none may ever complete.
         let in_vain = self.waits_for(place, "overlap: kill");
-        let stays = file.stays() && !conflicts && !follows && !in_vain;
+        let stays = file.stays() && !conflicts && !follows && !in_vain && !self.is_shaky(place);
         let has_condition = file.keys.contains("conditions:");
         let Some(supervisor) = self.world.supervisor() else { return Ok(()) };
         let view = supervisor.view();
@@ -90,6 +90,15 @@ impl Story {
         let phase = supervisor.observed().get(id).map(|instance| instance.phase.clone());
         let is_up = phase == Some(Phase::Up);
         if is_up == wanted { Ok(()) } else { Err(format!("{id}, wanted: {wanted}, is {phase:?}")) }
+    }
+
+    /// Whether it requires what comes and goes: it may be looked at in the moment in which that has
+    /// come.
+    fn is_shaky(&self, place: usize) -> bool {
+        self.files[place].needs.iter().any(|(key, other)| {
+            let is_steady = self.files[*other].stays() || self.files[*other].kind == "task";
+            *key == "requires" && (!is_steady || self.is_shaky(*other))
+        })
     }
 
     /// Whether it waits, at times, for a task with this among its keys.
