@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::Path;
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::args::{Apply, Check, Format, Global, Plan, Waiting};
@@ -39,32 +40,41 @@ pub(super) fn source(dir: &Path) -> Result<Source, Error> {
     read_source(dir).map_err(|error| Error::new(Exit::Bad, error))
 }
 
-fn parameters(source: &Source, only: &[String]) -> Value {
+/// Which of a source's units, and how: a part of a plan.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub(super) struct Manner {
+    pub(super) only: Vec<String>,
+    pub(super) rolling: Option<u32>,
+}
+
+fn parameters(source: &Source, manner: &Manner) -> Value {
     let files: Vec<Value> = source
         .files
         .iter()
         .map(|file| json!({ "path": file.path, "text": FileText::from(file.text.clone()) }))
         .collect();
-    json!({ "source": source.name, "files": files, "only": only })
+    json!({
+        "source": source.name, "files": files, "only": manner.only, "rolling": manner.rolling,
+    })
 }
 
 /// `opm apply`.
 pub(super) fn apply(global: &Global, args: &Apply) -> Outcome {
-    let (source, basis, only) = match PlanFile::read(&args.dir)? {
-        Some(plan) if !args.only.is_empty() => {
-            let message = "a saved plan says itself which units it is for".to_owned();
-            drop(plan);
+    let mut manner = Manner { only: args.only.clone(), rolling: args.rolling.batch() };
+    let (source, basis) = match PlanFile::read(&args.dir)? {
+        Some(_) if manner != Manner::default() => {
+            let message = "a saved plan says itself which units it is for, and how";
             return Err(Error::new(Exit::Bad, message));
         }
         Some(plan) => {
-            let (basis, only) = (Some(plan.basis.clone()), plan.only.clone());
-            (plan.source()?, basis, only)
+            manner = plan.manner.clone();
+            let basis = plan.basis.clone();
+            (plan.source()?, Some(basis))
         }
-        None => (source(&args.dir)?, None, args.only.clone()),
+        None => (source(&args.dir)?, None),
     };
     if args.dry_run {
-        let plan = Plan { dir: args.dir.clone(), only, out: None, exit_code: false };
-        return show_plan(global, &source, &plan);
+        return show_plan(global, &source, &manner).map(|_| Exit::Done);
     }
     let mut client = match Client::try_connect(global)? {
         Some(client) => client,
@@ -75,7 +85,7 @@ pub(super) fn apply(global: &Global, args: &Apply) -> Outcome {
             start_daemon(global)?
         }
     };
-    let mut parameters = parameters(&source, &only);
+    let mut parameters = parameters(&source, &manner);
     let trial = args.confirm.or_else(|| args.rollback_on_failure.then(|| trial_of(args)));
     if let Value::Object(map) = &mut parameters {
         map.insert("message".to_owned(), json!(args.message));
@@ -135,7 +145,8 @@ fn back_on_failure(
     };
     let mut message = format!("taken back: {reason}");
     message.truncate(message.floor_char_boundary(MESSAGE_BYTES_MAX));
-    let reply = client.call("Rollback", json!({ "message": message }))?;
+    let parameters = json!({ "message": message, "rolling": args.rolling.batch() });
+    let reply = client.call("Rollback", parameters)?;
     let to = reply.get("to").and_then(Value::as_u64).unwrap_or(0);
     let generation = reply.get("generation").and_then(Value::as_u64).unwrap_or(0);
     let to = if to == 0 { "nothing".to_owned() } else { format!("generation {to}") };
@@ -243,12 +254,20 @@ fn wait_for_socket(global: &Global) -> Result<Client, Error> {
 
 /// `opm plan`.
 pub(super) fn plan(global: &Global, args: &Plan) -> Outcome {
-    show_plan(global, &source(&args.dir)?, args)
+    let source = source(&args.dir)?;
+    let manner = Manner { only: args.only.clone(), rolling: args.rolling.batch() };
+    let reply = show_plan(global, &source, &manner)?;
+    if let Some(path) = &args.out {
+        PlanFile::new(&source, &args.dir, manner, &reply)?.write(path)?;
+    }
+    let is_change = !list(&reply, "changes").is_empty();
+    Ok(if args.exit_code && is_change { Exit::Bad } else { Exit::Done })
 }
 
-fn show_plan(global: &Global, source: &Source, args: &Plan) -> Outcome {
+/// Prints what an apply would do; returns what the daemon said.
+pub(super) fn show_plan(global: &Global, source: &Source, manner: &Manner) -> Result<Value, Error> {
     let mut client = Client::connect(global)?;
-    let reply = client.call("Plan", parameters(source, &args.only))?;
+    let reply = client.call("Plan", parameters(source, manner))?;
     warnings(&reply);
     let found = list(&reply, "changes");
     if global.json {
@@ -259,10 +278,7 @@ fn show_plan(global: &Global, source: &Source, args: &Plan) -> Outcome {
         changes::print(found)?;
         output::line(&changes::summary(found))?;
     }
-    if let Some(path) = &args.out {
-        PlanFile::new(source, &args.dir, &args.only, &reply)?.write(path)?;
-    }
-    Ok(if args.exit_code && !found.is_empty() { Exit::Bad } else { Exit::Done })
+    Ok(reply)
 }
 
 fn warnings(reply: &Value) {

@@ -60,7 +60,7 @@ pub(super) enum Command {
     /// Stop units, and hold them down
     Stop(Stop),
     /// Restart units
-    Restart(Change),
+    Restart(Restart),
     /// Tell units to read their configuration again
     Reload(Names),
     /// Send a signal to units
@@ -163,6 +163,8 @@ pub(super) struct Apply {
     /// Take it back where a unit does not come up
     #[arg(long, conflicts_with_all = ["dry_run", "no_wait"])]
     pub(super) rollback_on_failure: bool,
+    #[command(flatten)]
+    pub(super) rolling: Rolling,
     /// Do not start a daemon where none runs
     #[arg(long)]
     pub(super) no_daemon: bool,
@@ -191,6 +193,8 @@ pub(super) struct Plan {
     /// Only these units of it; the others stay as they are
     #[arg(long, value_name = "UNIT")]
     pub(super) only: Vec<String>,
+    #[command(flatten)]
+    pub(super) rolling: Rolling,
     /// Save the plan, for `opm apply FILE`
     #[arg(short, long, value_name = "FILE")]
     pub(super) out: Option<PathBuf>,
@@ -222,6 +226,8 @@ pub(super) struct Rollback {
     /// Why, for those who read the history
     #[arg(short, long, default_value = "", hide_default_value = true)]
     pub(super) message: String,
+    #[command(flatten)]
+    pub(super) rolling: Rolling,
     #[command(flatten)]
     pub(super) waiting: Waiting,
 }
@@ -274,6 +280,32 @@ pub(super) struct Change {
     pub(super) units: Vec<String>,
     #[command(flatten)]
     pub(super) waiting: Waiting,
+}
+
+/// In turns, or all at once.
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub(super) struct Rolling {
+    /// Of a unit's instances one after the other, each when the one before is ready
+    #[arg(long)]
+    rolling: bool,
+    /// So many at a time
+    #[arg(long, value_name = "N", requires = "rolling", value_parser = clap::value_parser!(u32).range(1..))]
+    batch: Option<u32>,
+}
+
+impl Rolling {
+    /// How many instances may be away at a time; all where it is not said.
+    pub(super) fn batch(self) -> Option<u32> {
+        self.rolling.then(|| self.batch.unwrap_or(1))
+    }
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Restart {
+    #[command(flatten)]
+    pub(super) change: Change,
+    #[command(flatten)]
+    pub(super) rolling: Rolling,
 }
 
 #[derive(Debug, clap::Args)]

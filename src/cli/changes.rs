@@ -67,6 +67,9 @@ impl Paint {
             _ => ("~", "change live", 36),
         };
         let mut notes = vec![word.to_owned()];
+        if let Some(batch) = change.get("rolling").and_then(Value::as_u64) {
+            notes.push(format!("{batch} at a time"));
+        }
         if let Some(down) = change.get("down_ms").and_then(Value::as_u64) {
             let down = crate::model::Span::millis(down);
             notes.push(format!("down for {down} at most"));

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use serde_json::{Value, json};
 
-use super::args::{Diff, Global, History, Plan, Rollback};
+use super::args::{Diff, Global, History, Rollback};
 use super::client::{Client, rows};
 use super::{Error, Exit, Outcome, apply, changes, output};
 
@@ -88,8 +88,10 @@ pub(super) fn diff(global: &Global, args: &Diff) -> Outcome {
         (_, Some([from])) => generations(global, *from, None, args.exit_code),
         (_, Some([from, to])) => generations(global, *from, Some(*to), args.exit_code),
         ([dir], _) => {
-            let (dir, exit_code) = (dir.into(), args.exit_code);
-            apply::plan(global, &Plan { dir, only: Vec::new(), out: None, exit_code })
+            let source = apply::source(dir.as_ref())?;
+            let reply = apply::show_plan(global, &source, &apply::Manner::default())?;
+            let is_same = list(&reply, "changes").is_empty();
+            Ok(if args.exit_code && !is_same { Exit::Bad } else { Exit::Done })
         }
         _ => {
             Err(Error::new(Exit::Bad, "compare one directory, or two generations by their numbers"))
@@ -153,6 +155,7 @@ pub(super) fn rollback(global: &Global, args: &Rollback) -> Outcome {
     let mut client = Client::connect(global)?;
     let parameters = json!({
         "to": args.generation, "dry_run": args.dry_run, "message": args.message,
+        "rolling": args.rolling.batch(),
     });
     let reply = client.call("Rollback", parameters)?;
     let found = list(&reply, "changes");

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::apply::Manner;
 use super::{Error, Exit};
 use crate::config::SourceFile;
 use crate::daemon::read_source;
@@ -31,7 +32,7 @@ pub(super) struct PlanFile {
     /// Where the source is; absent where it was standard input.
     dir: Option<FilePath>,
     files: Vec<File>,
-    pub(super) only: Vec<String>,
+    pub(super) manner: Manner,
     pub(super) basis: Basis,
     /// What it does, for those who look into the file.
     changes: Value,
@@ -48,7 +49,7 @@ impl PlanFile {
     pub(super) fn new(
         source: &Source,
         dir: &Path,
-        only: &[String],
+        manner: Manner,
         reply: &Value,
     ) -> Result<Self, Error> {
         let basis = reply.get("basis").cloned().unwrap_or_default();
@@ -67,7 +68,7 @@ impl PlanFile {
             source: source.name.clone(),
             dir,
             files: files.collect(),
-            only: only.to_vec(),
+            manner,
             basis,
             changes: reply.get("changes").cloned().unwrap_or_default(),
         })

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
-use super::args::{Change, Global, Kill, Names, Stop, Until, Waiting};
+use super::args::{Change, Global, Kill, Names, Restart, Stop, Until, Waiting};
 use super::client::{Client, dirs};
 use super::{Error, Exit, Outcome, logs, output};
 use crate::model::{Span, Wall};
@@ -31,8 +31,9 @@ pub(super) fn stop(global: &Global, args: &Stop) -> Outcome {
 }
 
 /// `opm restart`.
-pub(super) fn restart(global: &Global, args: &Change) -> Outcome {
-    change(global, "Restart", json!({ "units": args.units }), args, "settled")
+pub(super) fn restart(global: &Global, args: &Restart) -> Outcome {
+    let parameters = json!({ "units": args.change.units, "rolling": args.rolling.batch() });
+    change(global, "Restart", parameters, &args.change, "settled")
 }
 
 fn change(

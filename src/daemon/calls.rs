@@ -114,7 +114,7 @@ fn control(
         "Show" => show(supervisor, &parameters.text("unit")?),
         "Plan" => {
             let source = parameters.source()?;
-            changes(&supervisor.plan(&source, &parameters.unit_names("only")?)?, &source)
+            changes(&supervisor.plan(&source, &manner(parameters, by)?)?, &source)
         }
         "Apply" => {
             let source = parameters.source()?;
@@ -127,7 +127,10 @@ fn control(
             history::answer(supervisor, method, parameters, by)
         }
         "Start" => Ok(instances(&supervisor.start(&parameters.units()?)?)),
-        "Restart" => Ok(instances(&supervisor.restart(&parameters.units()?)?)),
+        "Restart" => {
+            let rolling = parameters.batch()?;
+            Ok(instances(&supervisor.restart(&parameters.units()?, rolling)?))
+        }
         "Release" => Ok(instances(&supervisor.release(&parameters.units()?)?)),
         "Reload" => Ok(instances(&supervisor.reload(&parameters.units()?)?)),
         "Kill" => {
@@ -259,6 +262,7 @@ fn manner(parameters: &Parameters<'_>, by: &str) -> Result<Manner, Failure> {
     Ok(Manner {
         author: parameters.author(by)?,
         only: parameters.unit_names("only")?,
+        rolling: parameters.batch()?,
         confirm: parameters.number("confirm_ms")?.map(Span::millis),
         basis,
     })
@@ -346,6 +350,14 @@ impl Parameters<'_> {
                 value.as_u64().map(Some).ok_or_else(bad)
             }
         }
+    }
+
+    /// How many instances of a unit may be away at a time.
+    fn batch(&self) -> Result<Option<u32>, Failure> {
+        let bad = || Failure::InvalidParameter("rolling".to_owned());
+        let batch = self.number("rolling")?;
+        let batch = batch.map(|n| u32::try_from(n).ok().filter(|n| *n > 0).ok_or_else(bad));
+        batch.transpose()
     }
 
     fn unit_names(&self, name: &str) -> Result<Vec<UnitName>, Failure> {

@@ -50,6 +50,10 @@ pub struct Unit {
     /// Raising it asks for one restart of every instance.
     #[serde(default)]
     pub epoch: u64,
+    /// How many of its instances may be away at a time for a restart or a change; all of them where
+    /// it is not said.
+    #[serde(default)]
+    pub rolling: Option<u32>,
     /// What is wanted of single instances beyond that.
     #[serde(default)]
     pub instances: BTreeMap<InstanceId, InstanceWish>,
@@ -94,6 +98,7 @@ impl Unit {
             started: false,
             hold: None,
             epoch: 0,
+            rolling: None,
             instances: BTreeMap::new(),
             removed: false,
         }

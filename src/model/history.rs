@@ -94,6 +94,9 @@ pub struct Trial {
     pub sources: Sources,
     /// The record of that; 0: nothing was.
     pub before: u64,
+    /// How many instances of a unit may be away at a time when it is taken back.
+    #[serde(default)]
+    pub rolling: Option<u32>,
     /// How long it was given.
     pub span: Span,
     /// When it ends, by the wall clock: for after a reboot.
@@ -126,6 +129,7 @@ mod tests {
         Trial {
             sources: Sources::new(),
             before: 0,
+            rolling: None,
             span: Span::seconds(60),
             until: Wall(1_000_000_000),
             deadline: Monotonic::default().after(Span::seconds(500)),

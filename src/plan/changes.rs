@@ -27,6 +27,9 @@ pub struct Change {
     /// The unit because of which it happens, where it is not its own change.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub because: Option<UnitName>,
+    /// How many of its instances restart at a time, where not all of them do.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rolling: Option<u32>,
     /// How long it is down at most, where it restarts: for the steps of its stop, and for its start.
     /// Absent where that has no end.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -105,6 +108,7 @@ pub fn plan(old: &Desired, new: &Desired, observed: &Observed) -> Plan {
         names.into_iter().filter_map(|name| change(old, new, observed, name)).collect();
     add_dependents(&mut changes, new, &graph, observed);
     for change in &mut changes {
+        change.rolling = rolling(change, new);
         change.down_ms = down_time(change, old, new).map(Span::as_millis_up);
     }
     changes.sort_by_key(|change| {
@@ -144,12 +148,27 @@ fn change(old: &Desired, new: &Desired, observed: &Observed, name: &UnitName) ->
             }
         }
     };
-    Some(Change { unit: name.clone(), effect, fields, because: None, down_ms: None, held })
+    Some(Change {
+        unit: name.clone(),
+        effect,
+        fields,
+        because: None,
+        rolling: None,
+        down_ms: None,
+        held,
+    })
+}
+
+/// How many instances restart at a time, where others go on meanwhile.
+fn rolling(change: &Change, new: &Desired) -> Option<u32> {
+    let unit = new.units.get(&change.unit).filter(|_| change.effect == Effect::Restart)?;
+    let batch = usize::try_from(unit.rolling?).unwrap_or(usize::MAX);
+    unit.rolling.filter(|_| batch < unit.spec.instance_ids().len())
 }
 
 /// For how long a restart takes a unit away at most, as far as its own times go.
 fn down_time(change: &Change, old: &Desired, new: &Desired) -> Option<Span> {
-    if change.effect != Effect::Restart {
+    if change.effect != Effect::Restart || change.rolling.is_some() {
         return None;
     }
     let (old, new) = (old.units.get(&change.unit)?, new.units.get(&change.unit)?);
@@ -168,7 +187,8 @@ fn add_dependents(changes: &mut Vec<Change>, new: &Desired, graph: &Graph, obser
             let is_socket =
                 new.units.get(&change.unit).is_some_and(|unit| unit.spec.socket.is_some());
             match change.effect {
-                Effect::Restart | Effect::Remove => true,
+                Effect::Restart => rolling(change, new).is_none(),
+                Effect::Remove => true,
                 Effect::Create => is_socket,
                 Effect::Live => false,
             }
@@ -197,6 +217,7 @@ fn add_dependents(changes: &mut Vec<Change>, new: &Desired, graph: &Graph, obser
                     effect: Effect::Restart,
                     fields: Vec::new(),
                     because: Some(cause.clone()),
+                    rolling: None,
                     down_ms: None,
                     held: None,
                 }),

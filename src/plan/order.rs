@@ -102,7 +102,8 @@ fn standing_of(view: &View<'_>, unit: &Unit, id: &InstanceId, wanted: Condition)
                 Standing::Pending
             }
         }
-        Phase::Up if !current => Standing::Pending,
+        // One that waits for its turn to restart serves meanwhile.
+        Phase::Up if !current && unit.rolling.is_none() => Standing::Pending,
         Phase::Up => match wanted {
             Condition::Started => Standing::Met,
             Condition::Ready if unit.spec.kind != Kind::Task => Standing::Met,

@@ -1,5 +1,6 @@
 //! A run on its way up, and while it is up.
 
+use super::roll::{self, Turn};
 use super::{Due, View, lazy, order, probe, schedule, watchdog};
 use crate::model::{
     Action, Instance, InstanceId, Kind, Life, Monotonic, OnDependencyRestart, Outcome, Phase,
@@ -63,12 +64,10 @@ fn leave_cause(
     if run.main.as_ref().is_some_and(|main| !main.is_alive()) {
         return Some(StopCause::MainEnded);
     }
-    if instance.epoch != unit.epoch_of(id) {
-        return Some(StopCause::Restart);
-    }
     // A task in progress is not altered by a new definition; it runs once more afterwards.
-    if instance.hash != unit.hash && unit.spec.kind != Kind::Task {
-        return Some(StopCause::Changed);
+    if roll::is_other(unit, id, instance) && roll::turn(view, id).is_none_or(|t| t == Turn::Now) {
+        let is_asked = instance.epoch != unit.epoch_of(id);
+        return Some(if is_asked { StopCause::Restart } else { StopCause::Changed });
     }
     if let Some(lost) = order::lost(view, &id.unit) {
         return Some(StopCause::Dependency(lost));

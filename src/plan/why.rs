@@ -1,7 +1,7 @@
 //! The chain from how an instance is to the cause of it.
 
 use super::View;
-use crate::model::{Blocker, InstanceId, Phase, Ready, StopCause, Unit, Until};
+use crate::model::{Blocker, Hold, InstanceId, Phase, Ready, StopCause, Unit, Until};
 
 /// Longest chain that is told; longer ones are cut, loops cannot be.
 const CHAIN_MAX: usize = 32;
@@ -161,8 +161,8 @@ mod tests {
 
     use super::*;
     use crate::model::{
-        Agenda, Blocker, Condition, Dependency, Desired, End, Graph, Hold, Instance, Kind,
-        Monotonic, Observed, Outcome, RunId, Spec, Unit, UnitName, Wall,
+        Agenda, Blocker, Condition, Dependency, Desired, End, Graph, Instance, Kind, Monotonic,
+        Observed, Outcome, RunId, Spec, Unit, UnitName, Wall,
     };
 
     fn name(text: &str) -> UnitName {

@@ -59,7 +59,8 @@ type File (path: string, text: string)
 
 # What an apply does to one unit: remove, restart, live or create
 type Change (
-  unit: string, effect: string, fields: []object, because: ?string, down_ms: ?int, held: ?string
+  unit: string, effect: string, fields: []object, because: ?string, rolling: ?int, down_ms: ?int,
+  held: ?string
 )
 
 # What a plan was made from: the generation, and the phase of each instance that it touches
@@ -88,21 +89,23 @@ method List(units: []string, internal: ?bool) -> (instances: []Instance)
 method Show(unit: string) -> (unit: object)
 
 # What applying a source would do, or only these units of it
-method Plan(source: string, files: []File, only: ?[]string) -> (
+method Plan(source: string, files: []File, only: ?[]string, rolling: ?int) -> (
   changes: []Change, generation: int, units: []string, warnings: string, basis: Basis
 )
 
 # Make a source what these files say. Answered when the new state is saved. With confirm_ms it is
-# taken back unless Confirm follows in time; with a basis it is refused where things have moved
+# taken back unless Confirm follows in time; with a basis it is refused where things have moved.
+# Of the instances of a unit so many are away at a time as rolling says
 method Apply(
-  source: string, files: []File, only: ?[]string, message: ?string, confirm_ms: ?int, basis: ?Basis
+  source: string, files: []File, only: ?[]string, rolling: ?int, message: ?string, confirm_ms: ?int,
+  basis: ?Basis
 ) -> (changes: []Change, generation: int, units: []string, warnings: string, basis: Basis)
 
 # What was applied on trial stays
 method Confirm() -> (generation: int)
 
 # Go back to what was applied at a generation, or before the last change. To 0: nothing was
-method Rollback(to: ?int, message: ?string, dry_run: ?bool) -> (
+method Rollback(to: ?int, rolling: ?int, message: ?string, dry_run: ?bool) -> (
   to: int, changes: []Change, generation: int, units: []string
 )
 
@@ -118,7 +121,7 @@ method Difference(from: int, to: int) -> (changes: []Change)
 # Change goals. Answered when the new state is saved; Wait tells when it is reached
 method Start(units: []string) -> (instances: []string)
 method Stop(units: []string, reason: ?string, until_us: ?int) -> (instances: []string)
-method Restart(units: []string) -> (instances: []string)
+method Restart(units: []string, rolling: ?int) -> (instances: []string)
 method Release(units: []string) -> (instances: []string)
 
 # Tell running instances to read their configuration again

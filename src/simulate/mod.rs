@@ -255,7 +255,7 @@ impl Play {
             if spec.kind == Kind::Task && phase == Phase::Done {
                 // A task that is done can fail only if it runs once more.
                 self.supervisor.system_mut().fails_next.insert(id.clone());
-                self.supervisor.restart(&[id.to_string()])?;
+                self.supervisor.restart(&[id.to_string()], None)?;
             } else if !run.is_some_and(|run| self.supervisor.system_mut().fail(run, &spec)) {
                 let now = crate::system::System::now(self.supervisor.system());
                 let what = format!("is {}: it has no process that could fail", phase.as_str());

@@ -31,6 +31,8 @@ pub struct Manner {
     pub author: Author,
     /// Only these units of it; the others stay as they are. Empty: all of it.
     pub only: Vec<UnitName>,
+    /// How many instances of a unit may be away at a time; all where it is not said.
+    pub rolling: Option<u32>,
     /// It is taken back unless it is confirmed in so long a time.
     pub confirm: Option<Span>,
     /// It is applied only if things are still so.
@@ -62,13 +64,13 @@ pub(super) struct Declared {
 
 impl<S: System> Supervisor<S> {
     /// What applying a source would do. Changes nothing.
-    pub fn plan(&self, source: &Source, only: &[UnitName]) -> Result<Applied, Refusal> {
-        self.with_source(source, only).map(|(applied, _)| applied)
+    pub fn plan(&self, source: &Source, manner: &Manner) -> Result<Applied, Refusal> {
+        self.with_source(source, manner).map(|(applied, _)| applied)
     }
 
     /// Makes a source what it is to be. With any mistake in it, nothing changes.
     pub fn apply_source(&mut self, source: &Source, manner: &Manner) -> Result<Applied, Refusal> {
-        let (mut applied, mut desired) = self.with_source(source, &manner.only)?;
+        let (mut applied, mut desired) = self.with_source(source, manner)?;
         if config::has_errors(&applied.diagnostics) {
             return Ok(applied);
         }
@@ -82,7 +84,7 @@ impl<S: System> Supervisor<S> {
         self.begin_history()?;
         desired.sources.clone_from(&self.desired.sources);
         desired.applied = self.desired.applied;
-        self.try_out(&mut desired, manner.confirm)?;
+        self.try_out(&mut desired, manner)?;
         let specs = declared(&desired, &source.name);
         let revision = Revision { source: source.name.clone(), specs, files: kept(&source.files) };
         let cause = Cause::Apply { source: source.name.clone() };
@@ -91,11 +93,8 @@ impl<S: System> Supervisor<S> {
         Ok(applied)
     }
 
-    fn with_source(
-        &self,
-        source: &Source,
-        only: &[UnitName],
-    ) -> Result<(Applied, Desired), Refusal> {
+    fn with_source(&self, source: &Source, manner: &Manner) -> Result<(Applied, Desired), Refusal> {
+        let only = manner.only.as_slice();
         let foreign =
             |unit: &&Unit| unit.source != source.name && !unit.removed && !is_internal(unit);
         let others: BTreeMap<UnitName, String> = self
@@ -117,7 +116,8 @@ impl<S: System> Supervisor<S> {
                 specs = self.only_these(&source.name, specs, only)?;
                 units = only.to_vec();
             }
-            desired = self.declaring(vec![Declared { source: source.name.clone(), specs }]);
+            let declared = Declared { source: source.name.clone(), specs };
+            desired = self.declaring(vec![declared], manner.rolling);
             if !only.is_empty() {
                 whole(&desired)?;
             }
@@ -161,14 +161,14 @@ impl<S: System> Supervisor<S> {
 
     /// The desired state in which sources declare this and nothing else. What is wanted by hand
     /// stays.
-    pub(super) fn declaring(&self, all: Vec<Declared>) -> Desired {
+    pub(super) fn declaring(&self, all: Vec<Declared>, rolling: Option<u32>) -> Desired {
         let mut desired = self.desired.clone();
         let sources: BTreeSet<String> = all.iter().map(|one| one.source.clone()).collect();
         let mut kept: BTreeSet<UnitName> = BTreeSet::new();
         for Declared { source, specs } in all {
             for spec in specs {
                 kept.insert(spec.name.clone());
-                set_spec(&mut desired, spec, &source);
+                set_spec(&mut desired, spec, &source, rolling);
             }
         }
         self.try_anew(&mut desired);
@@ -268,13 +268,15 @@ fn whole(desired: &Desired) -> Result<(), Refusal> {
     }
 }
 
-fn set_spec(desired: &mut Desired, spec: Spec, source: &str) {
+fn set_spec(desired: &mut Desired, spec: Spec, source: &str, rolling: Option<u32>) {
     let name = spec.name.clone();
     let mut unit = Unit::new(Arc::new(spec), source.to_owned());
     if let Some(old) = desired.units.get(&name) {
         if old.spec.starts_like(&unit.spec) {
             unit.hash = old.hash;
         }
+        // What goes on already goes on as it was asked for.
+        unit.rolling = if unit.hash == old.hash { old.rolling } else { rolling };
         unit.hold.clone_from(&old.hold);
         unit.started = old.started;
         // The run of a service is no task in progress, which a new definition would leave alone.

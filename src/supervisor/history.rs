@@ -7,13 +7,13 @@
 use std::collections::BTreeSet;
 
 use super::Supervisor;
-use super::apply::{Declared, declared};
+use super::apply::{Declared, Manner, declared};
 use super::keeper_unit::{COMMAND_SOURCE, is_internal};
 use super::requests::Refusal;
 use crate::model::{
     Author, Cause, Desired, Monotonic, Observed, Record, Revision, Sources, Span, Trial, Unit,
 };
-use crate::plan::{self, Plan};
+use crate::plan::{self, Class, Effect, Plan};
 use crate::system::System;
 
 /// After so long a revert that could not be saved is tried again.
@@ -73,7 +73,14 @@ impl<S: System> Supervisor<S> {
     /// How what was applied at one record differs from what was at another.
     pub fn difference(&self, from: u64, to: u64) -> Result<Plan, Refusal> {
         let (from, to) = (self.applied_at(from)?, self.applied_at(to)?);
-        Ok(plan::plan(&from, &to, &Observed::default()))
+        let mut plan = plan::plan(&from, &to, &Observed::default());
+        // With nobody running nothing restarts; but it would.
+        for change in &mut plan.changes {
+            if change.fields.iter().any(|field| field.class == Class::Restart) {
+                change.effect = Effect::Restart;
+            }
+        }
+        Ok(plan)
     }
 
     /// What was applied at a generation, as if nobody had done anything by hand.
@@ -94,7 +101,7 @@ impl<S: System> Supervisor<S> {
     pub fn roll_back(
         &mut self,
         to: Option<u64>,
-        author: &Author,
+        manner: &Manner,
         dry: bool,
     ) -> Result<RolledBack, Refusal> {
         let (to, sources) = match (to, &self.desired.trial) {
@@ -105,17 +112,33 @@ impl<S: System> Supervisor<S> {
             (None, Some(trial)) => (trial.before, trial.sources.clone()),
             (None, None) => self.before_the_last()?,
         };
-        self.go_back(to, &sources, Cause::Rollback { to }, author, dry)
+        self.go_back(to, &sources, Cause::Rollback { to }, manner, dry)
     }
 
+    /// The record before the one that made what is in force. Who goes back twice goes back two
+    /// changes: a rollback is no change to go back to, and neither is what it took back.
     fn before_the_last(&self) -> Result<(u64, Sources), Refusal> {
         let History { records, problem } = self.history();
-        let before = records.into_iter().find(|record| record.sources != self.desired.sources);
-        before.map(|record| (record.generation, record.sources)).ok_or_else(|| {
+        let nothing = || {
             let nothing =
                 || "there is nothing to go back to: nothing was applied before".to_owned();
-            Refusal::Impossible(problem.unwrap_or_else(nothing))
-        })
+            Refusal::Impossible(problem.clone().unwrap_or_else(nothing))
+        };
+        let mut rest = records.as_slice();
+        loop {
+            let (at, older) = rest.split_first().ok_or_else(nothing)?;
+            match at.cause {
+                Cause::Rollback { to } | Cause::Revert { to } => {
+                    let place = older.iter().position(|record| record.generation == to);
+                    rest = older.get(place.ok_or_else(nothing)?..).unwrap_or_default();
+                }
+                Cause::Apply { .. } => {
+                    let before = older.iter().find(|record| record.sources != at.sources);
+                    let before = before.ok_or_else(nothing)?;
+                    return Ok((before.generation, before.sources.clone()));
+                }
+            }
+        }
     }
 
     fn go_back(
@@ -123,7 +146,7 @@ impl<S: System> Supervisor<S> {
         to: u64,
         sources: &Sources,
         cause: Cause,
-        author: &Author,
+        manner: &Manner,
         dry: bool,
     ) -> Result<RolledBack, Refusal> {
         let mut all = Vec::new();
@@ -137,12 +160,12 @@ impl<S: System> Supervisor<S> {
         }
         let gone = self.desired.sources.keys().filter(|source| !sources.contains_key(*source));
         all.extend(gone.map(|source| Declared { source: source.clone(), specs: Vec::new() }));
-        let mut desired = self.declaring(all);
+        let mut desired = self.declaring(all, manner.rolling);
         desired.sources.clone_from(sources);
         desired.trial = None;
         let plan = self.plan_to(&desired);
         if !dry && desired != self.desired {
-            self.put_in_force(desired, &plan, author, cause, &[])?;
+            self.put_in_force(desired, &plan, &manner.author, cause, &[])?;
         }
         Ok(RolledBack { to, plan, generation: self.desired.generation })
     }
@@ -225,12 +248,8 @@ impl<S: System> Supervisor<S> {
     }
 
     /// Lets a change be a trial, or refuses one that would end the trial that there is.
-    pub(super) fn try_out(
-        &self,
-        desired: &mut Desired,
-        confirm: Option<Span>,
-    ) -> Result<(), Refusal> {
-        let Some(span) = confirm else {
+    pub(super) fn try_out(&self, desired: &mut Desired, manner: &Manner) -> Result<(), Refusal> {
+        let Some(span) = manner.confirm else {
             return match &self.desired.trial {
                 None => Ok(()),
                 Some(_) => Err(Refusal::Impossible(format!(
@@ -248,7 +267,8 @@ impl<S: System> Supervisor<S> {
             Refusal::Impossible("the time to confirm ends after the end of time".to_owned())
         })?;
         let (deadline, boot) = (steady.after(span), self.system.boot());
-        desired.trial = Some(Trial { sources, before, span, until, deadline, boot });
+        desired.trial =
+            Some(Trial { sources, before, rolling: manner.rolling, span, until, deadline, boot });
         Ok(())
     }
 
@@ -281,7 +301,8 @@ impl<S: System> Supervisor<S> {
         let generation = self.desired.applied;
         let author = Author { by: SELF.to_owned(), message: "it was not confirmed".to_owned() };
         let cause = Cause::Revert { to: trial.before };
-        match self.go_back(trial.before, &trial.sources, cause, &author, false) {
+        let manner = Manner { author, rolling: trial.rolling, ..Manner::default() };
+        match self.go_back(trial.before, &trial.sources, cause, &manner, false) {
             Ok(_) => log::warn!(
                 "generation {generation} was not confirmed in {}; back to what was before, as \
                  generation {}",

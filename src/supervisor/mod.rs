@@ -318,9 +318,11 @@ impl<S: System> Supervisor<S> {
         let neighbours = self.graph.neighbours(&id.unit).chain(service.into_iter().flatten());
         let mut touched: Vec<InstanceId> =
             neighbours.flat_map(|unit| view.instances(unit)).collect();
-        // Of its own unit only those look at others that wait for the unit's dependents to go.
+        // Of its own unit only those look at others that wait for the unit's dependents to go, or
+        // for their turn.
+        let is_rolling = view.unit(id).is_some_and(|unit| unit.rolling.is_some());
         let siblings = self.observed.of_unit(&id.unit).filter(|(_, instance)| {
-            matches!(instance.phase, Phase::Stopping { rung: Rung::Dependents, .. })
+            is_rolling || matches!(instance.phase, Phase::Stopping { rung: Rung::Dependents, .. })
         });
         touched.extend(siblings.map(|(id, _)| id.clone()));
         self.dirty.extend(touched);

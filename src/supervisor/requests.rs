@@ -153,12 +153,21 @@ impl<S: System> Supervisor<S> {
     }
 
     /// Asks for one restart of units or instances; what is down is started.
-    pub fn restart(&mut self, names: &[String]) -> Result<Vec<InstanceId>, Refusal> {
+    ///
+    /// Of the instances of a unit only so many are away at a time where `rolling` says so.
+    pub fn restart(
+        &mut self,
+        names: &[String],
+        rolling: Option<u32>,
+    ) -> Result<Vec<InstanceId>, Refusal> {
         let targets = self.targets(names)?;
         let mut desired = self.desired.clone();
         for target in &targets {
             lift_hold(&mut desired, target);
             self.want(&mut desired, target.unit());
+            if let Some(unit) = desired.units.get_mut(target.unit()) {
+                unit.rolling = rolling;
+            }
             match target {
                 Target::Unit(unit) => {
                     if let Some(unit) = desired.units.get_mut(unit) {

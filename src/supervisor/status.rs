@@ -148,14 +148,8 @@ impl<S: System> Supervisor<S> {
             code: last.and_then(|end| end.outcome.as_ref()).map(crate::model::Outcome::code),
             why,
             held_by: unit.and_then(|unit| unit.hold_of(id)).map(|hold| hold.by.clone()),
-            held_until: unit.and_then(|unit| unit.hold_of(id)?.until).and_then(|until| {
-                let zoned = Timestamp::from_microsecond(until.0).ok()?;
-                Some(zoned.to_zoned_datetime(self.system.zone(None)).strftime(RFC_3339).to_string())
-            }),
-            outdated: run.is_some()
-                && unit.is_some_and(|unit| {
-                    unit.spec.kind != Kind::Task && instance.is_some_and(|i| i.hash != unit.hash)
-                }),
+            held_until: unit.and_then(|unit| self.held_until(unit, id)),
+            outdated: run.is_some() && plan::is_outdated(&view, id),
             says: says(unit, run),
             doing: run.and_then(|run| run.words.doing).map(|doing| doing.as_str().to_owned()),
             adopted: run.is_some_and(|run| run.adopted),
@@ -170,8 +164,21 @@ impl<S: System> Supervisor<S> {
             description: unit.map(|unit| unit.spec.description.clone()).unwrap_or_default(),
             labels: unit.map(|unit| unit.spec.labels.clone()).unwrap_or_default(),
             settled: plan::rests_until_due(&view, id)
-                || settled(phase, wanted, unit.is_some_and(|unit| unit.spec.kind == Kind::Task)),
+                || plan::turn(&view, id) == Some(plan::Turn::Halted)
+                || plan::turn(&view, id).is_none()
+                    && settled(
+                        phase,
+                        wanted,
+                        unit.is_some_and(|unit| unit.spec.kind == Kind::Task),
+                    ),
         }
+    }
+
+    /// When the hold of an instance ends by itself.
+    fn held_until(&self, unit: &Unit, id: &InstanceId) -> Option<String> {
+        let time = Timestamp::from_microsecond(unit.hold_of(id)?.until?.0).ok()?;
+        let time = time.to_zoned_datetime(self.system.zone(None));
+        Some(time.strftime(RFC_3339).to_string())
     }
 
     fn local(&self, id: &InstanceId, time: Wall) -> Option<ZonedDateTime> {
@@ -227,7 +234,8 @@ impl<S: System> Supervisor<S> {
 
 /// Whether nothing is under way. A unit that waits for one that is stuck has come to rest too; a task
 /// that runs has not.
-fn settled(phase: &Phase, wanted: bool, is_task: bool) -> bool {
+fn settled(phase: &Phase, wanted: bool, unit: Option<&Unit>) -> bool {
+    let is_task = unit.is_some_and(|unit| unit.spec.kind == Kind::Task);
     match phase {
         Phase::Down => !wanted,
         Phase::Waiting { on, .. } => on.iter().any(|blocker| blocker.stuck),

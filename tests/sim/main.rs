@@ -24,6 +24,7 @@
     reason = "a test stops at the first surprise, and says what it saw; a soak is timed"
 )]
 
+mod back;
 mod calls;
 mod chance;
 mod check;

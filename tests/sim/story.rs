@@ -7,6 +7,7 @@ use opm::config::SourceFile;
 use opm::model::{FilePath, Phase, Span, UnitName};
 use opm::supervisor::{Manner, Source, Supervisor};
 
+use crate::back::Known;
 use crate::chance::Chance;
 use crate::file::{File, address};
 use crate::scene::Seen;
@@ -32,11 +33,14 @@ pub(crate) fn name(text: &str) -> UnitName {
 /// A random world and its operator.
 pub(crate) struct Story {
     pub(crate) world: World,
-    chance: Chance,
+    pub(crate) chance: Chance,
     pub(crate) files: Vec<File>,
     pub(crate) exists: Vec<bool>,
     troubles: Vec<Trouble>,
     flavour: Flavour,
+    /// Whether its operator goes back at times.
+    goes_back: bool,
+    pub(crate) known: Known,
 }
 
 /// What units of a world may have beyond what every world's may.
@@ -73,7 +77,8 @@ impl Story {
         let files = (0..count).map(any).collect();
         let world = World::new(chance.next(), setting);
         let exists = vec![true; count];
-        Self { world, chance, files, exists, troubles, flavour }
+        let (goes_back, known) = (seed % 4 == 1, Known::default());
+        Self { world, chance, files, exists, troubles, flavour, goes_back, known }
     }
 
     fn file(place: usize, flavour: Flavour, chance: &mut Chance) -> File {
@@ -107,7 +112,16 @@ impl Story {
         ];
         let world = World::new(1, setting);
         let (chance, exists) = (Chance::new(1), vec![true; 3]);
-        Self { world, chance, files, exists, troubles: Vec::new(), flavour: Flavour::Plain }
+        Self {
+            world,
+            chance,
+            files,
+            exists,
+            troubles: Vec::new(),
+            flavour: Flavour::Plain,
+            goes_back: false,
+            known: Known::default(),
+        }
     }
 
     /// Everything that is asked of a supervisor, once.
@@ -123,7 +137,7 @@ impl Story {
         self.world.pass(Span::seconds(1));
         self.ask(0, |supervisor| supervisor.start(&name(0)).is_ok());
         self.world.pass(Span::seconds(3));
-        self.ask(2, |supervisor| supervisor.restart(&name(2)).is_ok());
+        self.ask(2, |supervisor| supervisor.restart(&name(2), None).is_ok());
         self.world.pass(Span::seconds(1));
         self.files[0].keys += "env: {NEW: \"1\"}\n";
         self.apply();
@@ -158,15 +172,20 @@ impl Story {
 
     /// Returns whether it was acknowledged.
     fn apply(&mut self) -> bool {
+        self.apply_as(&Manner::default())
+    }
+
+    /// The same in this manner.
+    pub(crate) fn apply_as(&mut self, manner: &Manner) -> bool {
         let source = self.source();
         self.world.see(Seen::Asks { units: None });
-        let applied =
-            self.world.act(|supervisor| supervisor.apply_source(&source, &Manner::default()));
+        let applied = self.world.act(|supervisor| supervisor.apply_source(&source, manner));
         match applied {
             Some(Ok(applied)) => {
                 let errors: Vec<_> =
                     applied.diagnostics.iter().map(|mistake| mistake.message.clone()).collect();
                 if !opm::config::has_errors(&applied.diagnostics) {
+                    self.note_applied();
                     return true;
                 }
                 // Whatever is wrong is refused whole; what can be wrong here is one thing.
@@ -175,7 +194,7 @@ impl Story {
                 for file in &mut self.files {
                     file.needs.retain(|(key, _)| *key != "conflicts");
                 }
-                self.apply()
+                self.apply_as(manner)
             }
             Some(Err(_)) => false,
             None => {
@@ -186,13 +205,22 @@ impl Story {
     }
 
     /// A client asks; what is refused changes nothing.
-    fn ask(&mut self, place: usize, ask: impl FnOnce(&mut Supervisor<Simulated>) -> bool) -> bool {
+    pub(crate) fn ask(
+        &mut self,
+        place: usize,
+        ask: impl FnOnce(&mut Supervisor<Simulated>) -> bool,
+    ) -> bool {
         self.world.see(Seen::Asks { units: Some(vec![name(NAMES[place])]) });
         let answer = self.world.act(ask);
         if answer.is_none() {
             self.world.see(Seen::Unanswered);
         }
         answer == Some(true)
+    }
+
+    /// A unit becomes another one.
+    pub(crate) fn change(&mut self, place: usize) {
+        self.files[place] = Self::file(place, self.flavour, &mut self.chance);
     }
 
     /// Something that an operator does.
@@ -211,7 +239,7 @@ impl Story {
                 }
             }
             6 => {
-                self.ask(place, |supervisor| supervisor.restart(&names).is_ok());
+                self.ask(place, |supervisor| supervisor.restart(&names, None).is_ok());
             }
             7 => {
                 // Who lets go of what cannot be proven says that it is gone.
@@ -235,7 +263,7 @@ impl Story {
                 self.world.machine().is_by_hand = false;
             }
             10 | 11 => {
-                self.files[place] = Self::file(place, self.flavour, &mut self.chance);
+                self.change(place);
                 self.apply();
             }
             12 => {
@@ -277,7 +305,7 @@ impl Story {
                 self.ask(place, |supervisor| supervisor.start(&names).is_ok());
             }
             _ => {
-                self.ask(place, |supervisor| supervisor.restart(&names).is_ok());
+                self.ask(place, |supervisor| supervisor.restart(&names, None).is_ok());
             }
         }
     }
@@ -366,6 +394,9 @@ impl Story {
             if self.flavour == Flavour::Sockets {
                 self.network();
             }
+            if self.goes_back && self.chance.one_in(3) {
+                self.hesitate()?;
+            }
             let span = *self.chance.pick(&[0, 1, 3, 50, 400, 2_000]);
             self.world.pass(Span::millis(span));
             verdict(&self.world)?;
@@ -399,6 +430,7 @@ impl Story {
             // What an operator does about it.
             self.world.crash();
         }
+        self.end_trial()?;
         if !self.apply() {
             return Err("without faults, an apply was refused".to_owned());
         }

@@ -121,7 +121,7 @@ fn a_turn_that_takes_long_is_no_silence() {
     // What requires it begins, which takes long; and it is looked at in the same turn.
     world.machine().slowness = Span::seconds(20);
     let names = ["b".to_owned()];
-    world.act(|supervisor| supervisor.restart(&names).unwrap()).unwrap();
+    world.act(|supervisor| supervisor.restart(&names, None).unwrap()).unwrap();
     world.pass(Span::seconds(60));
     assert_eq!((run(&mut world, "a"), phase(&mut world, "b")), (first, Phase::Up));
     verdict(&world).unwrap();

@@ -18,9 +18,9 @@ pub(super) fn answer(
     let missing = |name: &str| Failure::InvalidParameter(name.to_owned());
     match method {
         "Rollback" => {
-            let author = parameters.author(by)?;
+            let manner = super::manner(parameters, by)?;
             let (to, dry) = (parameters.number("to")?, parameters.flag("dry_run")?);
-            let RolledBack { to, plan, generation } = supervisor.roll_back(to, &author, dry)?;
+            let RolledBack { to, plan, generation } = supervisor.roll_back(to, &manner, dry)?;
             let units: Vec<&crate::model::UnitName> =
                 plan.changes.iter().map(|change| &change.unit).collect();
             Ok(json!({
