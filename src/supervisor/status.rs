@@ -163,14 +163,10 @@ impl<S: System> Supervisor<S> {
             awaits_connection: instance.is_some_and(|i| plan::waits_at(i).next().is_some()),
             description: unit.map(|unit| unit.spec.description.clone()).unwrap_or_default(),
             labels: unit.map(|unit| unit.spec.labels.clone()).unwrap_or_default(),
-            settled: plan::rests_until_due(&view, id)
-                || plan::turn(&view, id) == Some(plan::Turn::Halted)
-                || plan::turn(&view, id).is_none()
-                    && settled(
-                        phase,
-                        wanted,
-                        unit.is_some_and(|unit| unit.spec.kind == Kind::Task),
-                    ),
+            settled: match plan::turn(&view, id) {
+                Some(turn) => turn == plan::Turn::Halted,
+                None => plan::rests_until_due(&view, id) || settled(phase, wanted, unit),
+            },
         }
     }
 
