@@ -106,13 +106,14 @@ impl<S: System> Supervisor<S> {
         }
     }
 
-    /// The epoch that a lazy service serves by beginning to wait: all wishes up to now are granted where
-    /// nothing but a connection is missing, and where nobody knows what was granted before.
+    /// The epoch that an instance serves by beginning to wait: all wishes up to now are granted where
+    /// nothing but a connection is missing, and where nobody knows what was granted before, as after a
+    /// reboot. (It may become a lazy service while it waits.)
     pub(super) fn epoch_served(&self, id: &InstanceId, on: &[Blocker]) -> Option<u64> {
-        let is_lazy = plan::is_lazy(&self.view(), &id.unit);
         let calls = on.iter().any(|blocker| blocker.until == Until::Connection);
-        let serves = is_lazy && (calls || self.instance(id).is_none());
-        self.desired.units.get(&id.unit).filter(|_| serves).map(|unit| unit.epoch_of(id))
+        let epoch = self.desired.units.get(&id.unit)?.epoch_of(id);
+        let is_untold = self.instance(id).is_none() && epoch > 0;
+        (calls || is_untold).then_some(epoch)
     }
 
     /// Watches the sockets of a service exactly while it waits for a connection.

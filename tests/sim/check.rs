@@ -23,7 +23,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use opm::model::{
     Condition, Desired, Happening, InstanceId, Monotonic, Outcome, Reason, Role, RunId, Rung,
-    StopCause, UnitName, Verdict,
+    Signal, StopCause, UnitName, Verdict,
 };
 
 use crate::calls::Calls;
@@ -174,8 +174,9 @@ struct Stops {
 impl Check for Stops {
     fn see(&mut self, scene: &Scene, _: Monotonic, seen: &Seen) -> Result<(), String> {
         match seen {
-            Seen::Signalled { target: Some(owner), meant, is_by_hand: false, .. }
-                if owner.run == *meant =>
+            // A reload is no step of a stop.
+            Seen::Signalled { target: Some(owner), meant, signal, is_by_hand: false }
+                if owner.run == *meant && *signal != Signal::HUP =>
             {
                 self.goes_down(scene, *meant, &owner.instance);
             }
