@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::json;
 
-use crate::model::{Blocker, InstanceId, Kind, Monotonic, Phase, Until};
+use crate::model::{Blocker, InstanceId, Kind, Monotonic, Phase, UnitName, Until};
 use crate::plan::{self, View};
 use crate::protocol::Reply;
 use crate::supervisor::{Notice, Row, Supervisor};
@@ -183,12 +183,21 @@ impl Wait {
         supervisor: &Supervisor<Linux>,
         notices: &[Notice],
     ) -> (Option<Reply>, bool) {
-        let touched: BTreeSet<InstanceId> = if std::mem::take(&mut self.fresh) {
+        let mut touched: BTreeSet<InstanceId> = if std::mem::take(&mut self.fresh) {
             self.standings.keys().cloned().collect()
         } else {
             notices.iter().map(|notice| notice.event.instance.clone()).collect()
         };
-        let mut futures = Futures { view: supervisor.view(), known: BTreeMap::new() };
+        let view = supervisor.view();
+        // What happens to one says whose turn it is, and whether a turn comes at all.
+        let is_rolling =
+            |id: &&InstanceId| view.unit(id).is_some_and(|unit| unit.rolling.is_some());
+        let rolling: BTreeSet<&UnitName> =
+            touched.iter().filter(is_rolling).map(|id| &id.unit).collect();
+        let siblings: Vec<InstanceId> =
+            rolling.into_iter().flat_map(|unit| view.instances(unit)).collect();
+        touched.extend(siblings);
+        let mut futures = Futures { view, known: BTreeMap::new() };
         let mut rows = Vec::new();
         for id in &touched {
             if self.standings.contains_key(id) {

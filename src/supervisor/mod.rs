@@ -144,7 +144,8 @@ impl<S: System> Supervisor<S> {
         if !self.dirty.is_empty() && !self.minimal {
             return Some(self.system.now());
         }
-        let trial = self.trial_ends(self.system.now()).filter(|_| self.shutdown.is_none());
+        let is_idle = self.shutdown.is_some() || self.minimal;
+        let trial = self.trial_ends(self.system.now()).filter(|_| !is_idle);
         self.wakes.first().into_iter().chain(trial).min()
     }
 

@@ -81,9 +81,14 @@ impl<D: Disk> Archive<D> {
         written
     }
 
-    /// Removes all but what the newest records need.
+    /// Removes all but what the newest records need; nothing where not all of them can be read, since
+    /// nobody knows what those need that cannot.
     fn prune(&mut self, newest: &Record, pinned: Option<&Sources>) {
-        let (records, _) = self.records(newest.generation);
+        let (records, problem) = self.records(newest.generation);
+        if let Some(problem) = problem {
+            log::warn!("{problem}; nothing of the history is removed");
+            return;
+        }
         let sources = records.iter().map(|record| &record.sources).chain(pinned);
         let mut needed: BTreeSet<String> = sources
             .flatten()
@@ -227,6 +232,18 @@ mod tests {
         assert_eq!(archive.revision("/old", 1).unwrap(), revision("/old"));
         assert_eq!(archive.revision("/pinned", 2).unwrap(), revision("/pinned"));
         assert_eq!(names(dir.path()), 2 * RECORDS_MAX + 2);
+    }
+
+    #[test]
+    fn what_a_record_needs_stays_while_a_record_cannot_be_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut archive = Archive::new(Files, dir.path());
+        for generation in 1..=2 {
+            archive.keep(&record(generation, &[("/a", 1)]), &[revision("/a")], None).unwrap();
+        }
+        fs::write(dir.path().join("history/2.record"), "torn").unwrap();
+        archive.keep(&record(3, &[("/a", 1)]), &[], None).unwrap();
+        assert_eq!(archive.revision("/a", 1).unwrap(), revision("/a"));
     }
 
     #[test]

@@ -72,15 +72,9 @@ impl Story {
                 Ok(())
             }
             3 => {
-                let names = [crate::story::NAMES[self.chance.place(self.files.len())].to_owned()];
-                self.world.see(Seen::Asks { units: None });
-                if self
-                    .world
-                    .act(|supervisor| supervisor.restart(&names, Some(1)).is_ok())
-                    .is_none()
-                {
-                    self.world.see(Seen::Unanswered);
-                }
+                let place = self.chance.place(self.files.len());
+                let names = [crate::story::NAMES[place].to_owned()];
+                self.ask(place, |supervisor| supervisor.restart(&names, Some(1)).is_ok());
                 Ok(())
             }
             _ => self.roll_back(),
@@ -134,7 +128,9 @@ impl Story {
         self.world.pass(Span::seconds(6));
         let Some(supervisor) = self.world.supervisor() else { return Ok(()) };
         if supervisor.desired().trial.is_some() {
-            return Err("a trial is over and was not taken back".to_owned());
+            let why = supervisor.roll_back(None, &Manner::default(), false).err();
+            let minimal = self.world.is_minimal();
+            return Err(format!("a trial is over and was not taken back: {why:?}, {minimal}"));
         }
         let now = specs(supervisor);
         match self.known.before.take() {

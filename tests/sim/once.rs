@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use opm::model::{
-    Happening, InstanceId, Kind, Monotonic, Reason, RestartPolicy, SpecHash, Verdict, Wall,
+    Happening, InstanceId, Kind, Monotonic, Reason, RestartPolicy, RunId, SpecHash, Verdict, Wall,
 };
 
 use crate::check::Check;
@@ -13,7 +13,7 @@ use crate::scene::{Scene, Seen};
 #[derive(Debug, Default)]
 pub(crate) struct Once {
     /// What the latest run of an instance serves.
-    begun: BTreeMap<InstanceId, (u64, SpecHash)>,
+    begun: BTreeMap<InstanceId, (RunId, (u64, SpecHash))>,
     /// Ended, and not yet in the ledger.
     told: BTreeMap<InstanceId, (u64, SpecHash)>,
     done: BTreeMap<InstanceId, (u64, SpecHash)>,
@@ -29,15 +29,22 @@ impl Check for Once {
                         // One that has a schedule now, and none later, is another task then.
                         let schedule = scene.spec(&id.unit).and_then(|spec| spec.schedule.as_ref());
                         let begun = self.begun.get(id).filter(|_| schedule.is_none());
-                        self.told.extend(begun.map(|wish| (id.clone(), *wish)));
+                        self.told.extend(begun.map(|(_, wish)| (id.clone(), *wish)));
                     }
                     Happening::Forgotten => {
                         self.told.remove(id);
                         self.done.remove(id);
                     }
-                    Happening::Began { epoch, hash, .. } => {
+                    // What it serves was told to nobody where its supervisor died at once.
+                    Happening::Adopted { run } => {
+                        if self.begun.get(id).is_some_and(|(begun, _)| begun != run) {
+                            self.begun.remove(id);
+                            self.done.remove(id);
+                        }
+                    }
+                    Happening::Began { run, epoch, hash, .. } => {
                         let wish = (*epoch, *hash);
-                        self.begun.insert(id.clone(), wish);
+                        self.begun.insert(id.clone(), (*run, wish));
                         self.told.remove(id);
                         let Some(unit) = scene.desired.units.get(&id.unit) else { return Ok(()) };
                         let runs_again = unit.spec.kind == Kind::Task

@@ -1,0 +1,302 @@
+//! The way back: history, rollback, trials that nobody confirms, saved plans, holds with an end, and
+//! restarts in turns.
+
+mod common;
+
+use std::fs;
+
+use common::{World, witness};
+use serde_json::Value;
+
+const SLEEP: &str = "command: [sleep, '1000']\nlogs: {to: null}\n";
+
+/// A service with a value by which its version is known.
+fn version(world: &World, name: &str, value: &str) {
+    world.unit(name, &format!("{SLEEP}env: {{V: \"{value}\"}}\n"));
+}
+
+/// The version of a unit that is wanted.
+fn wanted(world: &World, name: &str) -> String {
+    let shown: Value = serde_json::from_str(&world.opm(&["show", "--json", name]).out).unwrap();
+    shown["spec"]["env.V"].as_str().unwrap_or("absent").to_owned()
+}
+
+fn records(world: &World) -> Vec<Value> {
+    let said = world.opm(&["history", "--json"]);
+    let reply: Value = serde_json::from_str(&said.out).unwrap();
+    assert_eq!(reply["problem"], Value::Null);
+    reply["records"].as_array().unwrap().clone()
+}
+
+fn generations(world: &World) -> Vec<u64> {
+    records(world).iter().map(|record| record["generation"].as_u64().unwrap()).collect()
+}
+
+fn done(world: &World, args: &[&str]) -> String {
+    let said = world.opm(args);
+    assert_eq!(said.code, 0, "opm {}: {said:?}\n{}", args.join(" "), world.log());
+    said.out
+}
+
+#[test]
+fn who_goes_back_twice_goes_back_two_changes() {
+    let Some(world) = World::new() else { return };
+    for value in ["1", "2", "3"] {
+        version(&world, "web", value);
+        done(&world, &["apply", "units", "-m", &format!("version {value}")]);
+    }
+    assert_eq!(records(&world)[0]["message"], "version 3");
+    assert_eq!(records(&world)[0]["by"], format!("uid {}", nix::unistd::getuid()));
+    let pid = world.pid("web");
+    let dry = done(&world, &["rollback", "--dry-run"]);
+    assert!(dry.ends_with("1 to change, back to generation 2\n"), "{dry}");
+    assert_eq!((wanted(&world, "web"), world.pid("web")), ("3".to_owned(), pid));
+    done(&world, &["rollback"]);
+    assert_eq!(wanted(&world, "web"), "2");
+    done(&world, &["rollback", "-m", "worse"]);
+    assert_eq!(wanted(&world, "web"), "1");
+    let said = world.opm(&["rollback"]);
+    assert_eq!(said.code, 4, "{said:?}");
+    assert!(said.err.contains("nothing to go back to"), "{said:?}");
+    done(&world, &["rollback", "3"]);
+    assert_eq!(wanted(&world, "web"), "3");
+    assert_eq!(generations(&world), [6, 5, 4, 3, 2, 1]);
+    let unknown = world.opm(&["rollback", "70"]);
+    assert_eq!(unknown.code, 4);
+    assert!(unknown.err.contains("no generation 70; the history goes from 1 to 6"), "{unknown:?}");
+}
+
+#[test]
+fn a_rollback_brings_back_what_was_removed_and_removes_what_was_new_and_leaves_holds_alone() {
+    let Some(mut world) = World::new() else { return };
+    version(&world, "web", "1");
+    version(&world, "old", "1");
+    world.run();
+    world.until_phase("web", "up");
+    done(&world, &["stop", "web", "--reason", "disks"]);
+    world.remove_unit("old");
+    version(&world, "new", "1");
+    done(&world, &["apply", "units"]);
+    world.until_phase("new", "up");
+    assert_eq!(world.phase("old"), "absent");
+    // The checkout is not needed.
+    fs::remove_dir_all(world.path("units")).unwrap();
+    world.crash();
+    done(&world, &["restore"]);
+    world.until_phase("new", "up");
+    done(&world, &["rollback"]);
+    world.until_phase("old", "up");
+    assert_eq!((world.phase("new"), world.phase("web")), ("absent".to_owned(), "down".to_owned()));
+    assert!(done(&world, &["why", "web"]).contains("disks"));
+    let text = done(&world, &["history", "1", "--files"]);
+    assert!(text.contains("units/old.yaml") && text.contains("V: \"1\""), "{text}");
+}
+
+#[test]
+fn what_nobody_confirms_goes_back_by_itself_after_a_crash_too() {
+    let Some(mut world) = World::new() else { return };
+    version(&world, "web", "1");
+    done(&world, &["apply", "units"]);
+    version(&world, "web", "2");
+    let said = world.opm(&["apply", "units", "--confirm", "1500ms"]);
+    assert!(said.err.contains("taken back in 1.5s unless `opm confirm` follows"), "{said:?}");
+    assert_eq!(wanted(&world, "web"), "2");
+    version(&world, "web", "3");
+    let refused = world.opm(&["apply", "units"]);
+    assert_eq!(refused.code, 4, "{refused:?}");
+    assert!(refused.err.contains("generation 2 waits to be confirmed"), "{refused:?}");
+    world.crash();
+    // What its own directory says is no reason to end a trial.
+    world.run();
+    world.until_phase("web", "up");
+    world.until("the revert", || wanted(&world, "web") == "1");
+    world.until_phase("web", "up");
+    assert_eq!(records(&world)[0]["cause"], "revert");
+    assert!(world.log().contains("was not confirmed in 1.5s"), "{}", world.log());
+    assert_eq!(world.opm(&["confirm"]).code, 4, "it is too late");
+}
+
+#[test]
+fn what_is_confirmed_stays_and_a_rollback_ends_a_trial() {
+    let Some(world) = World::new() else { return };
+    version(&world, "web", "1");
+    done(&world, &["apply", "units"]);
+    version(&world, "web", "2");
+    done(&world, &["apply", "units", "--confirm", "300ms", "--no-wait"]);
+    assert_eq!(done(&world, &["confirm"]), "generation 2 stays\n");
+    version(&world, "web", "3");
+    done(&world, &["apply", "units", "--confirm", "1h"]);
+    // A trial of a trial goes back to what was before both.
+    version(&world, "web", "4");
+    done(&world, &["apply", "units", "--confirm", "1h"]);
+    done(&world, &["rollback"]);
+    assert_eq!(wanted(&world, "web"), "2");
+    assert_eq!(world.opm(&["confirm"]).code, 4);
+    assert_eq!(records(&world).len(), 5);
+}
+
+#[test]
+fn an_apply_that_fails_is_taken_back() {
+    let Some(world) = World::new() else { return };
+    version(&world, "web", "1");
+    done(&world, &["apply", "units"]);
+    let pid = world.pid("web");
+    world.task("migrate", "echo no such column >&2; exit 3", "restart: never\n");
+    version(&world, "web", "2");
+    let said = world.opm(&["apply", "units", "--rollback-on-failure"]);
+    assert_eq!(said.code, 1, "{said:?}");
+    assert!(said.err.contains("taken back to generation 1, as generation 3"), "{said:?}");
+    assert_eq!((wanted(&world, "web"), world.phase("migrate")), ("1".to_owned(), "absent".into()));
+    assert!(world.pid("web").is_some() && world.pid("web") != pid);
+    world.task("migrate", "exit 0", "");
+    done(&world, &["apply", "units", "--rollback-on-failure"]);
+    assert_eq!(world.opm(&["confirm"]).code, 4, "it is confirmed already");
+}
+
+#[test]
+fn a_saved_plan_is_applied_only_while_nothing_has_moved() {
+    let Some(world) = World::new() else { return };
+    version(&world, "web", "1");
+    version(&world, "db", "1");
+    done(&world, &["apply", "units"]);
+    version(&world, "web", "2");
+    let save = |world: &World| done(world, &["plan", "units", "-o", "plan"]);
+    let refused = |world: &World, why: &str| {
+        let said = world.opm(&["apply", "plan"]);
+        assert_eq!(said.code, 4, "{said:?}");
+        assert!(said.err.contains("out of date") && said.err.contains(why), "{said:?}");
+    };
+    save(&world);
+    version(&world, "db", "2");
+    refused(&world, "db.yaml` has changed");
+    version(&world, "db", "1");
+    version(&world, "more", "1");
+    refused(&world, "more.yaml` is new");
+    world.remove_unit("more");
+    done(&world, &["stop", "db"]);
+    refused(&world, "generation 2 is in force, and the plan was made from 1");
+    save(&world);
+    let pid = world.pid("web").unwrap();
+    world.unit("web", &format!("{SLEEP}env: {{V: \"2\"}}\n"));
+    world.kill("KILL", pid);
+    world.until("its end", || world.pid("web") != Some(pid));
+    world.until_phase("web", "up");
+    done(&world, &["apply", "plan"]);
+    assert_eq!(wanted(&world, "web"), "2");
+    refused(&world, "generation 3 is in force");
+}
+
+#[test]
+fn only_one_unit_of_a_source_is_applied_and_what_it_lacks_is_said() {
+    let Some(world) = World::new() else { return };
+    version(&world, "web", "1");
+    version(&world, "db", "1");
+    done(&world, &["apply", "units"]);
+    version(&world, "web", "2");
+    version(&world, "db", "2");
+    let plan = done(&world, &["plan", "units", "--only", "web"]);
+    assert!(plan.contains("± web") && !plan.contains("db"), "{plan}");
+    done(&world, &["apply", "units", "--only", "web"]);
+    assert_eq!((wanted(&world, "web"), wanted(&world, "db")), ("2".to_owned(), "1".to_owned()));
+    version(&world, "cache", "1");
+    world.unit("web", &format!("{SLEEP}requires: [cache]\n"));
+    let said = world.opm(&["apply", "units", "--only", "web"]);
+    assert_eq!(said.code, 4, "{said:?}");
+    assert!(said.err.contains("`web` requires `cache`, which is not applied"), "{said:?}");
+    let said = world.opm(&["apply", "units", "--only", "webb"]);
+    assert!(said.err.contains("did you mean `web`?"), "{said:?}");
+    done(&world, &["apply", "units", "--only", "web", "--only", "cache"]);
+    assert_eq!(wanted(&world, "db"), "1");
+    done(&world, &["rollback"]);
+    assert_eq!((wanted(&world, "web"), world.phase("cache")), ("2".to_owned(), "absent".into()));
+}
+
+#[test]
+fn a_hold_with_an_end_ends_by_itself_after_a_crash_too() {
+    let Some(mut world) = World::new() else { return };
+    version(&world, "web", "1");
+    done(&world, &["apply", "units"]);
+    done(&world, &["stop", "web", "--until", "1s"]);
+    assert_eq!(world.phase("web"), "down");
+    assert!(done(&world, &["diff", "--live"]).contains("web: held down by"));
+    world.crash();
+    done(&world, &["restore"]);
+    world.until_phase("web", "up");
+    assert_eq!(world.row("web")["held_until"], Value::Null);
+    let said = world.opm(&["stop", "web", "--until", "2020-01-01T00:00:00Z"]);
+    assert_eq!(said.code, 4, "{said:?}");
+    assert_eq!(world.opm(&["stop", "web", "--until", "yesterday"]).code, 2);
+}
+
+/// Four instances that say when they begin and end, and are ready a while after.
+fn four(world: &World, value: &str, more: &str) {
+    let script = format!(
+        "{}echo + >> turns; trap 'echo - >> turns; exit 0' TERM; {more} sleep 0.1; : > \
+         $OPM_READY_FILE; while :; do sleep 0.05; done",
+        witness("w$0")
+    );
+    let script = serde_json::to_string(&script).unwrap();
+    let keys = format!(
+        "command: [sh, -c, {script}, \"${{instance}}\"]\nworking_dir: ..\ninstances: 4\nlogs: {{to: null}}\n\
+         env: {{V: \"{value}\", OPM_READY_FILE: \"ready-${{instance}}\"}}\n\
+         ready: {{exec: [test, -e, \"ready-${{instance}}\"], interval: 20ms}}\n\
+         pre_start: [[rm, -f, \"ready-${{instance}}\"]]\nrestart: {{delay: 20ms, limit: {{starts: 2, within: 60s}}}}\n\
+         stop: {{timeout: 5s}}\n"
+    );
+    world.unit("web", &keys);
+}
+
+/// The least number of instances that lived at a time, by what they said.
+fn least(world: &World) -> i32 {
+    let (mut now, mut least) = (4, 4);
+    for line in world.lines("turns") {
+        now += if line == "+" { 1 } else { -1 };
+        least = least.min(now);
+    }
+    least
+}
+
+#[test]
+fn instances_restart_in_turns_over_a_crash_of_opm() {
+    let Some(mut world) = World::new() else { return };
+    four(&world, "1", "");
+    done(&world, &["apply", "units"]);
+    let begin = |world: &World| fs::write(world.path("turns"), "").unwrap();
+    begin(&world);
+    done(&world, &["restart", "--rolling", "web"]);
+    assert_eq!(least(&world), 3, "{:?}", world.lines("turns"));
+    assert_eq!(world.lines("turns").len(), 8);
+    begin(&world);
+    four(&world, "2", "");
+    let plan = done(&world, &["plan", "units", "--rolling", "--batch", "2"]);
+    assert!(plan.contains("± web (restart, 2 at a time)"), "{plan}");
+    done(&world, &["apply", "units", "--rolling", "--batch", "2", "--no-wait"]);
+    world.until("the first turn", || world.lines("turns").len() > 1);
+    world.crash();
+    done(&world, &["restore"]);
+    let is_new = |world: &World| {
+        world.rows().iter().all(|row| row["phase"] == "up" && row["outdated"].is_null())
+    };
+    world.until("all turns", || world.lines("turns").len() == 8 && is_new(&world));
+    assert_eq!(least(&world), 2, "{:?}", world.lines("turns"));
+    world.assert_no_doubles();
+}
+
+#[test]
+fn a_roll_halts_where_an_instance_does_not_come_up_and_is_taken_back_in_turns() {
+    let Some(world) = World::new() else { return };
+    four(&world, "1", "");
+    done(&world, &["apply", "units"]);
+    fs::write(world.path("turns"), "").unwrap();
+    four(&world, "2", "echo - >> turns; exit 1;");
+    let said = world.opm(&["apply", "units", "--rolling"]);
+    assert_eq!(said.code, 1, "{said:?}\n{}", world.log());
+    let rows = world.rows();
+    let old = rows.iter().filter(|row| row["outdated"] == true && row["phase"] == "up");
+    assert_eq!(old.count(), 3, "{rows:?}");
+    assert!(done(&world, &["diff", "--live"]).contains("up, by an older definition"));
+    done(&world, &["rollback", "--rolling"]);
+    let rows = world.rows();
+    assert!(rows.iter().all(|row| row["phase"] == "up"), "{rows:?}");
+    assert_eq!(least(&world), 3, "{:?}", world.lines("turns"));
+}
