@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::Path;
+use std::sync::OnceLock;
 
 use serde_json::{Value, json};
 
 use super::args::{Apply, Check, Format, Global, Plan, Waiting};
 use super::client::Client;
-use super::{Error, Exit, Outcome, output, serve, units};
+use super::{Error, Exit, Outcome, output, remote, serve, units};
 use crate::config::{self, Loaded, SourceFile};
 use crate::daemon::{Started, read_source};
 use crate::model::FilePath;
@@ -19,18 +20,37 @@ use crate::supervisor::{Source, State};
 /// Longest standard input that is taken as a unit file, in bytes.
 const STDIN_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
+/// Standard input, read once: each of several hosts gets the same.
+fn standard_input() -> Result<Vec<u8>, Error> {
+    static TEXT: OnceLock<Vec<u8>> = OnceLock::new();
+    if let Some(text) = TEXT.get() {
+        return Ok(text.clone());
+    }
+    let mut text = Vec::new();
+    let read = std::io::stdin().take(STDIN_BYTES_MAX).read_to_end(&mut text);
+    read.map_err(|error| Error::new(Exit::Bad, format!("cannot read standard input: {error}")))?;
+    Ok(TEXT.get_or_init(|| text).clone())
+}
+
 /// The source that an argument means.
 pub(super) fn source(dir: &Path) -> Result<Source, Error> {
     if dir == Path::new("-") {
-        let mut text = Vec::new();
-        let read = std::io::stdin().take(STDIN_BYTES_MAX).read_to_end(&mut text);
-        read.map_err(|error| {
-            Error::new(Exit::Bad, format!("cannot read standard input: {error}"))
-        })?;
+        let text = standard_input()?;
         let file = SourceFile { path: FilePath::from("/standard-input.yaml"), text };
         return Ok(Source { name: "-".to_owned(), files: vec![file] });
     }
     read_source(dir).map_err(|error| Error::new(Exit::Bad, error))
+}
+
+/// The source that `apply` and `plan` mean: by the name it is given, or by where its files are.
+fn named_source(global: &Global, dir: &Path, name: Option<&String>) -> Result<Source, Error> {
+    let mut source = source(dir)?;
+    source.name = match name {
+        Some(name) => name.clone(),
+        None if global.host().is_some() => remote::source_name(&source.name),
+        None => source.name,
+    };
+    Ok(source)
 }
 
 fn parameters(source: &Source) -> Value {
@@ -44,7 +64,7 @@ fn parameters(source: &Source) -> Value {
 
 /// `opm apply`.
 pub(super) fn apply(global: &Global, args: &Apply) -> Outcome {
-    let source = source(&args.dir)?;
+    let source = named_source(global, &args.dir, args.source.as_ref())?;
     if args.dry_run {
         return show_plan(global, &source, false);
     }
@@ -164,7 +184,8 @@ fn wait_for_socket(global: &Global) -> Result<Client, Error> {
 
 /// `opm plan`.
 pub(super) fn plan(global: &Global, args: &Plan) -> Outcome {
-    show_plan(global, &source(&args.dir)?, args.exit_code)
+    let source = named_source(global, &args.dir, args.source.as_ref())?;
+    show_plan(global, &source, args.exit_code)
 }
 
 fn show_plan(global: &Global, source: &Source, exit_code: bool) -> Outcome {
