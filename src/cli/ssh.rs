@@ -1,4 +1,5 @@
-//! The opm of another machine, over the system's ssh client. opm has no network protocol: who may do what there, and how that is proven, is ssh's business.
+//! The opm of another machine, over the system's ssh client. opm has no network protocol: who may do
+//! what there, and how that is proven, is ssh's business.
 //!
 //! [`Ssh::proxy`] gives the bytes of the control socket there, or an error: nothing is asked before
 //! an opm has answered, so that what a remote shell prints is never taken for a reply. Whatever
