@@ -12,7 +12,7 @@ all:
 check:
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
-	mandoc -T lint -W warning man/opm.1 man/opm-unit.5 man/opm.7 man/opm-daemon.8
+	mandoc -T lint -W warning man/opm.1 man/opm-apply.1 man/opm-unit.5 man/opm.7 man/opm-daemon.8
 
 test:
 	$(CARGO) test --locked
@@ -37,6 +37,7 @@ fuzz:
 install: all
 	install -D -m 755 target/release/opm $(DESTDIR)$(PREFIX)/bin/opm
 	install -D -m 644 man/opm.1 $(DESTDIR)$(PREFIX)/share/man/man1/opm.1
+	install -D -m 644 man/opm-apply.1 $(DESTDIR)$(PREFIX)/share/man/man1/opm-apply.1
 	install -D -m 644 man/opm-unit.5 $(DESTDIR)$(PREFIX)/share/man/man5/opm-unit.5
 	install -D -m 644 man/opm.7 $(DESTDIR)$(PREFIX)/share/man/man7/opm.7
 	install -D -m 644 man/opm-daemon.8 $(DESTDIR)$(PREFIX)/share/man/man8/opm-daemon.8

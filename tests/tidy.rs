@@ -374,6 +374,33 @@ fn every_command_and_option_is_in_the_manual_and_back() {
 }
 
 #[test]
+fn the_page_on_deployments_names_only_what_there_is() {
+    let Some(page) = page("opm-apply.1") else { return };
+    let commands = commands();
+    let mut known = options(&help(&[]));
+    let with_help = commands.keys().filter(|command| *command != "help");
+    known.extend(with_help.flat_map(|command| options(&help(&[command]))));
+    let mut offences = Vec::new();
+    for line in page.lines() {
+        let in_text = line
+            .split("--")
+            .skip(1)
+            .filter_map(|rest| rest.split(|c: char| !c.is_ascii_lowercase() && c != '-').next());
+        let named = in_text.map(str::to_owned).chain(options_named(line));
+        let unknown = named.filter(|option| !option.is_empty() && !known.contains(option));
+        offences.extend(unknown.map(|option| format!("--{option}: {line}")));
+        let command = line.split("opm ").nth(1).and_then(|rest| rest.split(' ').next());
+        let is_word = |word: &&str| word.starts_with(|c: char| c.is_ascii_lowercase());
+        if let Some(word) = command.filter(|_| line.starts_with(".Ql opm ")).filter(is_word)
+            && !commands.contains_key(word)
+        {
+            offences.push(format!("opm {word}: {line}"));
+        }
+    }
+    fail_with("opm-apply(1) and the arguments", &offences);
+}
+
+#[test]
 fn every_exit_code_is_in_the_manual_and_back() {
     let Some(page) = page("opm.1") else { return };
     let lines = section(&page, "EXIT STATUS");

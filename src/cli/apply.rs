@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::Path;
+use std::sync::OnceLock;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -11,7 +12,7 @@ use super::args::{Apply, Check, Format, Global, Plan, Waiting};
 use super::client::Client;
 use super::history::list;
 use super::plan_file::PlanFile;
-use super::{Error, Exit, Outcome, changes, output, serve, units};
+use super::{Error, Exit, Outcome, changes, output, remote, serve, units};
 use crate::config::{self, Loaded, SourceFile};
 use crate::daemon::{Started, read_source};
 use crate::model::{FilePath, MESSAGE_BYTES_MAX, Span};
@@ -26,14 +27,22 @@ const ROLLBACK_AFTER: Span = Span::seconds(600);
 /// How long it takes at most to confirm what came up in time.
 const DECIDE: Span = Span::seconds(60);
 
+/// Standard input, read once: each of several hosts gets the same.
+fn standard_input() -> Result<Vec<u8>, Error> {
+    static TEXT: OnceLock<Vec<u8>> = OnceLock::new();
+    if let Some(text) = TEXT.get() {
+        return Ok(text.clone());
+    }
+    let mut text = Vec::new();
+    let read = std::io::stdin().take(STDIN_BYTES_MAX).read_to_end(&mut text);
+    read.map_err(|error| Error::new(Exit::Bad, format!("cannot read standard input: {error}")))?;
+    Ok(TEXT.get_or_init(|| text).clone())
+}
+
 /// The source that an argument means.
 pub(super) fn source(dir: &Path) -> Result<Source, Error> {
     if dir == Path::new("-") {
-        let mut text = Vec::new();
-        let read = std::io::stdin().take(STDIN_BYTES_MAX).read_to_end(&mut text);
-        read.map_err(|error| {
-            Error::new(Exit::Bad, format!("cannot read standard input: {error}"))
-        })?;
+        let text = standard_input()?;
         let file = SourceFile { path: FilePath::from("/standard-input.yaml"), text };
         return Ok(Source { name: "-".to_owned(), files: vec![file] });
     }
@@ -45,6 +54,21 @@ pub(super) fn source(dir: &Path) -> Result<Source, Error> {
 pub(super) struct Manner {
     pub(super) only: Vec<String>,
     pub(super) rolling: Option<u32>,
+}
+
+/// The source that `apply` and `plan` mean: by the name it is given, or by where its files are.
+pub(super) fn named_source(
+    global: &Global,
+    dir: &Path,
+    name: Option<&String>,
+) -> Result<Source, Error> {
+    let mut source = source(dir)?;
+    source.name = match name {
+        Some(name) => name.clone(),
+        None if global.host().is_some() => remote::source_name(&source.name),
+        None => source.name,
+    };
+    Ok(source)
 }
 
 fn parameters(source: &Source, manner: &Manner) -> Value {
@@ -62,8 +86,8 @@ fn parameters(source: &Source, manner: &Manner) -> Value {
 pub(super) fn apply(global: &Global, args: &Apply) -> Outcome {
     let mut manner = Manner { only: args.only.clone(), rolling: args.rolling.batch() };
     let (source, basis) = match PlanFile::read(&args.dir)? {
-        Some(_) if manner != Manner::default() => {
-            let message = "a saved plan says itself which units it is for, and how";
+        Some(_) if manner != Manner::default() || args.source.is_some() => {
+            let message = "a saved plan says itself what it is for, and how";
             return Err(Error::new(Exit::Bad, message));
         }
         Some(plan) => {
@@ -71,7 +95,7 @@ pub(super) fn apply(global: &Global, args: &Apply) -> Outcome {
             let basis = plan.basis.clone();
             (plan.source()?, Some(basis))
         }
-        None => (source(&args.dir)?, None),
+        None => (named_source(global, &args.dir, args.source.as_ref())?, None),
     };
     if args.dry_run {
         return show_plan(global, &source, &manner).map(|_| Exit::Done);
@@ -254,7 +278,7 @@ fn wait_for_socket(global: &Global) -> Result<Client, Error> {
 
 /// `opm plan`.
 pub(super) fn plan(global: &Global, args: &Plan) -> Outcome {
-    let source = source(&args.dir)?;
+    let source = named_source(global, &args.dir, args.source.as_ref())?;
     let manner = Manner { only: args.only.clone(), rolling: args.rolling.batch() };
     let reply = show_plan(global, &source, &manner)?;
     if let Some(path) = &args.out {

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
+use super::ssh;
 use crate::model::Span;
 use crate::simulate::Wish;
 
@@ -20,8 +21,20 @@ pub(super) struct Args {
 }
 
 /// What every command understands.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Clone, clap::Args)]
 pub(super) struct Global {
+    /// Talk to the opm of HOST over ssh; several times: one host after the other
+    #[arg(short = 'H', long = "host", global = true, value_name = "HOST")]
+    #[arg(value_parser = ssh::destination)]
+    pub(super) hosts: Vec<String>,
+    /// The ssh client for -H, with its options [default: ssh]
+    #[arg(long, global = true, value_name = "COMMAND", env = "OPM_SSH")]
+    #[arg(value_parser = ssh::command)]
+    pub(super) ssh: Option<ssh::Words>,
+    /// What runs opm on HOST, as `sudo -n opm` [default: opm]
+    #[arg(long, global = true, value_name = "COMMAND", env = "OPM_REMOTE")]
+    #[arg(value_parser = ssh::command)]
+    pub(super) remote_opm: Option<ssh::Words>,
     /// Keep everything under DIR: sockets in DIR/run, saved state in DIR/state, logs in DIR/log
     #[arg(long, global = true, value_name = "DIR", env = "OPM_ROOT")]
     pub(super) root: Option<PathBuf>,
@@ -31,6 +44,13 @@ pub(super) struct Global {
     /// Say more on standard error; twice: everything
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub(super) verbose: u8,
+}
+
+impl Global {
+    /// The other machine that is meant; of several the one whose turn it is.
+    pub(super) fn host(&self) -> Option<&str> {
+        self.hosts.first().map(String::as_str)
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -91,6 +111,8 @@ pub(super) enum Command {
     Reexec,
     /// Stop everything in order, and end
     Shutdown,
+    /// Connect standard input and output with the daemon's control socket
+    Proxy,
     /// Print a completion script
     Completions {
         /// For this shell
@@ -118,6 +140,20 @@ impl Command {
 /// A duration with a unit.
 fn span(text: &str) -> Result<Span, String> {
     Span::parse(text).map_err(|error| error.to_string())
+}
+
+/// Longest name of a source, in bytes: as long as a file's. It stands in messages.
+const SOURCE_NAME_BYTES_MAX: usize = 255;
+
+/// A name for a source: words for people, on one line, and none that opm gives itself.
+fn source_name(text: &str) -> Result<String, String> {
+    if text.is_empty() || text.len() > SOURCE_NAME_BYTES_MAX {
+        return Err(format!("a name has 1 to {SOURCE_NAME_BYTES_MAX} bytes"));
+    }
+    if text.starts_with('(') || text.chars().any(char::is_control) {
+        return Err("a name begins with no `(` and has no control characters".to_owned());
+    }
+    Ok(text.to_owned())
 }
 
 #[derive(Debug, clap::Args)]
@@ -148,6 +184,9 @@ pub(super) struct Daemon {
 pub(super) struct Apply {
     /// Directory of unit files, one file, a saved plan, or - for standard input
     pub(super) dir: PathBuf,
+    /// The source that owns these units [default: where they were found]
+    #[arg(long, value_name = "NAME", value_parser = source_name)]
+    pub(super) source: Option<String>,
     /// Only show what would be done
     #[arg(long)]
     pub(super) dry_run: bool,
@@ -190,6 +229,9 @@ pub(super) struct Waiting {
 pub(super) struct Plan {
     /// Directory of unit files, one file, or - for standard input
     pub(super) dir: PathBuf,
+    /// The source that owns these units [default: where they were found]
+    #[arg(long, value_name = "NAME", value_parser = source_name)]
+    pub(super) source: Option<String>,
     /// Only these units of it; the others stay as they are
     #[arg(long, value_name = "UNIT")]
     pub(super) only: Vec<String>,

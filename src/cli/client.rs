@@ -1,4 +1,5 @@
-//! Talking to the daemon.
+//! Talking to the daemon: here over its socket, on another machine over ssh. Whoever asks sees no
+//! difference.
 
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -7,6 +8,7 @@ use std::path::PathBuf;
 use serde_json::{Value, json};
 
 use super::args::Global;
+use super::ssh::Ssh;
 use super::{Error, Exit, output};
 use crate::model::Span;
 use crate::protocol::{Call, Decoder, REPLY_BYTES_MAX, Reply};
@@ -25,73 +27,134 @@ pub(super) fn dirs(global: &Global) -> Dirs {
     }
 }
 
+/// What to do where no daemon runs.
+pub(super) const START_ONE: &str = "start one with `opm daemon` or `opm apply`";
+
+/// The control socket of this machine's daemon; `None` where no daemon listens.
+pub(super) fn socket(global: &Global) -> Result<Option<UnixStream>, Error> {
+    let path = dirs(global).where_found().socket();
+    let length = path.as_os_str().len();
+    if length > SOCKET_PATH_MAX {
+        let message = format!(
+            "cannot connect to `{}`: its path has {length} bytes, and the kernel allows \
+             {SOCKET_PATH_MAX}; use a shorter --root",
+            path.display()
+        );
+        return Err(Error::new(Exit::Refused, message));
+    }
+    match UnixStream::connect(&path) {
+        Ok(stream) => Ok(Some(stream)),
+        Err(error) => {
+            let kind = error.kind();
+            if matches!(kind, ErrorKind::NotFound | ErrorKind::ConnectionRefused) {
+                return Ok(None);
+            }
+            let refused = kind == ErrorKind::PermissionDenied;
+            let exit = if refused { Exit::Refused } else { Exit::NoDaemon };
+            let reason = crate::system::plain(&error.to_string());
+            let message = format!("cannot connect to `{}`: {reason}", path.display());
+            Err(Error::new(exit, message))
+        }
+    }
+}
+
+/// Says that no daemon runs, and what can be done instead.
+pub(super) fn nobody(global: &Global, instead: &str) -> Error {
+    let socket = dirs(global).socket();
+    let message = format!("no daemon runs (nobody listens on `{}`); {instead}", socket.display());
+    Error::new(Exit::NoDaemon, message)
+}
+
+/// What carries the bytes.
+enum Link {
+    Socket(UnixStream),
+    Ssh(Ssh),
+}
+
 /// A connection to the daemon.
 pub(super) struct Client {
-    stream: UnixStream,
+    link: Link,
     decoder: Decoder,
 }
 
 impl Client {
-    /// Connects; `None` where no daemon listens.
+    /// Connects; `None` where no daemon listens here. On another machine that is an error.
     pub(super) fn try_connect(global: &Global) -> Result<Option<Self>, Error> {
-        let path = dirs(global).where_found().socket();
-        let length = path.as_os_str().len();
-        if length > SOCKET_PATH_MAX {
-            let message = format!(
-                "cannot connect to `{}`: its path has {length} bytes, and the kernel allows \
-                 {SOCKET_PATH_MAX}; use a shorter --root",
-                path.display()
-            );
-            return Err(Error::new(Exit::Refused, message));
-        }
-        match UnixStream::connect(&path) {
-            Ok(stream) => Ok(Some(Self { stream, decoder: Decoder::new(REPLY_BYTES_MAX) })),
-            Err(error) => {
-                let kind = error.kind();
-                if matches!(kind, ErrorKind::NotFound | ErrorKind::ConnectionRefused) {
-                    return Ok(None);
-                }
-                let refused = kind == ErrorKind::PermissionDenied;
-                let exit = if refused { Exit::Refused } else { Exit::NoDaemon };
-                let reason = crate::system::plain(&error.to_string());
-                let message = format!("cannot connect to `{}`: {reason}", path.display());
-                Err(Error::new(exit, message))
-            }
-        }
+        let link = match global.host() {
+            Some(host) => Some(Link::Ssh(Ssh::proxy(global, host)?)),
+            None => socket(global)?.map(Link::Socket),
+        };
+        Ok(link.map(|link| Self { link, decoder: Decoder::new(REPLY_BYTES_MAX) }))
     }
 
     /// Connects, or says that no daemon runs.
     pub(super) fn connect(global: &Global) -> Result<Self, Error> {
-        Self::connect_or(global, "start one with `opm daemon` or `opm apply`")
+        Self::connect_or(global, START_ONE)
     }
 
     /// Connects, or says that no daemon runs, and what can be done instead.
     pub(super) fn connect_or(global: &Global, instead: &str) -> Result<Self, Error> {
-        Self::try_connect(global)?.ok_or_else(|| {
-            let socket = dirs(global).socket();
-            let message =
-                format!("no daemon runs (nobody listens on `{}`); {instead}", socket.display());
-            Error::new(Exit::NoDaemon, message)
-        })
+        Self::try_connect(global)?.ok_or_else(|| nobody(global, instead))
     }
 
     fn send(&mut self, call: &Call) -> Result<(), Error> {
-        self.stream.write_all(&call.encode()).map_err(|error| lost(&error.to_string()))
+        let bytes = call.encode();
+        let sent = match &mut self.link {
+            Link::Socket(stream) => stream.write_all(&bytes),
+            Link::Ssh(ssh) => ssh.write_all(&bytes),
+        };
+        sent.map_err(|error| self.cut_off(&error))
     }
 
     /// The next reply to what was asked last.
     pub(super) fn receive(&mut self) -> Result<Reply, Error> {
         let mut buffer = vec![0u8; 64 * 1024];
         loop {
-            match self.decoder.take().map_err(|error| lost(&error.to_string()))? {
-                Some(message) => return Reply::parse(&message).map_err(|error| lost(&error)),
-                None => match self.stream.read(&mut buffer) {
-                    Ok(0) => return Err(lost("it closed the connection")),
-                    Ok(length) => self.decoder.push(buffer.get(..length).unwrap_or_default()),
-                    Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                    Err(error) => return Err(lost(&error.to_string())),
-                },
+            match self.decoder.take() {
+                Ok(Some(message)) => {
+                    return Reply::parse(&message).map_err(|error| self.lost(&error));
+                }
+                Err(error) => return Err(self.lost(&error.to_string())),
+                Ok(None) => {}
             }
+            let read = match &mut self.link {
+                Link::Socket(stream) => stream.read(&mut buffer),
+                Link::Ssh(ssh) => ssh.read(&mut buffer),
+            };
+            match read {
+                Ok(0) => return Err(self.cut_off(&"it closed the connection")),
+                Ok(length) => self.decoder.push(buffer.get(..length).unwrap_or_default()),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(self.cut_off(&error)),
+            }
+        }
+    }
+
+    /// The connection is over; of ssh's end more is known than of the pipe's.
+    fn cut_off(&mut self, reason: &dyn std::fmt::Display) -> Error {
+        match &mut self.link {
+            Link::Socket(_) => lost(&reason.to_string()),
+            Link::Ssh(ssh) => ssh.lost(None),
+        }
+    }
+
+    /// What came makes no sense.
+    fn lost(&mut self, reason: &str) -> Error {
+        match &mut self.link {
+            Link::Socket(_) => lost(reason),
+            Link::Ssh(ssh) => ssh.lost(Some(reason)),
+        }
+    }
+
+    /// Waits until the daemon closes the connection, as it does when it is over.
+    pub(super) fn until_closed(&mut self) -> Result<(), Error> {
+        loop {
+            let Err(error) = self.receive() else { continue };
+            let was_closed = match &mut self.link {
+                Link::Socket(_) => true,
+                Link::Ssh(ssh) => ssh.was_closed_there(),
+            };
+            return if was_closed { Ok(()) } else { Err(error) };
         }
     }
 

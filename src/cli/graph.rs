@@ -37,7 +37,8 @@ fn look<'a>(
     global: &args::Global,
     what: &'a [String],
 ) -> Result<(State, &'a [String], bool), Error> {
-    if let Some((first, names)) = what.split_first() {
+    // Units on another machine are no files here.
+    if let Some((first, names)) = what.split_first().filter(|_| global.host().is_none()) {
         let is_name = InstanceId::parse(first).is_ok();
         if !is_name {
             return Ok((world::of_files(Path::new(first))?, names, false));

@@ -88,7 +88,7 @@ pub(super) fn diff(global: &Global, args: &Diff) -> Outcome {
         (_, Some([from])) => generations(global, *from, None, args.exit_code),
         (_, Some([from, to])) => generations(global, *from, Some(*to), args.exit_code),
         ([dir], _) => {
-            let source = apply::source(dir.as_ref())?;
+            let source = apply::named_source(global, dir.as_ref(), None)?;
             let reply = apply::show_plan(global, &source, &apply::Manner::default())?;
             let is_same = list(&reply, "changes").is_empty();
             Ok(if args.exit_code && !is_same { Exit::Bad } else { Exit::Done })

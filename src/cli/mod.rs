@@ -12,17 +12,20 @@ mod logs;
 mod output;
 mod plan_file;
 mod probe;
+mod proxy;
 mod query;
+mod remote;
 mod serve;
 mod simulate;
+mod ssh;
 mod units;
 mod world;
 
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser};
+use clap::CommandFactory;
 
-use args::{Args, Command};
+use args::{Args, Command, Global};
 
 /// How a command ends. The table stands in opm(1), EXIT STATUS.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,8 +74,8 @@ type Outcome = Result<Exit, Error>;
 
 /// Reads the arguments, does what they say, and says how it went.
 pub fn main() -> ExitCode {
-    let args = match Args::try_parse() {
-        Ok(args) => args,
+    let (args, words) = match remote::parse(&std::env::args_os().collect::<Vec<_>>()) {
+        Ok(parsed) => parsed,
         Err(error) => {
             let code = if error.use_stderr() { Exit::Bad } else { Exit::Done };
             return match error.print() {
@@ -81,7 +84,12 @@ pub fn main() -> ExitCode {
         }
     };
     start_log(&args);
-    match dispatch(args) {
+    let done = if args.global.hosts.is_empty() {
+        dispatch(&args.global, &args.command)
+    } else {
+        remote::dispatch(&args, &words)
+    };
+    match done {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             if !error.message.is_empty() {
@@ -94,43 +102,43 @@ pub fn main() -> ExitCode {
 
 /// Does what the arguments say. The supervisor's exit code is its units' business; all others are
 /// in [`Exit`].
-fn dispatch(args: Args) -> Result<u8, Error> {
-    let Args { global, command } = args;
+fn dispatch(global: &Global, command: &Command) -> Result<u8, Error> {
     let exit = match command {
-        Command::Run(run) => return serve::run(&global, run),
-        Command::Daemon(daemon) => return serve::daemon(&global, daemon),
-        Command::Probe { question } => return Ok(probe::run(&question)),
+        Command::Run(run) => return serve::run(global, run),
+        Command::Daemon(daemon) => return serve::daemon(global, daemon),
+        Command::Probe { question } => return Ok(probe::run(question)),
         Command::LogKeeper(keeper) => return Ok(serve::log_keeper(keeper)),
-        Command::Apply(apply) => apply::apply(&global, &apply),
-        Command::Plan(plan) => apply::plan(&global, &plan),
-        Command::Diff(diff) => history::diff(&global, &diff),
-        Command::Confirm => history::confirm(&global),
-        Command::Rollback(rollback) => history::rollback(&global, &rollback),
-        Command::History(history) => history::history(&global, &history),
-        Command::Check(check) => apply::check(&check),
-        Command::Status(status) => query::status(&global, &status),
-        Command::Show(unit) => query::show(&global, &unit),
-        Command::Why(unit) => query::why(&global, &unit),
-        Command::Explain(explain) => explain::explain(&global, &explain),
-        Command::Wait(wait) => query::wait(&global, &wait),
-        Command::Events => query::events(&global),
-        Command::Start(change) => units::start(&global, &change),
-        Command::Stop(stop) => units::stop(&global, &stop),
-        Command::Restart(change) => units::restart(&global, &change),
-        Command::Reload(names) => units::reload(&global, &names),
-        Command::Kill(kill) => units::kill(&global, &kill),
-        Command::Release(names) => units::release(&global, &names),
-        Command::Graph(args) => graph::graph(&global, &args),
-        Command::Simulate(args) => simulate::simulate(&global, &args),
-        Command::Logs(logs) => logs::logs(&global, &logs),
-        Command::Save => units::save(&global),
-        Command::Restore => units::restore(&global),
-        Command::Reexec => units::reexec(&global),
-        Command::Shutdown => units::shutdown(&global),
+        Command::Apply(apply) => apply::apply(global, apply),
+        Command::Plan(plan) => apply::plan(global, plan),
+        Command::Diff(diff) => history::diff(global, diff),
+        Command::Confirm => history::confirm(global),
+        Command::Rollback(rollback) => history::rollback(global, rollback),
+        Command::History(history) => history::history(global, history),
+        Command::Check(check) => apply::check(check),
+        Command::Status(status) => query::status(global, status),
+        Command::Show(unit) => query::show(global, unit),
+        Command::Why(unit) => query::why(global, unit),
+        Command::Explain(explain) => explain::explain(global, explain),
+        Command::Wait(wait) => query::wait(global, wait),
+        Command::Events => query::events(global),
+        Command::Start(change) => units::start(global, change),
+        Command::Stop(stop) => units::stop(global, stop),
+        Command::Restart(change) => units::restart(global, change),
+        Command::Reload(names) => units::reload(global, names),
+        Command::Kill(kill) => units::kill(global, kill),
+        Command::Release(names) => units::release(global, names),
+        Command::Graph(args) => graph::graph(global, args),
+        Command::Simulate(args) => simulate::simulate(global, args),
+        Command::Logs(logs) => logs::logs(global, logs),
+        Command::Save => units::save(global),
+        Command::Restore => units::restore(global),
+        Command::Reexec => units::reexec(global),
+        Command::Shutdown => units::shutdown(global),
+        Command::Proxy => proxy::proxy(global),
         Command::Completions { shell } => {
             let mut command = Args::command();
             let mut text = Vec::new();
-            clap_complete::generate(shell, &mut command, "opm", &mut text);
+            clap_complete::generate(*shell, &mut command, "opm", &mut text);
             output::raw(&text).map(|()| Exit::Done)
         }
     };

@@ -1,6 +1,7 @@
 //! Printing. A closed pipe is no error: whoever read it has seen enough.
 
 use std::io::{self, ErrorKind, IsTerminal, Write};
+use std::sync::{PoisonError, RwLock};
 
 use serde::Serialize;
 
@@ -22,11 +23,30 @@ pub(super) fn line(text: &str) -> Result<(), Error> {
     raw(format!("{text}\n").as_bytes())
 }
 
+/// Of which of several hosts the output is.
+static OF_HOST: RwLock<Option<String>> = RwLock::new(None);
+
+/// What is printed as JSON from now on is one host's among several, and names it.
+pub(super) fn name_host(host: &str) {
+    *OF_HOST.write().unwrap_or_else(PoisonError::into_inner) = Some(host.to_owned());
+}
+
 /// Writes a value as JSON.
 pub(super) fn json<T: Serialize>(value: &T) -> Result<(), Error> {
-    let text = serde_json::to_string_pretty(value)
-        .map_err(|error| Error::new(Exit::Failed, format!("cannot print: {error}")))?;
+    let host = OF_HOST.read().unwrap_or_else(PoisonError::into_inner);
+    let text = match host.as_ref() {
+        Some(host) => serde_json::to_string_pretty(&OfHost { host, value }),
+        None => serde_json::to_string_pretty(value),
+    };
+    let text = text.map_err(|error| Error::new(Exit::Failed, format!("cannot print: {error}")))?;
     line(&text)
+}
+
+/// What one of several hosts says.
+#[derive(Serialize)]
+struct OfHost<'a, T> {
+    host: &'a str,
+    value: &'a T,
 }
 
 /// Writes an error message to standard error.

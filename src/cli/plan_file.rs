@@ -59,7 +59,7 @@ impl PlanFile {
             .files
             .iter()
             .map(|file| File { path: file.path.clone(), text: FileText::from(file.text.clone()) });
-        let dir = (source.name != "-").then(|| fs::canonicalize(dir).map(FilePath::from));
+        let dir = (dir != Path::new("-")).then(|| fs::canonicalize(dir).map(FilePath::from));
         let dir = dir.transpose().map_err(|error| {
             Error::new(Exit::Failed, format!("cannot find `{}`: {error}", source.name))
         })?;

@@ -13,7 +13,7 @@ use std::path::PathBuf;
 const BUDGET_AS_PID_ONE: Span = Span::seconds(9);
 
 /// `opm run`.
-pub(super) fn run(global: &Global, run: Run) -> Result<u8, Error> {
+pub(super) fn run(global: &Global, run: &Run) -> Result<u8, Error> {
     if run.dir.is_none() && run.command.is_empty() {
         let message = "run what? `opm run DIR`, `opm run -- CMD`, or both (`opm daemon` runs only \
                        what is saved)";
@@ -23,8 +23,8 @@ pub(super) fn run(global: &Global, run: Run) -> Result<u8, Error> {
     let options = Options {
         dirs: client::dirs(global),
         stateless: run.dir.is_none() && global.root.is_none(),
-        units: run.dir.map(|dir| std::path::absolute(&dir).unwrap_or(dir)),
-        command: run.command,
+        units: run.dir.as_ref().map(absolute),
+        command: run.command.clone(),
         shutdown_budget: run.shutdown_timeout.or(pid_one.then_some(BUDGET_AS_PID_ONE)),
         console: !run.quiet,
         colour: output::is_terminal(),
@@ -43,9 +43,14 @@ fn boot_error(failure: &BootFailure) -> Error {
     Error::new(exit, failure)
 }
 
+/// A directory as the daemon finds it, which has another one of its own.
+fn absolute(dir: &PathBuf) -> PathBuf {
+    std::path::absolute(dir).unwrap_or_else(|_| dir.clone())
+}
+
 /// `opm daemon`.
-pub(super) fn daemon(global: &Global, args: Daemon) -> Result<u8, Error> {
-    let units = args.dir.map(|dir| std::path::absolute(&dir).unwrap_or(dir));
+pub(super) fn daemon(global: &Global, args: &Daemon) -> Result<u8, Error> {
+    let units = args.dir.as_ref().map(absolute);
     let options = background(global, units.clone(), args.shutdown_timeout);
     // After `opm reexec` we are the daemon already.
     if std::env::var_os("OPM_LOCK_FD").is_some() {
@@ -111,8 +116,11 @@ pub(super) fn start(mut options: Options) -> Result<Started, Error> {
 }
 
 /// `opm log-keeper`, which the supervisor starts.
-pub(super) fn log_keeper(args: LogKeeper) -> u8 {
-    let options =
-        keeper::Options { run_dir: args.run_dir, console: args.console, colour: args.colour };
+pub(super) fn log_keeper(args: &LogKeeper) -> u8 {
+    let options = keeper::Options {
+        run_dir: args.run_dir.clone(),
+        console: args.console,
+        colour: args.colour,
+    };
     u8::from(keeper::run(&options) != std::process::ExitCode::SUCCESS)
 }

@@ -6,13 +6,15 @@ use serde_json::{Value, json};
 
 use super::args::{Change, Global, Kill, Names, Restart, Stop, Until, Waiting};
 use super::client::{Client, dirs};
-use super::{Error, Exit, Outcome, logs, output};
+use super::{Error, Exit, Outcome, logs, output, remote};
 use crate::model::{Span, Wall};
 use crate::supervisor::Row;
 use crate::system::wall_now;
 
 /// Lines of a failed unit's log that are shown with its failure.
 const LAST_LINES: usize = 5;
+/// Most failed instances of another machine whose logs are asked for: each is a connection.
+const REMOTE_LOGS_MAX: usize = 3;
 
 /// `opm start`.
 pub(super) fn start(global: &Global, args: &Change) -> Outcome {
@@ -91,17 +93,28 @@ pub(super) fn is_well(row: &Row) -> bool {
 fn report(global: &Global, rows: &[Row]) -> Exit {
     let is_well = |row: &Row| row.phase == "skipped" || is_well(row);
     let failed: Vec<&Row> = rows.iter().filter(|row| row.wanted && !is_well(row)).collect();
-    for row in &failed {
+    for (place, row) in failed.iter().enumerate() {
         let why = if row.why.is_empty() { "no reason is known" } else { &row.why };
         let phase = if row.phase == "backoff" { "to be restarted" } else { &row.phase };
         output::error(&format!("`{}` is {phase}: {}", row.instance, output::plain(why)));
         if matches!(row.phase.as_str(), "failed" | "backoff") {
-            for line in logs::last_lines(&dirs(global).where_found(), &row.instance, LAST_LINES) {
+            for line in last_lines(global, &row.instance, place) {
                 output::note(&format!("    {} | {}", row.instance, output::plain(&line)));
             }
         }
     }
     if failed.is_empty() { Exit::Done } else { Exit::Failed }
+}
+
+/// The last words of the failed instance in this place, from the log files of its machine.
+fn last_lines(global: &Global, instance: &str, place: usize) -> Vec<String> {
+    match global.host() {
+        None => logs::last_lines(&dirs(global).where_found(), instance, LAST_LINES),
+        Some(host) if place < REMOTE_LOGS_MAX => {
+            remote::last_lines(global, host, instance, LAST_LINES)
+        }
+        Some(_) => Vec::new(),
+    }
 }
 
 /// What is under way: on a terminal a line that changes, elsewhere a line for each change.
@@ -258,7 +271,6 @@ pub(super) fn reexec(global: &Global) -> Outcome {
 pub(super) fn shutdown(global: &Global) -> Outcome {
     let mut client = Client::connect(global)?;
     client.call("Shutdown", json!({}))?;
-    // The daemon closes the connection when it is over.
-    while client.receive().is_ok() {}
+    client.until_closed()?;
     Ok(Exit::Done)
 }

@@ -16,6 +16,8 @@ mod stop;
 mod value;
 mod watch;
 
+pub use command::command_words;
+
 use super::diagnostic::{Spot, quoted};
 use super::source::{At, Sink};
 use super::yaml::{Node, Tree, Value};

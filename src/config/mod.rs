@@ -23,6 +23,7 @@ mod yaml;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+pub use decode::command_words;
 pub use diagnostic::{Diagnostic, Place, Related, Severity, has_errors};
 pub use keys::{Change, KEYS, Key, Units, key};
 pub use render::{DRAWN_MAX, render};

@@ -1,6 +1,7 @@
 //! The difference of two desired states: what an operator reads before it happens.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 
 use serde::Serialize;
 use serde_json::Value;
@@ -231,9 +232,11 @@ fn fields_that_differ(old: &Spec, new: &Spec) -> Vec<FieldChange> {
     if old == new {
         return Vec::new();
     }
+    let moved = moved(old, new);
     let (old, new) = (fields_of(old), fields_of(new));
     let keys: BTreeSet<&String> = old.keys().chain(new.keys()).collect();
-    keys.into_iter()
+    let keys = keys.into_iter();
+    let changed = keys
         .filter(|key| {
             old.get(*key).map(|(value, _)| value) != new.get(*key).map(|(value, _)| value)
         })
@@ -243,8 +246,22 @@ fn fields_that_differ(old: &Spec, new: &Spec) -> Vec<FieldChange> {
             let shown =
                 |fields: &Fields| fields.get(key).map(|(value, _)| conceal(key, value.clone()));
             FieldChange { key: key.clone(), old: shown(&old), new: shown(&new), class }
-        })
-        .collect()
+        });
+    changed.chain(moved).collect()
+}
+
+/// The directory of a unit's file, where it is another one: no key of the file, but relative paths
+/// start there.
+fn moved(old: &Spec, new: &Spec) -> Option<FieldChange> {
+    let (before, after) = (old.base_dir()?, new.base_dir()?);
+    let class = if new.process.is_some() { Class::Restart } else { Class::Live };
+    let shown = |dir: &Path| Some(Value::from(dir.to_string_lossy()));
+    (before != after).then(|| FieldChange {
+        key: "unit.dir".to_owned(),
+        old: shown(before),
+        new: shown(after),
+        class,
+    })
 }
 
 #[cfg(test)]
@@ -303,6 +320,18 @@ mod tests {
         };
         let changes = plan.changes.iter();
         changes.map(|c| format!("{} {}{}", c.effect.sign(), c.unit, because(c))).collect()
+    }
+
+    #[test]
+    fn a_file_that_moved_is_a_change_that_is_shown() {
+        let old = spec(Kind::Service, "a", &[]);
+        let mut new = old.clone();
+        let command = Command::Argv(vec![Template::literal("true")]);
+        new.process = Some(ProcessSpec::new(command, FilePath::from("/moved")));
+        let fields = fields_that_differ(&old, &new);
+        assert_eq!(fields.len(), 1);
+        assert_eq!((fields[0].key.as_str(), fields[0].class), ("unit.dir", Class::Restart));
+        assert_eq!(fields[0].new, Some(Value::from("/moved")));
     }
 
     #[test]

@@ -43,6 +43,17 @@ pub(super) fn open_fifo(path: &Path, owner: Option<u32>) -> io::Result<OwnedFd> 
     Ok(file.into())
 }
 
+/// Lets whoever has a descriptor of a FIFO open it again for writing, as `/dev/stdout`, whichever
+/// user it has become. By its path nobody else comes to it: the directory is its owner's alone.
+/// Without privileges nobody becomes another user.
+pub(super) fn let_openers_write(fifo: &OwnedFd) -> io::Result<()> {
+    use nix::sys::stat::{Mode, fchmod};
+    if !nix::unistd::geteuid().is_root() {
+        return Ok(());
+    }
+    fchmod(fifo, Mode::S_IWUSR | Mode::S_IWGRP | Mode::S_IWOTH).map_err(io::Error::from)
+}
+
 /// A second opening of a FIFO that a child gets: blocking, whatever ours is.
 pub(super) fn child_end(fifo: &OwnedFd) -> io::Result<OwnedFd> {
     let path = format!("/proc/self/fd/{}", fifo.as_raw_fd());

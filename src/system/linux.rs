@@ -531,6 +531,7 @@ impl Linux {
             let owner = owner_of(&launch.spec);
             let path = instruction::fifo_path(&self.dirs.run, id);
             let fifo = channels::open_fifo(&path, owner).map_err(fail)?;
+            channels::let_openers_write(&fifo).map_err(fail)?;
             self.outputs.insert(id.clone(), fifo);
         }
         let Some(fifo) = self.outputs.get(id) else {

@@ -18,6 +18,12 @@ const PIDFD_INFO_EXIT: u64 = 8;
 /// `CLOSE_RANGE_CLOEXEC` (Linux 5.11).
 const CLOSE_RANGE_CLOEXEC: libc::c_uint = 4;
 
+/// The name of this machine.
+pub fn host_name() -> String {
+    let name = nix::unistd::gethostname().unwrap_or_default();
+    if name.is_empty() { "localhost".to_owned() } else { name.to_string_lossy().into_owned() }
+}
+
 /// The monotonic clock.
 pub(super) fn monotonic_now() -> Monotonic {
     read_clock(ClockId::CLOCK_MONOTONIC)

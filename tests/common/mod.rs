@@ -13,6 +13,7 @@
 #![expect(dead_code, reason = "each test file uses a part")]
 #![expect(unreachable_pub, clippy::print_stderr, reason = "read the code")]
 
+pub mod far;
 mod look;
 pub mod random;
 

@@ -131,6 +131,15 @@ fn is_shell_word(word: &str) -> bool {
     SHELL_WORDS.contains(&word)
 }
 
+/// The words of a command line, quoted as in a unit file.
+///
+/// # Errors
+/// When a quote is left open.
+pub fn command_words(text: &str) -> Result<Vec<String>, String> {
+    let words = split_words(text).map_err(|error| error.problem.to_owned())?;
+    Ok(words.into_iter().map(|word| word.text).collect())
+}
+
 /// A word of a command line.
 #[derive(Debug, PartialEq)]
 struct Word {
