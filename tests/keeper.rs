@@ -301,8 +301,7 @@ fn a_killed_keeper_leaves_whole_records_and_a_mark_where_something_is_missing() 
         }
         Ok(())
     };
-    let query =
-        Query { dir: world.logs(), instances: vec!["l".to_owned()], lines: None, follow: false };
+    let query = Query::of(&world.logs(), &["l"]);
     logs::read(&query, None, &mut check).unwrap();
     assert_eq!((last, marks), (1_200_000, 3));
     assert!(missing <= 3 * (64 + 48) * 1024, "{missing} bytes lost");
@@ -318,7 +317,7 @@ fn following_over_rotations_gives_every_line_once() {
         fifo.write_all(b"line 0\n").unwrap();
         world.logs().exists()
     });
-    let query = Query { dir: world.logs(), instances: Vec::new(), lines: None, follow: true };
+    let query = Query { follow: true, ..Query::of(&world.logs(), &[]) };
     let (reader, output) = io::pipe().unwrap();
     let (mut last, mut late) = (0, false);
     std::thread::scope(|scope| {

@@ -76,7 +76,7 @@ fn take_over(world: &World, at: &str) {
 /// Every line of an instance's log, in order.
 fn log_of(world: &World, instance: &str) -> Vec<String> {
     let dir = world.root().join("log");
-    let query = Query { dir, instances: vec![instance.to_owned()], lines: None, follow: false };
+    let query = Query::of(&dir, &[instance]);
     let mut lines = Vec::new();
     logs::read(&query, None, &mut |record| {
         lines.push(String::from_utf8_lossy(&record.bytes).into_owned());
@@ -412,7 +412,7 @@ impl Kept {
     /// Numbers of lines, and `None` for what the log says about itself.
     fn records(&self) -> Vec<Option<u64>> {
         let dir = self.dir.path().join("log-files");
-        let query = Query { dir, instances: vec!["x".to_owned()], lines: None, follow: false };
+        let query = Query::of(&dir, &["x"]);
         let mut records = Vec::new();
         // Before the first line there is no log.
         logs::read(&query, None, &mut |record| {

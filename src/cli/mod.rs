@@ -13,6 +13,7 @@ mod query;
 mod serve;
 mod simulate;
 mod units;
+mod when;
 mod world;
 
 use std::process::ExitCode;

@@ -43,6 +43,7 @@ use crate::system::{
     instruction::{self, Instruction},
 };
 use console::Console;
+pub use console::colour_of;
 use room::Room;
 use sink::now_ms;
 use unit::{Shared, TURN_BYTES_MAX, Turn, Unit};

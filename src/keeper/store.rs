@@ -15,12 +15,16 @@ use nix::errno::Errno;
 use super::place::{Open, Place};
 use super::split::Part;
 use super::stamp::{STAMP_BYTES, Stamp};
+use crate::logs::record::CLOCK_BACK;
+use crate::model::Span;
 use crate::system::instruction::{Destination, Instruction};
 
 /// Most bytes that are formatted before they are written. A batch of empty lines grows 38-fold.
 const BATCH_BYTES_MAX: usize = 256 * 1024;
 /// Shortest time between two messages about one instance's log, in seconds; others are left out.
 const REPORT_SECONDS: i64 = 10;
+/// A clock that goes back by less is not spoken of, in microseconds.
+const CLOCK_BACK_MICROS_MIN: i64 = 1_000_000;
 /// What stands between stamp and bytes of a full line.
 const HEAD_FULL: &[u8] = b" stdout F ";
 /// What stands between stamp and bytes of a part.
@@ -69,6 +73,8 @@ pub(super) struct Store {
     reason: String,
     /// When the last message about this log was given, in seconds since 1970.
     reported: Option<i64>,
+    /// When the last batch was received, in microseconds since 1970.
+    received: i64,
 }
 
 impl Store {
@@ -83,6 +89,7 @@ impl Store {
             failing: None,
             reason: String::new(),
             reported: None,
+            received: i64::MIN,
         }
     }
 
@@ -218,6 +225,7 @@ impl Batch<'_> {
         if self.state == State::Writing && !self.told && self.store.has_to_tell() {
             self.tell();
         }
+        self.tell_of_clock();
         let head = if part.full { HEAD_FULL } else { HEAD_PART };
         self.add(head, part.bytes, part.full);
         if self.state == State::Dropping {
@@ -248,6 +256,16 @@ impl Batch<'_> {
         let text = format!("[opm: {}]", said.join("; "));
         self.add(HEAD_OPM, text.as_bytes(), true);
         self.told = self.state == State::Writing;
+    }
+
+    /// Says that stamps are smaller from here on.
+    fn tell_of_clock(&mut self) {
+        let back = self.store.received.saturating_sub(self.stamp.micros);
+        self.store.received = self.stamp.micros;
+        if back >= CLOCK_BACK_MICROS_MIN && self.store.place.is_stamped() {
+            let back = Span::millis(u64::try_from(back / 1_000).unwrap_or(0));
+            self.add(HEAD_OPM, format!("{CLOCK_BACK} by {back}]").as_bytes(), true);
+        }
     }
 
     /// Adds one record, in a new file where the old one has no room for it.
@@ -325,10 +343,14 @@ impl Batch<'_> {
         let lines = lost.split_inclusive(|byte| *byte == b'\n').skip(skip);
         let bytes: usize = if self.store.place.is_stamped() {
             let head = STAMP_BYTES + HEAD_FULL.len();
-            let newline = |line: &[u8]| {
-                usize::from(line.get(STAMP_BYTES..head).is_some_and(|found| found == HEAD_FULL))
+            let has_head = |line: &[u8], head: &[u8]| {
+                line.get(STAMP_BYTES..).is_some_and(|rest| rest.starts_with(head))
             };
-            lines.map(|line| (line.len() + newline(line)).saturating_sub(head + 1)).sum()
+            let newline = |line: &[u8]| usize::from(has_head(line, HEAD_FULL));
+            lines
+                .filter(|line| !has_head(line, HEAD_OPM))
+                .map(|line| (line.len() + newline(line)).saturating_sub(head + 1))
+                .sum()
         } else {
             lines.map(<[u8]>::len).sum()
         };

@@ -17,8 +17,12 @@ fn instruction(dir: &Path, to: Destination, max_size: u64, keep: u32) -> Instruc
 }
 
 fn put(store: &mut Store, lines: &[&[u8]]) {
+    put_at(store, 1_795_602_720, lines);
+}
+
+fn put_at(store: &mut Store, second: i64, lines: &[&[u8]]) {
     let mut out = Vec::new();
-    let mut batch = store.batch(&mut out, Stamp::at(1_795_602_720, 123_456_000));
+    let mut batch = store.batch(&mut out, Stamp::at(second, 123_456_000));
     for line in lines {
         let (bytes, full) = match line.split_last() {
             Some((b'\n', bytes)) => (bytes, true),
@@ -231,4 +235,23 @@ fn a_note_stands_before_the_next_record_and_only_once() {
     let expected =
         format!("{STAMP} opm F [opm: something]\n{STAMP} stdout F one\n{STAMP} stdout F two\n");
     assert_eq!(text, expected);
+}
+
+#[test]
+fn a_clock_that_is_set_back_is_told_once() {
+    let (_root, dir) = place();
+    let mut store = Store::new("web", &instruction(&dir, Destination::File, 10_000, 5));
+    for (second, line) in [(3_600, "one\n"), (0, "two\n"), (0, "three\n"), (1, "four\n")] {
+        put_at(&mut store, second, &[line.as_bytes()]);
+    }
+    let text = fs::read_to_string(dir.join("current")).unwrap();
+    let lines: Vec<&str> = text.lines().map(|line| &line[11..]).collect();
+    let expected = [
+        "01:00:00.123456Z stdout F one",
+        "00:00:00.123456Z opm F [opm: the clock was set back by 1h]",
+        "00:00:00.123456Z stdout F two",
+        "00:00:00.123456Z stdout F three",
+        "00:00:01.123456Z stdout F four",
+    ];
+    assert_eq!(lines, expected);
 }

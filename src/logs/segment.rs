@@ -6,7 +6,7 @@
 use std::ffi::OsStr;
 use std::fs::{self, File, Metadata};
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 /// Name of the file that is being written.
@@ -67,7 +67,7 @@ pub(crate) fn finished_path(dir: &Path, number: u64) -> PathBuf {
 /// An open file of a log.
 #[derive(Debug)]
 pub(super) struct Segment {
-    pub(super) file: File,
+    file: File,
     pub(super) id: FileId,
     /// Its number; `None`: it was `current` when it was opened.
     pub(super) number: Option<u64>,
@@ -86,6 +86,73 @@ impl Segment {
         };
         let id = FileId::of(&file.metadata()?);
         Ok(Some(Self { file, id, number }))
+    }
+
+    /// The same file once more.
+    pub(super) fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self { file: self.file.try_clone()?, id: self.id, number: self.number })
+    }
+
+    /// How long it is now, in bytes.
+    pub(super) fn length(&self) -> io::Result<u64> {
+        Ok(self.file.metadata()?.len())
+    }
+
+    /// Reads some bytes at a place; none at its end.
+    pub(super) fn read_at(&mut self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.file.read_at(buffer, offset)
+    }
+
+    /// Reads so many bytes at a place.
+    pub(super) fn read_exact_at(
+        &mut self,
+        mut buffer: &mut [u8],
+        mut offset: u64,
+    ) -> io::Result<()> {
+        while !buffer.is_empty() {
+            match self.read_at(buffer, offset) {
+                Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
+                Ok(count) => {
+                    buffer = buffer.get_mut(count..).unwrap_or_default();
+                    offset += count as u64;
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether both are one file.
+    pub(super) fn is(&self, other: &Self) -> bool {
+        self.id == other.id
+    }
+}
+
+/// The files of a log at one moment.
+#[derive(Debug)]
+pub(super) struct Files {
+    /// What is being written, with its number where it was finished just now.
+    pub(super) current: Option<Segment>,
+    /// The numbers of the finished files that are older, the oldest first.
+    pub(super) older: Vec<u64>,
+}
+
+impl Files {
+    /// Looks at a log.
+    pub(super) fn of(dir: &Path) -> io::Result<Self> {
+        // First `current`, then the others: one that is finished in between is in the list, and is
+        // recognised; one that begins in between is younger than this look.
+        let current = Segment::open(dir, None)?;
+        let mut older = finished(dir)?;
+        let Some(current) = current else { return Ok(Self { current, older }) };
+        let same = older.iter().rev().copied().find(|number| {
+            matches!(Segment::open(dir, Some(*number)), Ok(Some(found)) if found.is(&current))
+        });
+        if let Some(same) = same {
+            older.retain(|number| *number < same);
+        }
+        Ok(Self { current: Some(Segment { number: same, ..current }), older })
     }
 }
 

@@ -84,8 +84,7 @@ impl World {
 
     /// Every line of the log so far, joined from its parts, with its newline.
     pub(crate) fn text(&self, name: &str) -> Vec<u8> {
-        let dir = self.logs();
-        let query = Query { dir, instances: vec![name.to_owned()], lines: None, follow: false };
+        let query = Query::of(&self.logs(), &[name]);
         let mut text = Vec::new();
         // A log that does not exist yet has no text.
         let read = logs::read(&query, None, &mut |record| {
