@@ -202,6 +202,9 @@ fn at_sigterm_everything_that_was_written_is_stored() {
     // More than one turn of each, and nothing of it is read before the signal is there.
     let mut text = numbered(1..=20_000);
     text.extend_from_slice(b"last words");
+    // It takes signals when it has opened the FIFOs.
+    let is_open = || world.open_files().iter().any(|file| file.ends_with("log/u@20.fifo"));
+    until("the keeper to read", is_open);
     world.signal(Signal::SIGSTOP);
     for (_, fifo) in &mut fifos {
         fcntl(&*fifo, FcntlArg::F_SETPIPE_SZ(256 * 1024)).unwrap();
