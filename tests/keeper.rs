@@ -23,7 +23,7 @@ use nix::sys::signal::Signal;
 
 use opm::keeper::Options;
 use opm::logs::{self, LogsError, Query, Record};
-use opm::model::{FilePath, InstanceId};
+use opm::model::{FilePath, InstanceId, LogRate, Span};
 use opm::system::instruction::{Destination, Instruction};
 
 use world::{CONSOLE, DEADLINE, Helper, RUN_DIR, World, spawn, until};
@@ -422,4 +422,42 @@ fn it_sleeps_when_there_is_nothing_to_do_and_there_is_only_one() {
         std::thread::sleep(Duration::from_millis(300));
         switches() == before
     });
+}
+
+#[test]
+fn too_many_lines_are_dropped_with_a_count_also_when_no_more_come() {
+    let world = World::new();
+    let rate = LogRate { lines: 100, per: Span::millis(500) };
+    let instruction = Instruction { rate: Some(rate), ..world.instruction("flood", 10 << 20, 5) };
+    let mut flood = world.unit_as("flood", &instruction);
+    let mut other = world.unit("other", 10 << 20, 5);
+    flood.write_all(&numbered(1..=10_000)).unwrap();
+    other.write_all(&numbered(1..=1_000)).unwrap();
+    world.until_text("other", &numbered(1..=1_000));
+    let records = || {
+        let mut records = Vec::new();
+        let query = Query::of(&world.logs(), &["flood"]);
+        logs::read(&query, None, &mut |record| {
+            records.push((record.stream, String::from_utf8(record.bytes).unwrap()));
+            Ok(())
+        })
+        .unwrap();
+        records
+    };
+    let (mut kept, mut dropped) = (0, 0);
+    until("the rest is told", || {
+        (kept, dropped) = (0, 0);
+        for (stream, text) in records() {
+            if stream == "opm" {
+                let rest = text.strip_prefix("[opm: dropped ").unwrap();
+                assert!(rest.ends_with(" bytes: more than 100 in 500ms]"), "{text}");
+                dropped += rest.split(' ').next().unwrap().parse::<usize>().unwrap();
+            } else {
+                kept += 1;
+                assert_eq!(text, format!("line {}", kept + dropped));
+            }
+        }
+        kept + dropped == 10_000
+    });
+    assert!(kept >= 100 && kept % 100 == 0, "{kept}");
 }

@@ -9,11 +9,14 @@ use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use jiff::Timestamp;
 use nix::fcntl::OFlag;
 
 use super::split::PART_BYTES_MAX;
+use super::stamp::{STAMP_BYTES, Stamp};
 use super::store::Failure;
 use crate::logs::segment::{self, FileId, NUMBER_DIGITS_MIN};
+use crate::model::{Span, Wall};
 use crate::system::instruction::{Destination, Instruction};
 
 /// Most bytes behind the last newline that are taken for a torn record and cut off. More were not
@@ -31,6 +34,8 @@ pub(super) struct Open {
     id: FileId,
     /// How long it is, in bytes; zero for a device.
     pub(super) length: u64,
+    /// When its first record was written, in microseconds since 1970, where that is known.
+    pub(super) first: Option<i64>,
     /// False for devices and FIFOs: they are not rotated, and nothing can be cut off.
     pub(super) regular: bool,
 }
@@ -41,6 +46,7 @@ pub(super) struct Place {
     to: Destination,
     path: PathBuf,
     keep: usize,
+    max_age: Option<Span>,
     /// The number of the next finished file, where no larger one is found.
     next: u64,
 }
@@ -49,13 +55,14 @@ impl Place {
     pub(super) fn new(instruction: &Instruction) -> Self {
         let keep = usize::try_from(instruction.keep).unwrap_or(usize::MAX);
         let path = path_of(instruction);
-        Self { to: instruction.to.clone(), path, keep, next: 1 }
+        let max_age = instruction.max_age;
+        Self { to: instruction.to.clone(), path, keep, max_age, next: 1 }
     }
 
     /// Takes over a changed instruction; whether the open file is still the right one.
     pub(super) fn change(&mut self, instruction: &Instruction) -> bool {
         let new = Self::new(instruction);
-        self.keep = new.keep;
+        (self.keep, self.max_age) = (new.keep, new.max_age);
         let same = (&self.path, &self.to) == (&new.path, &new.to);
         if !same {
             *self = new;
@@ -112,12 +119,16 @@ impl Place {
             file,
             id: FileId::of(&metadata),
             length: if regular { metadata.size() } else { 0 },
+            first: None,
             regular,
         };
         if regular && self.is_stamped() {
             let torn = mend(&mut open).map_err(Failure::of("mend log"))?;
             if torn > 0 {
                 log::warn!("cut {torn} bytes of a torn record off `{}`", self.path.display());
+            }
+            if self.max_age.is_some() {
+                open.first = first_stamp(&open).map_err(Failure::of("look at log"))?;
             }
         }
         Ok(open)
@@ -149,20 +160,41 @@ impl Place {
         }
     }
 
-    /// Removes the oldest finished files that are too many.
-    pub(super) fn prune(&self) -> Result<(), Failure> {
+    /// Whether the open file has a record that is too old, so that it has to be finished.
+    pub(super) fn is_old(&self, open: Option<&Open>, now: Stamp) -> bool {
+        let (Some(open), Some(max_age)) = (open, self.max_age) else { return false };
+        let is_old = |first| now.micros.saturating_sub(first) >= micros(max_age);
+        open.regular && open.length > 0 && open.first.is_some_and(is_old)
+    }
+
+    /// Removes the oldest finished files that are too many, and those that are too old. When the
+    /// next one will be.
+    pub(super) fn prune(&self, now: Wall) -> Result<Option<Wall>, Failure> {
         let doing = "remove old files";
         let numbers = self.numbers().map_err(Failure::of(doing))?;
         let surplus = numbers.len().saturating_sub(self.keep);
-        for number in numbers.into_iter().take(surplus) {
-            match fs::remove_file(self.finished_path(number)) {
+        let mut due = None;
+        for (index, number) in numbers.into_iter().enumerate() {
+            let path = self.finished_path(number);
+            if index >= surplus {
+                let Some(age) = self.max_age else { break };
+                // The time of the last write is that of the last record.
+                let Ok(written) = fs::metadata(&path) else { continue };
+                let written = written.mtime() * 1_000_000 + written.mtime_nsec() / 1_000;
+                let end = Wall(written.saturating_add(micros(age)));
+                if end > now {
+                    due = due.into_iter().chain([end]).min();
+                    continue;
+                }
+            }
+            match fs::remove_file(path) {
                 Err(error) if error.kind() != ErrorKind::NotFound => {
                     return Err(Failure::of(doing)(error));
                 }
                 Ok(()) | Err(_) => {}
             }
         }
-        Ok(())
+        Ok(due)
     }
 
     /// The numbers of the finished files, the oldest first; none where there is no directory.
@@ -197,6 +229,21 @@ fn path_of(instruction: &Instruction) -> PathBuf {
         Destination::Path(path) => path.0.clone(),
         Destination::Console => PathBuf::new(),
     }
+}
+
+fn micros(span: Span) -> i64 {
+    i64::try_from(span.as_nanos() / 1_000).unwrap_or(i64::MAX)
+}
+
+/// When the first record of a file was written; `None` where it has none.
+fn first_stamp(open: &Open) -> io::Result<Option<i64>> {
+    let mut head = [0; STAMP_BYTES];
+    match open.file.read_exact_at(&mut head, 0) {
+        Err(error) if error.kind() == ErrorKind::UnexpectedEof => return Ok(None),
+        read => read?,
+    }
+    let text = str::from_utf8(&head).unwrap_or_default();
+    Ok(text.parse::<Timestamp>().ok().map(Timestamp::as_microsecond))
 }
 
 /// Cuts off what a killed keeper left of a record; how many bytes that were.

@@ -12,12 +12,17 @@ use std::os::fd::{AsRawFd, RawFd};
 
 use nix::errno::Errno;
 
+use super::limit::Limit;
 use super::place::{Open, Place};
+use super::sink::now_ms;
 use super::split::Part;
 use super::stamp::{STAMP_BYTES, Stamp};
 use crate::logs::record::CLOCK_BACK;
 use crate::model::Span;
-use crate::system::instruction::{Destination, Instruction};
+use crate::system::{
+    self,
+    instruction::{Destination, Instruction},
+};
 
 /// Most bytes that are formatted before they are written. A batch of empty lines grows 38-fold.
 const BATCH_BYTES_MAX: usize = 256 * 1024;
@@ -67,6 +72,10 @@ pub(super) struct Store {
     note: Option<String>,
     /// Bytes of output that are in no file, since the last record that says so.
     dropped: u64,
+    /// Lines and bytes of output that `logs.rate` left out, since the last record that says so.
+    limited: (u64, u64),
+    /// What that rate is.
+    limit: String,
     /// Why nothing can be written at the moment.
     failing: Option<String>,
     /// Why something was dropped last.
@@ -75,22 +84,31 @@ pub(super) struct Store {
     reported: Option<i64>,
     /// When the last batch was received, in microseconds since 1970.
     received: i64,
+    /// When the oldest file becomes too old.
+    age_due: Option<u64>,
 }
 
 impl Store {
     pub(super) fn new(name: &str, instruction: &Instruction) -> Self {
-        Self {
+        let mut store = Self {
             name: name.to_owned(),
             place: Place::new(instruction),
             max_size: instruction.max_size,
             open: None,
             note: None,
             dropped: 0,
+            limited: (0, 0),
+            limit: String::new(),
             failing: None,
             reason: String::new(),
             reported: None,
             received: i64::MIN,
+            age_due: None,
+        };
+        if instruction.max_age.is_some() {
+            store.prune();
         }
+        store
     }
 
     /// Takes over a changed instruction. What was dropped is told at the new place.
@@ -147,11 +165,44 @@ impl Store {
         Ok(())
     }
 
-    fn prune(&mut self) {
-        if let Err(failure) = self.place.prune() {
-            let path = self.place.path().display();
-            log::warn!("cannot {} of `{path}`: {}", failure.doing, failure.cause);
+    /// Removes finished files that are too many or too old.
+    pub(super) fn prune(&mut self) {
+        let now = system::wall_now();
+        match self.place.prune(now) {
+            Ok(None) => self.age_due = None,
+            Ok(Some(due)) => {
+                // One millisecond later than too early.
+                let left = u64::try_from(due.0.saturating_sub(now.0) / 1_000).unwrap_or(0) + 1;
+                self.age_due = Some(now_ms().saturating_add(left));
+            }
+            Err(failure) => {
+                self.age_due = None;
+                let path = self.place.path().display();
+                log::warn!("cannot {} of `{path}`: {}", failure.doing, failure.cause);
+            }
         }
+    }
+
+    /// When finished files have to be looked at again.
+    pub(super) fn age_due(&self) -> Option<u64> {
+        self.age_due
+    }
+
+    /// Whether `logs.rate` has cost something that no record tells yet.
+    pub(super) fn has_limited(&self) -> bool {
+        self.limited.0 > 0
+    }
+
+    /// What is said about that, where there is no file to say it in.
+    pub(super) fn take_limited(&mut self) -> String {
+        let text = format!("[opm: {}]", self.limited_text());
+        self.limited = (0, 0);
+        text
+    }
+
+    fn limited_text(&self) -> String {
+        let (lines, bytes) = self.limited;
+        format!("dropped {lines} lines of {bytes} bytes: {}", self.limit)
     }
 
     fn fail(&mut self, failure: Failure, now: i64) {
@@ -174,12 +225,13 @@ impl Store {
     }
 
     fn has_to_tell(&self) -> bool {
-        self.note.is_some() || self.dropped > 0
+        self.note.is_some() || self.dropped > 0 || self.has_limited()
     }
 
     fn has_told(&mut self) {
         self.note = None;
         self.dropped = 0;
+        self.limited = (0, 0);
     }
 
     fn may_report(&mut self, now: i64) -> bool {
@@ -219,17 +271,32 @@ impl Batch<'_> {
         if self.store.place.is_nowhere() {
             return;
         }
-        if self.state == State::Untouched {
-            self.begin();
-        }
-        if self.state == State::Writing && !self.told && self.store.has_to_tell() {
-            self.tell();
-        }
+        self.tell_now();
         self.tell_of_clock();
         let head = if part.full { HEAD_FULL } else { HEAD_PART };
         self.add(head, part.bytes, part.full);
         if self.state == State::Dropping {
             self.store.dropped += part.bytes.len() as u64 + u64::from(part.full);
+        }
+    }
+
+    /// Counts a part of a line that is too much.
+    pub(super) fn limit(&mut self, part: Part<'_>, begins: bool, limit: &Limit) {
+        let (lines, bytes) = &mut self.store.limited;
+        if *lines == 0 {
+            self.store.limit = limit.reason();
+        }
+        *lines += u64::from(begins);
+        *bytes += part.bytes.len() as u64 + u64::from(part.full);
+    }
+
+    /// Says what is missing, before any line comes.
+    pub(super) fn tell_now(&mut self) {
+        if self.state == State::Untouched {
+            self.begin();
+        }
+        if self.state == State::Writing && !self.told && self.store.has_to_tell() {
+            self.tell();
         }
     }
 
@@ -246,13 +313,27 @@ impl Batch<'_> {
                 State::Dropping
             }
         };
+        if self.state == State::Writing
+            && self.store.place.is_old(self.store.open.as_ref(), self.stamp)
+        {
+            self.rotate();
+        }
+    }
+
+    fn rotate(&mut self) {
+        if let Err(failure) = self.store.rotate() {
+            self.store.fail(failure, self.stamp.second);
+            self.state = State::Dropping;
+        }
     }
 
     /// Adds the record that says what is missing here.
     fn tell(&mut self) {
         let Store { note, dropped, reason, .. } = &*self.store;
         let dropped = (*dropped > 0).then(|| format!("dropped {dropped} bytes: {reason}"));
-        let said: Vec<&str> = note.as_deref().into_iter().chain(dropped.as_deref()).collect();
+        let limited = self.store.has_limited().then(|| self.store.limited_text());
+        let said = [note.as_deref(), dropped.as_deref(), limited.as_deref()];
+        let said: Vec<&str> = said.into_iter().flatten().collect();
         let text = format!("[opm: {}]", said.join("; "));
         self.add(HEAD_OPM, text.as_bytes(), true);
         self.told = self.state == State::Writing;
@@ -294,12 +375,8 @@ impl Batch<'_> {
         if full || self.out.len() >= BATCH_BYTES_MAX {
             self.write();
         }
-        if full
-            && self.state == State::Writing
-            && let Err(failure) = self.store.rotate()
-        {
-            self.store.fail(failure, self.stamp.second);
-            self.state = State::Dropping;
+        if full && self.state == State::Writing {
+            self.rotate();
         }
     }
 
@@ -312,6 +389,7 @@ impl Batch<'_> {
         match write_all(open, self.out) {
             Ok(()) => {
                 open.length += self.out.len() as u64;
+                open.first.get_or_insert(self.stamp.micros);
                 if self.told {
                     self.store.has_told();
                 }

@@ -7,6 +7,7 @@ use mio::{Registry, Token};
 
 use super::console::Console;
 use super::fifo::{Fifo, Input};
+use super::limit::Limit;
 use super::ready::{ReadyWatch, mark_in};
 use super::room::{self, Room};
 use super::sink::now_ms;
@@ -60,6 +61,8 @@ pub(super) struct Unit {
     in_line: bool,
     store: Store,
     to_console_only: bool,
+    /// How many lines are taken, where not all are.
+    limit: Option<Limit>,
     /// The line that is looked for, if one is.
     ready: Option<ReadyWatch>,
     /// Whether it is in the list of those that get a turn.
@@ -67,7 +70,7 @@ pub(super) struct Unit {
     /// How many more bytes are read before it is forgotten; `None`: it stays.
     last_bytes: Option<u64>,
     /// When the unfinished line is stored as a part.
-    pub(super) part_due: Option<u64>,
+    part_due: Option<u64>,
 }
 
 impl Unit {
@@ -80,6 +83,7 @@ impl Unit {
             in_line: false,
             store,
             to_console_only: instruction.to == Destination::Console,
+            limit: instruction.rate.map(Limit::new),
             ready: instruction.ready.as_ref().map(ReadyWatch::new),
             is_queued: false,
             last_bytes: None,
@@ -92,6 +96,10 @@ impl Unit {
         self.last_bytes = None;
         self.to_console_only = instruction.to == Destination::Console;
         self.store.change(instruction);
+        match (&mut self.limit, instruction.rate) {
+            (Some(limit), Some(rate)) => limit.change(rate),
+            (limit, rate) => *limit = rate.map(Limit::new),
+        }
         let is_same =
             |watch: &ReadyWatch| instruction.ready.as_ref().is_some_and(|l| watch.is_for(l));
         if !self.ready.as_ref().is_some_and(is_same) {
@@ -188,8 +196,49 @@ impl Unit {
         }
     }
 
+    /// When something is due.
+    pub(super) fn due(&self) -> Option<u64> {
+        let tell = self.store.has_limited().then(|| self.limit.as_ref()?.until()).flatten();
+        self.part_due.into_iter().chain(tell).chain(self.store.age_due()).min()
+    }
+
+    /// Does what is due.
+    pub(super) fn do_due(&mut self, now: u64, shared: &mut Shared) {
+        let is_due = |due: Option<u64>| due.is_some_and(|due| due <= now);
+        if is_due(self.part_due) {
+            self.end_line(shared);
+        }
+        if self.limit.as_ref().is_none_or(|limit| limit.is_over(now)) {
+            self.tell_limited(shared);
+        }
+        if is_due(self.store.age_due()) {
+            self.store.prune();
+        }
+    }
+
+    /// Stores all that is left.
+    pub(super) fn end(&mut self, shared: &mut Shared) {
+        self.end_line(shared);
+        self.tell_limited(shared);
+    }
+
+    /// Says how much the limit has cost, where it has.
+    fn tell_limited(&mut self, shared: &mut Shared) {
+        if !self.store.has_limited() {
+            return;
+        }
+        if self.to_console_only {
+            let text = self.store.take_limited();
+            shared.console.push(&self.name, text.as_bytes());
+            return;
+        }
+        let mut batch = self.store.batch(&mut shared.out, Stamp::now());
+        batch.tell_now();
+        batch.finish();
+    }
+
     /// Stores an unfinished line as a part.
-    pub(super) fn end_line(&mut self, shared: &mut Shared) {
+    fn end_line(&mut self, shared: &mut Shared) {
         self.part_due = None;
         self.store(shared, |splitter, _, give| splitter.flush(give));
     }
@@ -200,7 +249,11 @@ impl Unit {
         shared: &mut Shared,
         split: impl FnOnce(&mut Splitter, &[u8], &mut dyn FnMut(Part<'_>)),
     ) -> bool {
-        let Self { name, splitter, in_line, store, to_console_only, ready, .. } = self;
+        let now = now_ms();
+        if self.to_console_only && self.limit.as_ref().is_none_or(|limit| limit.is_over(now)) {
+            self.tell_limited(shared);
+        }
+        let Self { name, splitter, in_line, store, to_console_only, limit, ready, .. } = self;
         let Shared { buffer, out, console, copy_all, room } = shared;
         let copy = *copy_all || *to_console_only;
         let mut gave = false;
@@ -219,6 +272,13 @@ impl Unit {
                 part.bytes = before;
             } else if let Some(ready) = ready {
                 ready.look(part.bytes);
+            }
+            if let Some(limit) = limit
+                && !limit.takes(!*in_line, now)
+            {
+                batch.limit(part, !*in_line, limit);
+                *in_line = !part.full;
+                return;
             }
             batch.push(part);
             // A newline that came after the text of its line adds no empty one to the console.
