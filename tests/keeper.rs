@@ -461,3 +461,39 @@ fn too_many_lines_are_dropped_with_a_count_also_when_no_more_come() {
     });
     assert!(kept >= 100 && kept % 100 == 0, "{kept}");
 }
+
+#[test]
+fn a_keeper_that_is_killed_while_it_compresses_loses_and_doubles_no_file() {
+    let mut world = World::new();
+    let instruction = Instruction { compress: true, ..world.instruction("l", 50_000, 1_000) };
+    let mut fifo = world.unit_as("l", &instruction);
+    let names = || {
+        let entries = fs::read_dir(world.root.path().join("logs/l")).into_iter().flatten();
+        let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        names.collect::<Vec<_>>()
+    };
+    let packed = || names().iter().filter(|name| name.ends_with(".log.gz")).count();
+    let mut last = 0;
+    for round in 1..=8 {
+        // All of it is stored before the kill: what is lost then was lost by compressing.
+        let text = numbered(last + 1..=last + 20_000);
+        last += 20_000;
+        fifo.write_all(&text).unwrap();
+        let is_last = |record: &Record| record.bytes == format!("line {last}").into_bytes();
+        until("the lines", || {
+            logs::last_lines(&world.root.path().join("logs"), "l", 1).iter().any(is_last)
+        });
+        until("compressed files", || packed() > round);
+        world.signal(Signal::SIGKILL);
+        world.keeper.wait().unwrap();
+        world.keeper = spawn(world.root.path(), |command| command.stdout(Stdio::null()));
+    }
+    until("all to be compressed", || {
+        names().iter().all(|name| name.ends_with(".log.gz") || name == "current")
+    });
+    let text = world.text("l");
+    let lines: Vec<&[u8]> = text.split(|byte| *byte == b'\n').collect();
+    let lines = lines.iter().filter(|line| line.starts_with(b"line "));
+    assert!(lines.copied().eq(numbered(1..=last).split(|b| *b == b'\n').filter(|l| !l.is_empty())));
+    world.stop();
+}

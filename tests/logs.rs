@@ -163,3 +163,36 @@ fn append(path: &Path, text: &str) {
     use std::io::Write;
     fs::OpenOptions::new().append(true).open(path).unwrap().write_all(text.as_bytes()).unwrap();
 }
+
+#[test]
+fn a_unit_s_log_is_limited_and_compressed_as_its_file_says() {
+    let Some(mut world) = World::new() else { return };
+    let text = in_shell("seq -f 'line %.0f' 5000; echo done > done; exec sleep 1000");
+    world.unit("all", &format!("{text}logs: {{max_size: 20K, keep: 100, compress: true}}\n"));
+    let text = in_shell("seq -f 'line %.0f' 5000; exec sleep 1000");
+    world.unit("few", &format!("{text}logs: {{rate: {{lines: 10, per: 1h}}}}\n"));
+    world.run();
+    let dir = world.root().join("log/all");
+    let names = || {
+        let entries = fs::read_dir(&dir).into_iter().flatten().flatten();
+        entries.map(|entry| entry.file_name().into_string().unwrap()).collect::<Vec<_>>()
+    };
+    world.until("the last line", || {
+        dir.exists() && lines(&world, &["-n", "1", "all"]) == ["line 5000"]
+    });
+    let is_done = |name: &String| name.ends_with(".log.gz") || name == "current";
+    world.until("compressed files", || names().len() > 10 && names().iter().all(is_done));
+    let expected: Vec<String> = (1..=5000).map(|number| format!("line {number}")).collect();
+    assert_eq!(lines(&world, &["all"]), expected);
+    assert_eq!(lines(&world, &["-n", "3000", "all"]), expected[2000..]);
+    let few = || lines(&world, &["few"]);
+    world.until("the lines that are taken", || few().len() == 10);
+    assert_eq!(few(), expected[..10]);
+    // It is told as soon as another rate takes a line, and a change of it restarts nothing.
+    let pid = world.pid("few");
+    world.unit("few", &format!("{text}logs: {{rate: {{lines: 10, per: 1ms}}}}\n"));
+    world.apply(0);
+    assert_eq!(world.pid("few"), pid);
+    let gap = "[opm: dropped 4990 lines of 48822 bytes: more than 10 in 1h]";
+    world.until("the record about the others", || lines(&world, &["--gaps"]) == [gap]);
+}

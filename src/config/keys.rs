@@ -284,7 +284,7 @@ pub const KEYS: &[Key] = &[
     now("logs.max_size", Runs, "size", "10M", Live, "how large one file may become"),
     now("logs.keep", Runs, "number from 0 to 1000", "5", Live, "how many finished files are kept"),
     now("logs.max_age", Runs, "duration", "none", Live, "how long finished files are kept"),
-    later("logs.compress", Runs, "true or false", "false", Live, "whether finished files are compressed"),
+    now("logs.compress", Runs, "true or false", "false", Live, "whether finished files are compressed"),
     now("logs.rate", Runs, "map", "none", Live, "how many lines are taken"),
     now("logs.rate.lines", Runs, "number", "needed", Live, "so many lines"),
     now("logs.rate.per", Runs, "duration", "1s", Live, "in this time"),

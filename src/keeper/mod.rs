@@ -13,6 +13,7 @@
 mod console;
 mod fifo;
 mod limit;
+mod packer;
 mod place;
 mod ready;
 mod room;
@@ -45,6 +46,7 @@ use crate::system::{
 };
 use console::Console;
 pub use console::colour_of;
+use packer::Packer;
 use room::Room;
 use sink::now_ms;
 use unit::{Shared, TURN_BYTES_MAX, Turn, Unit};
@@ -128,6 +130,7 @@ impl Keeper {
             console: Console::open(poll.registry(), CONSOLE, options.colour),
             copy_all: options.console,
             room: Room::new(),
+            packer: Packer::default(),
         };
         Ok(Self {
             run_dir: options.run_dir.clone(),
@@ -244,7 +247,7 @@ impl Keeper {
             }
             (Some(instruction), Some(token)) => {
                 if let Some(unit) = self.units.get_mut(&token) {
-                    unit.change(&instruction);
+                    unit.change(&instruction, &mut self.shared);
                 }
                 self.attach(id, token);
                 token
@@ -252,7 +255,7 @@ impl Keeper {
             (Some(instruction), None) => {
                 let token = Token(self.next_token);
                 self.next_token = self.next_token.saturating_add(1);
-                self.units.insert(token, Unit::new(id.to_string(), &instruction));
+                self.units.insert(token, Unit::new(id.to_string(), &instruction, &mut self.shared));
                 self.tokens.insert(id.clone(), token);
                 self.attach(id, token);
                 token

@@ -15,7 +15,7 @@ use nix::fcntl::OFlag;
 use super::split::PART_BYTES_MAX;
 use super::stamp::{STAMP_BYTES, Stamp};
 use super::store::Failure;
-use crate::logs::segment::{self, FileId, NUMBER_DIGITS_MIN};
+use crate::logs::segment::{self, FileId, NUMBER_DIGITS_MIN, packed_path};
 use crate::model::{Span, Wall};
 use crate::system::instruction::{Destination, Instruction};
 
@@ -47,6 +47,7 @@ pub(super) struct Place {
     path: PathBuf,
     keep: usize,
     max_age: Option<Span>,
+    compress: bool,
     /// The number of the next finished file, where no larger one is found.
     next: u64,
 }
@@ -55,14 +56,15 @@ impl Place {
     pub(super) fn new(instruction: &Instruction) -> Self {
         let keep = usize::try_from(instruction.keep).unwrap_or(usize::MAX);
         let path = path_of(instruction);
-        let max_age = instruction.max_age;
-        Self { to: instruction.to.clone(), path, keep, max_age, next: 1 }
+        let Instruction { to, max_age, compress, .. } = instruction;
+        let (max_age, compress) = (*max_age, *compress);
+        Self { to: to.clone(), path, keep, max_age, compress, next: 1 }
     }
 
     /// Takes over a changed instruction; whether the open file is still the right one.
     pub(super) fn change(&mut self, instruction: &Instruction) -> bool {
         let new = Self::new(instruction);
-        (self.keep, self.max_age) = (new.keep, new.max_age);
+        (self.keep, self.max_age, self.compress) = (new.keep, new.max_age, new.compress);
         let same = (&self.path, &self.to) == (&new.path, &new.to);
         if !same {
             *self = new;
@@ -179,7 +181,8 @@ impl Place {
             if index >= surplus {
                 let Some(age) = self.max_age else { break };
                 // The time of the last write is that of the last record.
-                let Ok(written) = fs::metadata(&path) else { continue };
+                let written = fs::metadata(&path).or_else(|_| fs::metadata(packed_path(&path)));
+                let Ok(written) = written else { continue };
                 let written = written.mtime() * 1_000_000 + written.mtime_nsec() / 1_000;
                 let end = Wall(written.saturating_add(micros(age)));
                 if end > now {
@@ -187,20 +190,54 @@ impl Place {
                     continue;
                 }
             }
-            match fs::remove_file(path) {
-                Err(error) if error.kind() != ErrorKind::NotFound => {
-                    return Err(Failure::of(doing)(error));
+            for path in [&path, &packed_path(&path)] {
+                match fs::remove_file(path) {
+                    Err(error) if error.kind() != ErrorKind::NotFound => {
+                        return Err(Failure::of(doing)(error));
+                    }
+                    Ok(()) | Err(_) => {}
                 }
-                Ok(()) | Err(_) => {}
             }
         }
         Ok(due)
     }
 
-    /// The numbers of the finished files, the oldest first; none where there is no directory.
+    /// The finished files, where they are to be compressed.
+    pub(super) fn to_pack(&self) -> Option<Finished> {
+        (self.compress && !self.is_nowhere()).then(|| self.finished())
+    }
+
+    fn finished(&self) -> Finished {
+        Finished { path: self.path.clone(), is_ours: self.is_stamped() }
+    }
+
     fn numbers(&self) -> io::Result<Vec<u64>> {
+        self.finished().numbers()
+    }
+
+    fn finished_path(&self, number: u64) -> PathBuf {
+        self.finished().path_of(number)
+    }
+}
+
+/// The finished files of a log, by number.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Finished {
+    path: PathBuf,
+    /// Whether they are named as in opm's own directories, not after the file.
+    is_ours: bool,
+}
+
+impl Finished {
+    /// The file that is being written.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Their numbers, the oldest first; none where there is no directory.
+    pub(super) fn numbers(&self) -> io::Result<Vec<u64>> {
         let dir = self.path.parent().unwrap_or(Path::new("/"));
-        let found = if self.is_stamped() {
+        let found = if self.is_ours {
             segment::numbers_in(dir, b"", segment::SUFFIX.as_bytes())
         } else {
             let mut prefix = self.path.file_name().unwrap_or_default().to_owned();
@@ -213,8 +250,9 @@ impl Place {
         }
     }
 
-    fn finished_path(&self, number: u64) -> PathBuf {
-        if self.is_stamped() {
+    /// Where the one with this number is, when it is not compressed.
+    pub(super) fn path_of(&self, number: u64) -> PathBuf {
+        if self.is_ours {
             return segment::finished_path(self.path.parent().unwrap_or(Path::new("/")), number);
         }
         let mut path: OsString = self.path.clone().into_os_string();

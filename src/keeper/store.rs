@@ -8,11 +8,13 @@
 //! deleted, renamed or cut by others is noticed at once, and several instances may share a path.
 
 use std::io::{self, Write};
+use std::mem;
 use std::os::fd::{AsRawFd, RawFd};
 
 use nix::errno::Errno;
 
 use super::limit::Limit;
+use super::packer::Packer;
 use super::place::{Open, Place};
 use super::sink::now_ms;
 use super::split::Part;
@@ -86,6 +88,8 @@ pub(super) struct Store {
     received: i64,
     /// When the oldest file becomes too old.
     age_due: Option<u64>,
+    /// Whether a file was finished since this was asked last.
+    rotated: bool,
 }
 
 impl Store {
@@ -104,6 +108,7 @@ impl Store {
             reported: None,
             received: i64::MIN,
             age_due: None,
+            rotated: false,
         };
         if instruction.max_age.is_some() {
             store.prune();
@@ -162,6 +167,7 @@ impl Store {
         self.open = None;
         self.open = Some(self.place.open()?);
         self.prune();
+        self.rotated = true;
         Ok(())
     }
 
@@ -180,6 +186,18 @@ impl Store {
                 let path = self.place.path().display();
                 log::warn!("cannot {} of `{path}`: {}", failure.doing, failure.cause);
             }
+        }
+    }
+
+    /// Whether a file was finished since the last time.
+    pub(super) fn take_rotated(&mut self) -> bool {
+        mem::take(&mut self.rotated)
+    }
+
+    /// Has finished files compressed, where that is wanted.
+    pub(super) fn pack(&self, packer: &mut Packer) {
+        if let Some(finished) = self.place.to_pack() {
+            packer.pack(finished);
         }
     }
 

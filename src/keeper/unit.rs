@@ -8,6 +8,7 @@ use mio::{Registry, Token};
 use super::console::Console;
 use super::fifo::{Fifo, Input};
 use super::limit::Limit;
+use super::packer::Packer;
 use super::ready::{ReadyWatch, mark_in};
 use super::room::{self, Room};
 use super::sink::now_ms;
@@ -21,6 +22,9 @@ pub(super) const TURN_BYTES_MAX: usize = 64 * 1024;
 /// How long the begin of a line waits for its end before it is stored as a part, in milliseconds:
 /// prompts become visible, and a keeper that is killed loses no old text.
 const PART_WAIT_MS: u64 = 1_000;
+/// How long until a record is tried again that no line waits for, in milliseconds: a full disk is not
+/// asked all the time.
+const TELL_AGAIN_MS: u64 = 1_000;
 /// What stands in a log where a keeper was killed: it had read so much and not written it.
 const GAP: &str = "the log keeper was killed; up to 112 KiB are missing here, and the next line may \
                    be the end of one";
@@ -38,6 +42,8 @@ pub(super) struct Shared {
     pub(super) copy_all: bool,
     /// How many descriptors are left.
     pub(super) room: Room,
+    /// Compresses finished files.
+    pub(super) packer: Packer,
 }
 
 /// Whether an instance needs another turn.
@@ -71,11 +77,14 @@ pub(super) struct Unit {
     last_bytes: Option<u64>,
     /// When the unfinished line is stored as a part.
     part_due: Option<u64>,
+    /// It is not tried before to say what the limit has cost.
+    tell_not_before: u64,
 }
 
 impl Unit {
-    pub(super) fn new(name: String, instruction: &Instruction) -> Self {
+    pub(super) fn new(name: String, instruction: &Instruction, shared: &mut Shared) -> Self {
         let store = Store::new(&name, instruction);
+        store.pack(&mut shared.packer);
         Self {
             name,
             fifo: None,
@@ -88,14 +97,16 @@ impl Unit {
             is_queued: false,
             last_bytes: None,
             part_due: None,
+            tell_not_before: 0,
         }
     }
 
     /// Takes over a changed instruction; an instance that was to be forgotten stays.
-    pub(super) fn change(&mut self, instruction: &Instruction) {
+    pub(super) fn change(&mut self, instruction: &Instruction, shared: &mut Shared) {
         self.last_bytes = None;
         self.to_console_only = instruction.to == Destination::Console;
         self.store.change(instruction);
+        self.store.pack(&mut shared.packer);
         match (&mut self.limit, instruction.rate) {
             (Some(limit), Some(rate)) => limit.change(rate),
             (limit, rate) => *limit = rate.map(Limit::new),
@@ -198,8 +209,15 @@ impl Unit {
 
     /// When something is due.
     pub(super) fn due(&self) -> Option<u64> {
-        let tell = self.store.has_limited().then(|| self.limit.as_ref()?.until()).flatten();
-        self.part_due.into_iter().chain(tell).chain(self.store.age_due()).min()
+        let due = self.part_due.into_iter().chain(self.tell_due()).chain(self.store.age_due());
+        due.min()
+    }
+
+    /// When it is to be said what the limit has cost: when its time is over, at once where there is
+    /// another limit, and later where it could not be written.
+    fn tell_due(&self) -> Option<u64> {
+        let until = self.limit.as_ref().and_then(Limit::until).unwrap_or(0);
+        self.store.has_limited().then(|| until.max(self.tell_not_before))
     }
 
     /// Does what is due.
@@ -208,8 +226,9 @@ impl Unit {
         if is_due(self.part_due) {
             self.end_line(shared);
         }
-        if self.limit.as_ref().is_none_or(|limit| limit.is_over(now)) {
+        if is_due(self.tell_due()) {
             self.tell_limited(shared);
+            self.tell_not_before = now + TELL_AGAIN_MS;
         }
         if is_due(self.store.age_due()) {
             self.store.prune();
@@ -254,7 +273,7 @@ impl Unit {
             self.tell_limited(shared);
         }
         let Self { name, splitter, in_line, store, to_console_only, limit, ready, .. } = self;
-        let Shared { buffer, out, console, copy_all, room } = shared;
+        let Shared { buffer, out, console, copy_all, room, packer } = shared;
         let copy = *copy_all || *to_console_only;
         let mut gave = false;
         let mut batch = store.batch(out, Stamp::now());
@@ -288,6 +307,9 @@ impl Unit {
             *in_line = !part.full;
         });
         batch.finish();
+        if store.take_rotated() {
+            store.pack(packer);
+        }
         if store.descriptor().is_some_and(|fd| !room.has_for(fd)) {
             store.close();
         }

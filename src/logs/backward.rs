@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::find::Bounds;
 use super::record::Record;
-use super::segment::{self, FileId, Files, Segment};
+use super::segment::{self, Files, Segment};
 
 /// How much is read at once, in bytes.
 const BLOCK_BYTES: u64 = 16 * 1024;
@@ -27,9 +27,14 @@ pub(super) struct Start {
 }
 
 impl Start {
-    /// Whether it is a place in this file.
-    pub(super) fn is_in(&self, segment: &Segment) -> bool {
-        self.segment.is(segment)
+    /// Whether it is a place in this file, which all files up to the number `after` are older than.
+    pub(super) fn is_in(&self, segment: &Segment, after: u64) -> bool {
+        match (self.segment.number, segment.number) {
+            (Some(one), Some(other)) => one == other,
+            (None, Some(other)) => other > self.after && segment.is(&self.segment),
+            (Some(one), None) => one > after && self.segment.is(segment),
+            (None, None) => self.segment.id == segment.id,
+        }
     }
 
     /// The same place once more.
@@ -56,7 +61,7 @@ pub(super) struct Backward {
     /// The time of the record that was seen last.
     time: String,
     /// Before this place nothing is wanted.
-    first: Option<(Option<u64>, FileId, u64)>,
+    first: Option<Start>,
 }
 
 impl Backward {
@@ -70,7 +75,7 @@ impl Backward {
             base: 0,
             taken: None,
             time: TIME_OF_LAST.to_owned(),
-            first: bounds.first.map(|first| (first.segment.number, first.segment.id, first.offset)),
+            first: bounds.first,
         };
         if let Some(end) = bounds.end {
             back.older = segment::finished(dir)?.into();
@@ -116,7 +121,7 @@ impl Backward {
     /// Goes to the next older file that is still there; without one, stays.
     fn enter_older(&mut self) -> io::Result<()> {
         while let Some(number) = self.older.pop_back() {
-            if let Some(segment) = Segment::open(&self.dir, Some(number))? {
+            if let Some(segment) = Segment::open_sound(&self.dir, Some(number))? {
                 return self.enter(segment);
             }
         }
@@ -181,11 +186,13 @@ impl Backward {
 
     /// Whether all that is before was written before what is wanted.
     fn is_at_first(&self) -> bool {
-        let (Some((number, id, offset)), Some(at)) = (&self.first, &self.at) else { return false };
-        let is_older =
-            matches!((at.segment.number, number), (Some(at), Some(first)) if at < *first);
+        let (Some(first), Some(at)) = (&self.first, &self.at) else { return false };
         let place = self.base + self.block.len() as u64;
-        is_older || (at.segment.id == *id && place <= *offset)
+        if first.is_in(&at.segment, at.after) {
+            return place <= first.offset;
+        }
+        // All that is not younger than the file before the first one is older.
+        at.segment.number.is_some_and(|number| number <= first.after)
     }
 
     /// Takes the record that was looked at last: reading begins with it, or with one before.

@@ -4,7 +4,7 @@
 //! to its end, which does not move any more, and the next one is that with the smallest number
 //! above ours, or `current` where there is none.
 
-use std::io::{self, BufRead};
+use std::io::{self, BufRead, ErrorKind};
 use std::mem;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,8 +12,8 @@ use std::sync::Arc;
 use super::LogsError;
 use super::backward::Start;
 use super::record::{Record, STREAM_OPM};
-use super::segment::{self, Segment};
-use super::select::{Select, Whose};
+use super::segment::{self, Segment, packed_path};
+use super::select::Select;
 
 /// How much is read at once, in bytes.
 const BLOCK_BYTES: usize = 32 * 1024;
@@ -137,8 +137,17 @@ impl Cursor {
         // Whether the file is known to grow no more, so that its end is the end.
         let mut is_finished = self.segment.as_ref().is_some_and(|s| s.number.is_some());
         while !self.is_over && self.next.is_none() {
-            if self.take_line() || self.fill()? {
+            if self.take_line() {
                 continue;
+            }
+            match self.fill() {
+                Ok(true) => continue,
+                Ok(false) => {}
+                Err(error) if error.kind() == ErrorKind::InvalidData => {
+                    self.skip_file()?;
+                    continue;
+                }
+                Err(error) => return Err(error),
             }
             if self.segment.is_some() && !is_finished {
                 let current = segment::current_id(&self.dir)?;
@@ -187,7 +196,7 @@ impl Cursor {
     /// Whether a line of this length at the present place was written after our end.
     fn is_behind_end(&self, length: usize) -> bool {
         match (&self.end, &self.segment) {
-            (Some(end), Some(segment)) if end.is_in(segment) => {
+            (Some(end), Some(segment)) if end.is_in(segment, self.after) => {
                 self.offset + (self.given + length) as u64 >= end.offset
             }
             _ => false,
@@ -245,7 +254,7 @@ impl Cursor {
     fn go_on(&mut self) -> io::Result<bool> {
         let left = self.segment.take();
         if let (Some(left), Some(end)) = (&left, &self.end)
-            && end.is_in(left)
+            && end.is_in(left, self.after)
         {
             self.is_over = true;
             return Ok(false);
@@ -259,13 +268,20 @@ impl Cursor {
         self.after = number.unwrap_or(0).max(self.after);
         let mut found = None;
         for number in numbers.into_iter().filter(|number| *number > self.after) {
-            found = Segment::open(&self.dir, Some(number))?;
+            found = match Segment::open(&self.dir, Some(number)) {
+                Err(error) if error.kind() == ErrorKind::InvalidData => {
+                    (self.after, self.began) = (number, true);
+                    self.note_damage(number);
+                    return Ok(true);
+                }
+                found => found?,
+            };
             if found.is_some() {
                 break;
             }
         }
         let next = match (found, current) {
-            (Some(found), Some(current)) if found.is(&current) => Some(current),
+            (Some(found), Some(current)) if found.id == current.id => Some(current),
             (Some(found), _) => Some(found),
             (None, current) => current,
         };
@@ -288,7 +304,7 @@ impl Cursor {
             return Ok(left.number);
         }
         for number in numbers.iter().copied().filter(|number| *number > self.after) {
-            if Segment::open(&self.dir, Some(number))?.is_some_and(|found| found.is(left)) {
+            if Segment::open_sound(&self.dir, Some(number))?.is_some_and(|found| found.is(left)) {
                 return Ok(Some(number));
             }
         }
@@ -299,15 +315,34 @@ impl Cursor {
     fn note_gap(&mut self, number: Option<u64>, uncertain: u64) {
         let read = self.after + 1 + uncertain;
         let missing = number.map_or(0, |number| number.saturating_sub(read));
-        if self.began && missing > 0 && self.select.whose != Whose::Unit {
-            self.next = Some(Record {
-                time: self.time.clone(),
-                stream: STREAM_OPM.to_owned(),
-                partial: false,
-                bytes: format!("[opm: {missing} log files were removed before they were read]")
-                    .into_bytes(),
-                instance: self.instance.clone(),
-            });
+        if self.began && missing > 0 {
+            self.note(&format!("{missing} log files were removed before they were read"));
         }
+    }
+
+    /// Goes to the end of a file that cannot be read any further.
+    fn skip_file(&mut self) -> io::Result<()> {
+        self.forget_buffer();
+        let Some(segment) = &self.segment else { return Ok(()) };
+        self.offset = segment.length()?;
+        self.note_damage(segment.number.unwrap_or(0));
+        Ok(())
+    }
+
+    fn note_damage(&mut self, number: u64) {
+        let path = packed_path(&segment::finished_path(Path::new(""), number));
+        self.note(&format!("{} is damaged; lines are missing here", path.display()));
+    }
+
+    /// Gives a record of opm that stands in no file.
+    fn note(&mut self, text: &str) {
+        let record = Record {
+            time: self.time.clone(),
+            stream: STREAM_OPM.to_owned(),
+            partial: false,
+            bytes: format!("[opm: {text}]").into_bytes(),
+            instance: self.instance.clone(),
+        };
+        self.next = Some(record).filter(|record| self.select.wants(record));
     }
 }

@@ -55,7 +55,7 @@ fn first_since(dir: &Path, since: &str) -> io::Result<Option<Start>> {
     let mut found = None;
     let mut after = 0;
     for number in files.older {
-        let Some(mut segment) = Segment::open(dir, Some(number))? else { continue };
+        let Some(mut segment) = Segment::open_sound(dir, Some(number))? else { continue };
         let (first, last) = ends(&mut segment)?;
         if first.as_deref().is_none_or(|first| first >= since) {
             return Ok(Some(Start { segment, offset: 0, after }));
@@ -88,7 +88,7 @@ fn end_until(dir: &Path, until: &str) -> io::Result<Option<Start>> {
     let mut older = files.older;
     while let Some(number) = older.pop() {
         let after = older.last().copied().unwrap_or(0);
-        if let Some(segment) = Segment::open(dir, Some(number))?
+        if let Some(segment) = Segment::open_sound(dir, Some(number))?
             && let Some(end) = end_in(segment, until, after)?
         {
             return Ok(Some(end));
@@ -110,7 +110,10 @@ fn end_in(mut segment: Segment, until: &str, after: u64) -> io::Result<Option<St
 }
 
 /// The first and the last stamp of a file.
-fn ends(segment: &mut Segment) -> io::Result<(Option<String>, Option<String>)> {
+pub(super) fn ends(segment: &mut Segment) -> io::Result<(Option<String>, Option<String>)> {
+    if let Some(ends) = segment.known_ends() {
+        return Ok(ends);
+    }
     let length = segment.length()?;
     let first = stamped_from(segment, 0, length.min(SCAN_BYTES_MAX))?.map(|(_, time)| time);
     let from = length.saturating_sub(SCAN_BYTES_MAX);

@@ -43,14 +43,24 @@ fn seconds_of(query: &Query) -> Vec<usize> {
 fn a_time_is_found_in_any_file() {
     let root = tempfile::tempdir().unwrap();
     let all = long_log(root.path());
-    let times = [0, 39, 40, 507, 999, 1_001, 1_002, 2_500, 3_100];
+    times_are_found(root.path(), &all);
+    let log = root.path().join("a");
+    for name in ["00000001.log", "00000002.log"] {
+        packed::replace(&log.join(name), &log.join(".room")).unwrap();
+        assert!(!log.join(name).exists());
+    }
+    times_are_found(root.path(), &all);
+}
+
+fn times_are_found(root: &Path, all: &[usize]) {
+    let times = [0, 40, 507, 999, 1_002, 3_100];
     let times: Vec<Option<usize>> = [None].into_iter().chain(times.map(Some)).collect();
     for (since, until) in times.iter().flat_map(|s| times.iter().map(move |u| (*s, *u))) {
         let is_in = |second: &usize| {
             since.is_none_or(|since| *second >= since) && until.is_none_or(|until| *second <= until)
         };
         let expected: Vec<usize> = all.iter().copied().filter(is_in).collect();
-        let query = selecting(root.path(), between(since, until));
+        let query = selecting(root, between(since, until));
         assert!(seconds_of(&query) == expected, "{since:?} to {until:?}");
         for lines in [1, 5] {
             let found = seconds_of(&Query { lines: Some(lines), ..query.clone() });
@@ -133,4 +143,65 @@ fn a_stream_and_a_text_are_found_and_lines_count_what_is_found() {
     assert_eq!(texts(&query), ["GET /a", "GET /c"]);
     let query = Query { lines: Some(1), ..grep("opm", false) };
     assert_eq!(texts(&query).len(), 1);
+}
+
+#[test]
+fn a_compressed_file_counts_once_and_a_damaged_one_is_told() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = root.path().join("a");
+    for (name, text) in [("00000001.log", "1."), ("00000002.log", "2."), ("current", "3.")] {
+        write(&dir.join(name), &[(1, text)]);
+    }
+    let finished = dir.join("00000001.log");
+    let packed = dir.join("00000001.log.gz");
+    let all = Query::of(root.path(), &[]);
+    // As a keeper leaves it that is killed between the two steps, and before the first.
+    packed::pack(&finished, &packed).unwrap();
+    fs::write(dir.join("current.packing"), "half").unwrap();
+    assert_eq!(texts(&all), ["1.", "2.", "3."]);
+    fs::remove_file(&finished).unwrap();
+    assert_eq!(texts(&all), ["1.", "2.", "3."]);
+    for lines in 0..4 {
+        let query = Query { lines: Some(lines), ..all.clone() };
+        assert_eq!(texts(&query), ["1.", "2.", "3."][3 - lines..], "{lines}");
+    }
+    let whole = fs::read(&packed).unwrap();
+    let told = "[opm: 00000001.log.gz is damaged; lines are missing here]";
+    let mut bent = whole.clone();
+    let last = bent.len() - 20;
+    bent[last] ^= 1;
+    for damaged in [&bent[..], &whole[..50], b"gzip of somebody else", b""] {
+        fs::write(&packed, damaged).unwrap();
+        assert_eq!(texts(&all), [told, "2.", "3."], "{} bytes", damaged.len());
+        assert_eq!(texts(&selecting(root.path(), between(Some(1), Some(1)))).last().unwrap(), "3.");
+        let query = Query { lines: Some(2), ..all.clone() };
+        assert_eq!(texts(&query), ["2.", "3."]);
+    }
+    let gaps = Select { whose: Whose::Gaps, ..Select::default() };
+    assert_eq!(texts(&selecting(root.path(), gaps)), [told]);
+}
+
+#[test]
+fn a_file_that_is_followed_is_known_again_when_it_was_compressed() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = root.path().join("a");
+    write(&dir.join("current"), &[(1, "1.")]);
+    let mut merge = Merge::new(start(&Query::of(root.path(), &[]), &["a".to_owned()]).unwrap());
+    let mut found = Vec::new();
+    tests::pump(&mut merge, &mut found);
+    for number in 1..6 {
+        // Inodes are used again: most file systems give the one that was freed last.
+        let name = dir.join(format!("{number:08}.log"));
+        fs::rename(dir.join("current"), &name).unwrap();
+        packed::replace(&name, &dir.join("current.packing")).unwrap();
+        write(&dir.join("current"), &[(number + 1, &format!("{}.", number + 1))]);
+        if number % 2 == 0 {
+            tests::pump(&mut merge, &mut found);
+        }
+    }
+    tests::pump(&mut merge, &mut found);
+    assert_eq!(found, ["1.", "2.", "3.", "4.", "5.", "6."]);
+    assert_eq!(texts(&Query::of(root.path(), &[])), found);
+    let query = Query { lines: Some(6), ..Query::of(root.path(), &[]) };
+    assert_eq!(texts(&query), found);
 }

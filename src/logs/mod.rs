@@ -14,6 +14,7 @@ mod backward;
 mod cursor;
 mod find;
 mod follow;
+pub(crate) mod packed;
 pub mod record;
 pub mod segment;
 mod select;

@@ -213,7 +213,7 @@ fn a_rotation_in_the_middle_of_a_look_loses_and_doubles_nothing() {
 }
 
 /// Takes what is there now.
-fn pump(merge: &mut Merge, into: &mut Vec<String>) {
+pub(super) fn pump(merge: &mut Merge, into: &mut Vec<String>) {
     merge.wake_all().unwrap();
     let mut each = |record: Record| {
         into.push(String::from_utf8(record.bytes).unwrap());

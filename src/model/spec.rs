@@ -754,6 +754,9 @@ pub struct Logs {
     /// How long finished files are kept.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_age: Option<Span>,
+    /// Whether finished files are compressed.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub compress: bool,
     /// How many lines are taken; `None`: all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rate: Option<LogRate>,
@@ -762,7 +765,8 @@ pub struct Logs {
 impl Default for Logs {
     fn default() -> Self {
         let max_size = 10 * 1024 * 1024;
-        Self { to: LogTarget::File, max_size, keep: 5, max_age: None, rate: None }
+        let to = LogTarget::File;
+        Self { to, max_size, keep: 5, max_age: None, compress: false, rate: None }
     }
 }
 

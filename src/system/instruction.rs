@@ -57,6 +57,9 @@ pub struct Instruction {
     /// How long finished files are kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_age: Option<Span>,
+    /// Whether finished files are compressed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub compress: bool,
     /// How many lines are taken.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate: Option<LogRate>,
@@ -80,9 +83,10 @@ impl Instruction {
             LogTarget::Console => Destination::Console,
             LogTarget::Path(template) => Destination::Path(path(template).into()),
         };
-        let Logs { max_size, keep, max_age, rate, to: _ } = logs;
-        let (max_size, keep, max_age, rate) = (*max_size, *keep, *max_age, *rate);
-        Self { to, max_size, keep, max_age, rate, dir: dir.into(), ready }
+        let Logs { max_size, keep, max_age, compress, rate, to: _ } = logs;
+        let (max_size, keep, max_age, compress, rate) =
+            (*max_size, *keep, *max_age, *compress, *rate);
+        Self { to, max_size, keep, max_age, compress, rate, dir: dir.into(), ready }
     }
 
     /// All of the output into `current` in a directory, with what a unit file need not say.

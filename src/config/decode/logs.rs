@@ -68,6 +68,9 @@ impl Decoder<'_, '_> {
         if let Some(node) = fields.get("max_age") {
             spec.logs.max_age = self.some_time("logs.max_age", node);
         }
+        if let Some(node) = fields.get("compress") {
+            spec.logs.compress = self.boolean("logs.compress", node).unwrap_or(false);
+        }
         if let Some(node) = fields.get("rate") {
             spec.logs.rate = self.log_rate(node);
         }
