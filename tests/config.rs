@@ -131,6 +131,8 @@ goldens! {
     hooks_wrong
     instances_wrong
     key_at_the_wrong_depth
+    log_limits
+    log_limits_wrong
     long_delay
     many_mistakes
     max_delay_below_delay

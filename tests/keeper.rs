@@ -23,7 +23,7 @@ use nix::sys::signal::Signal;
 
 use opm::keeper::Options;
 use opm::logs::{self, LogsError, Query, Record};
-use opm::model::{FilePath, InstanceId};
+use opm::model::{FilePath, InstanceId, LogRate, Span};
 use opm::system::instruction::{Destination, Instruction};
 
 use world::{CONSOLE, DEADLINE, Helper, RUN_DIR, World, spawn, until};
@@ -202,6 +202,9 @@ fn at_sigterm_everything_that_was_written_is_stored() {
     // More than one turn of each, and nothing of it is read before the signal is there.
     let mut text = numbered(1..=20_000);
     text.extend_from_slice(b"last words");
+    // It takes signals when it has opened the FIFOs.
+    let is_open = || world.open_files().iter().any(|file| file.ends_with("log/u@20.fifo"));
+    until("the keeper to read", is_open);
     world.signal(Signal::SIGSTOP);
     for (_, fifo) in &mut fifos {
         fcntl(&*fifo, FcntlArg::F_SETPIPE_SZ(256 * 1024)).unwrap();
@@ -301,8 +304,7 @@ fn a_killed_keeper_leaves_whole_records_and_a_mark_where_something_is_missing() 
         }
         Ok(())
     };
-    let query =
-        Query { dir: world.logs(), instances: vec!["l".to_owned()], lines: None, follow: false };
+    let query = Query::of(&world.logs(), &["l"]);
     logs::read(&query, None, &mut check).unwrap();
     assert_eq!((last, marks), (1_200_000, 3));
     assert!(missing <= 3 * (64 + 48) * 1024, "{missing} bytes lost");
@@ -318,7 +320,7 @@ fn following_over_rotations_gives_every_line_once() {
         fifo.write_all(b"line 0\n").unwrap();
         world.logs().exists()
     });
-    let query = Query { dir: world.logs(), instances: Vec::new(), lines: None, follow: true };
+    let query = Query { follow: true, ..Query::of(&world.logs(), &[]) };
     let (reader, output) = io::pipe().unwrap();
     let (mut last, mut late) = (0, false);
     std::thread::scope(|scope| {
@@ -420,4 +422,78 @@ fn it_sleeps_when_there_is_nothing_to_do_and_there_is_only_one() {
         std::thread::sleep(Duration::from_millis(300));
         switches() == before
     });
+}
+
+#[test]
+fn too_many_lines_are_dropped_with_a_count_also_when_no_more_come() {
+    let world = World::new();
+    let rate = LogRate { lines: 100, per: Span::millis(500) };
+    let instruction = Instruction { rate: Some(rate), ..world.instruction("flood", 10 << 20, 5) };
+    let mut flood = world.unit_as("flood", &instruction);
+    let mut other = world.unit("other", 10 << 20, 5);
+    flood.write_all(&numbered(1..=10_000)).unwrap();
+    other.write_all(&numbered(1..=1_000)).unwrap();
+    world.until_text("other", &numbered(1..=1_000));
+    let records = || {
+        let mut records = Vec::new();
+        let query = Query::of(&world.logs(), &["flood"]);
+        logs::read(&query, None, &mut |record| {
+            records.push((record.stream, String::from_utf8(record.bytes).unwrap()));
+            Ok(())
+        })
+        .unwrap();
+        records
+    };
+    let (mut kept, mut dropped) = (0, 0);
+    until("the rest is told", || {
+        (kept, dropped) = (0, 0);
+        for (stream, text) in records() {
+            if stream == "opm" {
+                let rest = text.strip_prefix("[opm: dropped ").unwrap();
+                assert!(rest.ends_with(" bytes: more than 100 in 500ms]"), "{text}");
+                dropped += rest.split(' ').next().unwrap().parse::<usize>().unwrap();
+            } else {
+                kept += 1;
+                assert_eq!(text, format!("line {}", kept + dropped));
+            }
+        }
+        kept + dropped == 10_000
+    });
+    assert!(kept >= 100 && kept % 100 == 0, "{kept}");
+}
+
+#[test]
+fn a_keeper_that_is_killed_while_it_compresses_loses_and_doubles_no_file() {
+    let mut world = World::new();
+    let instruction = Instruction { compress: true, ..world.instruction("l", 50_000, 1_000) };
+    let mut fifo = world.unit_as("l", &instruction);
+    let names = || {
+        let entries = fs::read_dir(world.root.path().join("logs/l")).into_iter().flatten();
+        let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        names.collect::<Vec<_>>()
+    };
+    let packed = || names().iter().filter(|name| name.ends_with(".log.gz")).count();
+    let mut last = 0;
+    for round in 1..=8 {
+        // All of it is stored before the kill: what is lost then was lost by compressing.
+        let text = numbered(last + 1..=last + 20_000);
+        last += 20_000;
+        fifo.write_all(&text).unwrap();
+        let is_last = |record: &Record| record.bytes == format!("line {last}").into_bytes();
+        until("the lines", || {
+            logs::last_lines(&world.root.path().join("logs"), "l", 1).iter().any(is_last)
+        });
+        until("compressed files", || packed() > round);
+        world.signal(Signal::SIGKILL);
+        world.keeper.wait().unwrap();
+        world.keeper = spawn(world.root.path(), |command| command.stdout(Stdio::null()));
+    }
+    until("all to be compressed", || {
+        names().iter().all(|name| name.ends_with(".log.gz") || name == "current")
+    });
+    let text = world.text("l");
+    let lines: Vec<&[u8]> = text.split(|byte| *byte == b'\n').collect();
+    let lines = lines.iter().filter(|line| line.starts_with(b"line "));
+    assert!(lines.copied().eq(numbered(1..=last).split(|b| *b == b'\n').filter(|l| !l.is_empty())));
+    world.stop();
 }

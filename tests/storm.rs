@@ -128,7 +128,7 @@ struct Kept {
 /// the next run. What is missing is missing behind a record of opm's own, and up to `last` all came.
 fn check(world: &World, name: &str, goes_on: impl Fn(u64, u64) -> bool, last: (u64, u64)) -> Kept {
     let dir = world.root().join("log");
-    let query = Query { dir, instances: vec![name.to_owned()], lines: None, follow: false };
+    let query = Query::of(&dir, &[name]);
     let mut kept = Kept { name: name.to_owned(), ..Kept::default() };
     let (mut before, mut told) = ((1, 0), false);
     logs::read(&query, None, &mut |record| {

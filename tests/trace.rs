@@ -19,7 +19,7 @@ use std::process::{Child, Stdio};
 use common::{Said, World, skip, witness};
 use opm::logs::{self, Query};
 use opm::model::{Desired, InstanceId, UnitName};
-use opm::system::instruction::{self, Destination, Instruction};
+use opm::system::instruction::{self, Instruction};
 use tracer::{End, Point, Traced};
 
 /// So many stops there are at most from the birth of a process until it has been let go.
@@ -76,7 +76,7 @@ fn take_over(world: &World, at: &str) {
 /// Every line of an instance's log, in order.
 fn log_of(world: &World, instance: &str) -> Vec<String> {
     let dir = world.root().join("log");
-    let query = Query { dir, instances: vec![instance.to_owned()], lines: None, follow: false };
+    let query = Query::of(&dir, &[instance]);
     let mut lines = Vec::new();
     logs::read(&query, None, &mut |record| {
         lines.push(String::from_utf8_lossy(&record.bytes).into_owned());
@@ -412,7 +412,7 @@ impl Kept {
     /// Numbers of lines, and `None` for what the log says about itself.
     fn records(&self) -> Vec<Option<u64>> {
         let dir = self.dir.path().join("log-files");
-        let query = Query { dir, instances: vec!["x".to_owned()], lines: None, follow: false };
+        let query = Query::of(&dir, &["x"]);
         let mut records = Vec::new();
         // Before the first line there is no log.
         logs::read(&query, None, &mut |record| {
@@ -437,11 +437,9 @@ fn the_log_keeper_killed_at_any_system_call_of_a_rotation() {
         rounds += 1;
         // Ten lines of a hundred bytes fill a file; all files are kept.
         let kept = Kept::new(|dir| Instruction {
-            to: Destination::File,
             max_size: 1400,
             keep: 1000,
-            dir,
-            ready: None,
+            ..Instruction::in_dir(dir.as_path())
         });
         let line = |number: u64| format!("line {number} {}\n", "x".repeat(90));
         let write = |numbers: std::ops::Range<u64>| {

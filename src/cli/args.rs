@@ -413,12 +413,65 @@ pub(super) struct Logs {
     /// Go on as more is written
     #[arg(short, long)]
     pub(super) follow: bool,
-    /// Only the last N lines
+    /// Only the last N lines of those that match
     #[arg(short = 'n', long, value_name = "N")]
     pub(super) lines: Option<usize>,
-    /// Print lines as they were written, without time and unit
-    #[arg(long, conflicts_with = "json")]
+    /// Of this time or later: 2026-11-26T10:00:00Z, "2026-11-26 10:00", 10:00, today, -1h
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
+    pub(super) since: Option<String>,
+    /// Of this time or earlier
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true, conflicts_with = "follow")]
+    pub(super) until: Option<String>,
+    /// In which this regular expression matches
+    #[arg(short, long, value_name = "RE")]
+    pub(super) grep: Option<String>,
+    /// Take upper and lower case for the same
+    #[arg(short, long, requires = "grep")]
+    pub(super) ignore_case: bool,
+    /// Units with this label, NAME=VALUE; several times: all of them
+    #[arg(short, long, value_name = "LABEL")]
+    pub(super) label: Vec<String>,
+    #[command(flatten)]
+    pub(super) form: LogForm,
+}
+
+/// Which lines, and how they are printed.
+#[derive(Debug, clap::Args)]
+pub(super) struct LogForm {
+    /// Of this stream only
+    #[arg(long, value_enum)]
+    pub(super) stream: Option<Stream>,
+    /// Only what opm says about lines that are missing
+    #[arg(long, conflicts_with = "stream")]
+    pub(super) gaps: bool,
+    /// How lines are printed [default: iso]
+    #[arg(short, long, value_enum, conflicts_with = "json")]
+    pub(super) output: Option<LogOutput>,
+    /// Print lines as they were written: --output cat
+    #[arg(long, conflicts_with_all = ["json", "output"])]
     pub(super) raw: bool,
+}
+
+/// Who wrote a line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum Stream {
+    /// The unit
+    Stdout,
+    /// opm, about the log
+    Opm,
+}
+
+/// How a line is printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum LogOutput {
+    /// Local time to the millisecond, unit, line
+    Short,
+    /// Time in UTC to the microsecond, unit, line
+    Iso,
+    /// One JSON object for each line
+    Json,
+    /// The line as it was written
+    Cat,
 }
 
 #[derive(Debug, clap::Args)]

@@ -3,14 +3,18 @@
 use std::io::{self, ErrorKind, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
+use std::sync::Arc;
 
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
 use nix::poll::PollTimeout;
 use serde_json::json;
 
-use super::args::{Global, Logs};
-use super::client::dirs;
-use super::{Error, Exit, Outcome};
-use crate::logs::{self, LogsError, Query, Record};
+use super::args::{Global, LogOutput, Logs, Stream};
+use super::client::{Client, dirs, rows};
+use super::{Error, Exit, Outcome, output, query, when};
+use crate::keeper::colour_of;
+use crate::logs::{self, LogsError, Pattern, Query, Record, Select, Whose};
 use crate::system::{self, Dirs};
 
 /// How often, and how long each time, a message waits for a unit's last words.
@@ -22,18 +26,29 @@ pub(super) fn logs(global: &Global, args: &Logs) -> Outcome {
     let dirs = dirs(global).where_found();
     let query = Query {
         dir: dirs.logs.clone(),
-        instances: args.units.clone(),
+        instances: instances(global, args)?,
         lines: args.lines,
         follow: args.follow,
+        select: Arc::new(select(args)?),
     };
     if let Some(unknown) = args.units.iter().find(|name| !args.follow && !is_known(&dirs, name)) {
         let message = format!("no log of `{unknown}` in {}", dirs.logs.display());
         return Err(Error::new(Exit::Refused, message));
     }
+    let form = Form {
+        output: match args.form.output {
+            Some(output) => output,
+            None if global.json => LogOutput::Json,
+            None if args.form.raw => LogOutput::Cat,
+            None => LogOutput::Iso,
+        },
+        zone: TimeZone::system(),
+        colour: output::is_terminal(),
+    };
     let stdout = io::stdout();
     let mut out = io::BufWriter::new(stdout.lock());
     let mut each = |record: Record| {
-        write(&mut out, &record, global.json, args.raw)?;
+        form.write(&mut out, &record)?;
         if args.follow { out.flush() } else { Ok(()) }
     };
     let result = logs::read(&query, Some(stdout.as_fd()), &mut each);
@@ -52,6 +67,46 @@ pub(super) fn logs(global: &Global, args: &Logs) -> Outcome {
     }
 }
 
+/// The instances that are asked for by name and by label; none: all.
+fn instances(global: &Global, args: &Logs) -> Result<Vec<String>, Error> {
+    if args.label.is_empty() {
+        return Ok(args.units.clone());
+    }
+    let instead = "labels are known to it alone: name the units instead";
+    let mut client = Client::connect_or(global, instead)?;
+    let parameters = json!({ "units": args.units, "internal": false });
+    let mut rows = rows(&client.call("List", parameters)?);
+    query::retain_labelled(&mut rows, &args.label)?;
+    if rows.is_empty() {
+        let labels = args.label.join("`, `");
+        return Err(Error::new(Exit::Refused, format!("no unit has the label `{labels}`")));
+    }
+    Ok(rows.into_iter().map(|row| row.instance).collect())
+}
+
+/// What the options say about records.
+fn select(args: &Logs) -> Result<Select, Error> {
+    let now = Timestamp::now();
+    let zone = TimeZone::system();
+    let time = |option: &str, text: &Option<String>| {
+        let text = text.as_ref().map(|text| when::parse(text, now, &zone));
+        text.transpose().map_err(|why| Error::new(Exit::Bad, format!("cannot use {option}: {why}")))
+    };
+    let grep = args.grep.as_ref().map(|text| Pattern::parse(text, args.ignore_case));
+    let grep = grep.transpose().map_err(|why| {
+        let text = args.grep.as_deref().unwrap_or_default();
+        Error::new(Exit::Bad, format!("cannot use --grep `{text}`: {why}"))
+    })?;
+    let whose = match args.form.stream {
+        None if args.form.gaps => Whose::Gaps,
+        None => Whose::All,
+        Some(Stream::Stdout) => Whose::Unit,
+        Some(Stream::Opm) => Whose::Opm,
+    };
+    let (since, until) = (time("--since", &args.since)?, time("--until", &args.until)?);
+    Ok(Select { since, until, grep, whose })
+}
+
 fn failed(error: &dyn std::fmt::Display) -> Error {
     Error::new(Exit::Failed, error)
 }
@@ -66,20 +121,54 @@ fn is_known(dirs: &Dirs, name: &str) -> bool {
     })
 }
 
-fn write(out: &mut dyn Write, record: &Record, json: bool, raw: bool) -> io::Result<()> {
-    if json {
-        let line = json!({
-            "time": record.time, "instance": record.instance, "stream": record.stream,
-            "partial": record.partial, "line": String::from_utf8_lossy(&record.bytes),
-        });
-        return writeln!(out, "{line}");
+/// How records are printed.
+struct Form {
+    output: LogOutput,
+    zone: TimeZone,
+    colour: bool,
+}
+
+impl Form {
+    fn write(&self, out: &mut dyn Write, record: &Record) -> io::Result<()> {
+        let Record { time, instance, stream, partial, bytes } = record;
+        match self.output {
+            LogOutput::Json => {
+                let line = json!({
+                    "time": time, "instance": instance, "stream": stream,
+                    "partial": partial, "line": String::from_utf8_lossy(bytes),
+                });
+                return writeln!(out, "{line}");
+            }
+            LogOutput::Cat => {
+                out.write_all(bytes)?;
+                // As they were written: the parts of a long line are one line again.
+                return if *partial { Ok(()) } else { out.write_all(b"\n") };
+            }
+            LogOutput::Short => self.head(out, &self.local(time), instance)?,
+            LogOutput::Iso => self.head(out, time, instance)?,
+        }
+        out.write_all(bytes)?;
+        out.write_all(b"\n")
     }
-    if !raw {
-        write!(out, "{} {} | ", record.time, record.instance)?;
+
+    /// What stands before a line.
+    fn head(&self, out: &mut dyn Write, time: &str, instance: &str) -> io::Result<()> {
+        if self.colour {
+            return write!(out, "{time} \x1b[0;{}m{instance} |\x1b[0m ", colour_of(instance));
+        }
+        write!(out, "{time} {instance} | ")
     }
-    out.write_all(&record.bytes)?;
-    // As they were written: the parts of a long line are one line again.
-    if raw && record.partial { Ok(()) } else { out.write_all(b"\n") }
+
+    /// A stamp in local time; one that cannot be read as it is.
+    fn local(&self, time: &str) -> String {
+        match time.parse::<Timestamp>() {
+            Ok(time) => {
+                let local = time.to_zoned_datetime(self.zone.clone());
+                local.strftime("%b %d %H:%M:%S%.3f").to_string()
+            }
+            Err(_) => time.to_owned(),
+        }
+    }
 }
 
 /// The last lines of an instance's log, for a message about its failure. What the unit wrote before

@@ -19,6 +19,7 @@ mod serve;
 mod simulate;
 mod ssh;
 mod units;
+mod when;
 mod world;
 
 use std::process::ExitCode;

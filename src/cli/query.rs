@@ -13,12 +13,7 @@ pub(super) fn status(global: &Global, args: &Status) -> Outcome {
     let mut client = Client::connect(global)?;
     let parameters = json!({ "units": args.units, "internal": args.all });
     let mut rows = rows(&client.call("List", parameters)?);
-    for label in &args.label {
-        let (name, value) = label
-            .split_once('=')
-            .ok_or_else(|| Error::new(Exit::Bad, format!("`{label}` is no NAME=VALUE")))?;
-        rows.retain(|row| row.labels.get(name).is_some_and(|known| known == value));
-    }
+    retain_labelled(&mut rows, &args.label)?;
     if global.json {
         output::json(&rows)?;
     } else {
@@ -26,6 +21,17 @@ pub(super) fn status(global: &Global, args: &Status) -> Outcome {
     }
     let up = rows.iter().all(units::is_well);
     Ok(if args.units.is_empty() || up { Exit::Done } else { Exit::NoDaemon })
+}
+
+/// Leaves only instances with all of these labels, each `NAME=VALUE`.
+pub(super) fn retain_labelled(rows: &mut Vec<Row>, labels: &[String]) -> Result<(), Error> {
+    for label in labels {
+        let (name, value) = label
+            .split_once('=')
+            .ok_or_else(|| Error::new(Exit::Bad, format!("`{label}` is no NAME=VALUE")))?;
+        rows.retain(|row| row.labels.get(name).is_some_and(|known| known == value));
+    }
+    Ok(())
 }
 
 fn table(rows: &[Row]) -> String {

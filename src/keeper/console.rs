@@ -148,8 +148,8 @@ fn chunk(bytes: &[u8]) -> Option<&[u8]> {
     most.get(..end).filter(|chunk| !chunk.is_empty())
 }
 
-/// A colour that a name always has.
-fn colour_of(name: &str) -> &'static str {
+/// The colour that a name always has, as SGR parameters.
+pub fn colour_of(name: &str) -> &'static str {
     let sum = name.bytes().fold(0_usize, |sum, byte| (sum * 31 + usize::from(byte)) % 65_521);
     COLOURS.get(sum % COLOURS.len()).copied().unwrap_or("0")
 }

@@ -12,6 +12,8 @@
 
 mod console;
 mod fifo;
+mod limit;
+mod packer;
 mod place;
 mod ready;
 mod room;
@@ -43,6 +45,8 @@ use crate::system::{
     instruction::{self, Instruction},
 };
 use console::Console;
+pub use console::colour_of;
+use packer::Packer;
 use room::Room;
 use sink::now_ms;
 use unit::{Shared, TURN_BYTES_MAX, Turn, Unit};
@@ -96,8 +100,8 @@ struct Keeper {
     /// Those that may have something to read, in the order of their turns.
     ready: VecDeque<Token>,
     shared: Shared,
-    /// When the first unfinished line is due.
-    part_due: Option<u64>,
+    /// When something is due of an instance, such as an unfinished line.
+    unit_due: Option<u64>,
     stopping: bool,
     /// Whether the keeper before had no time to store what it had read.
     was_killed: bool,
@@ -126,6 +130,7 @@ impl Keeper {
             console: Console::open(poll.registry(), CONSOLE, options.colour),
             copy_all: options.console,
             room: Room::new(),
+            packer: Packer::default(),
         };
         Ok(Self {
             run_dir: options.run_dir.clone(),
@@ -137,7 +142,7 @@ impl Keeper {
             next_token: FIRST_UNIT,
             ready: VecDeque::new(),
             shared,
-            part_due: None,
+            unit_due: None,
             stopping: false,
             was_killed,
             is_gone: false,
@@ -176,7 +181,7 @@ impl Keeper {
                 self.stop();
             }
             self.take_turns();
-            self.end_lines();
+            self.do_due();
             self.try_again();
             self.shared.console.flush();
         }
@@ -189,7 +194,7 @@ impl Keeper {
 
     fn timeout(&self) -> Option<Duration> {
         if self.ready.is_empty() {
-            sooner(self.part_due, self.shared.room.retry_at)
+            sooner(self.unit_due, self.shared.room.retry_at)
                 .map(|due| Duration::from_millis(due.saturating_sub(now_ms())))
         } else {
             Some(Duration::ZERO)
@@ -242,7 +247,7 @@ impl Keeper {
             }
             (Some(instruction), Some(token)) => {
                 if let Some(unit) = self.units.get_mut(&token) {
-                    unit.change(&instruction);
+                    unit.change(&instruction, &mut self.shared);
                 }
                 self.attach(id, token);
                 token
@@ -250,12 +255,13 @@ impl Keeper {
             (Some(instruction), None) => {
                 let token = Token(self.next_token);
                 self.next_token = self.next_token.saturating_add(1);
-                self.units.insert(token, Unit::new(id.to_string(), &instruction));
+                self.units.insert(token, Unit::new(id.to_string(), &instruction, &mut self.shared));
                 self.tokens.insert(id.clone(), token);
                 self.attach(id, token);
                 token
             }
         };
+        self.unit_due = sooner(self.unit_due, self.units.get(&token).and_then(Unit::due));
         self.wake(token);
     }
 
@@ -318,30 +324,28 @@ impl Keeper {
                 Turn::Idle => unit.is_queued = false,
                 Turn::Over => {
                     // Closing the FIFO takes it out of the poll set: nobody else has it.
-                    unit.end_line(&mut self.shared);
+                    unit.end(&mut self.shared);
                     self.units.remove(&token);
                     self.tokens.retain(|_, other| *other != token);
                     self.shared.room.is_made();
                     continue;
                 }
             }
-            self.part_due = sooner(self.part_due, unit.part_due);
+            self.unit_due = sooner(self.unit_due, unit.due());
         }
     }
 
-    /// Stores the unfinished lines that have waited long enough.
-    fn end_lines(&mut self) {
-        let Some(due) = self.part_due else { return };
+    /// Does what of the instances is due: unfinished lines, and old files.
+    fn do_due(&mut self) {
+        let Some(due) = self.unit_due else { return };
         let now = now_ms();
         if now < due {
             return;
         }
-        self.part_due = None;
+        self.unit_due = None;
         for unit in self.units.values_mut() {
-            if unit.part_due.is_some_and(|due| due <= now) {
-                unit.end_line(&mut self.shared);
-            }
-            self.part_due = sooner(self.part_due, unit.part_due);
+            unit.do_due(now, &mut self.shared);
+            self.unit_due = sooner(self.unit_due, unit.due());
         }
     }
 }

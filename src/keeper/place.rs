@@ -9,11 +9,14 @@ use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use jiff::Timestamp;
 use nix::fcntl::OFlag;
 
 use super::split::PART_BYTES_MAX;
+use super::stamp::{STAMP_BYTES, Stamp};
 use super::store::Failure;
-use crate::logs::segment::{self, FileId, NUMBER_DIGITS_MIN};
+use crate::logs::segment::{self, FileId, NUMBER_DIGITS_MIN, packed_path};
+use crate::model::{Span, Wall};
 use crate::system::instruction::{Destination, Instruction};
 
 /// Most bytes behind the last newline that are taken for a torn record and cut off. More were not
@@ -31,6 +34,8 @@ pub(super) struct Open {
     id: FileId,
     /// How long it is, in bytes; zero for a device.
     pub(super) length: u64,
+    /// When its first record was written, in microseconds since 1970, where that is known.
+    pub(super) first: Option<i64>,
     /// False for devices and FIFOs: they are not rotated, and nothing can be cut off.
     pub(super) regular: bool,
 }
@@ -41,6 +46,8 @@ pub(super) struct Place {
     to: Destination,
     path: PathBuf,
     keep: usize,
+    max_age: Option<Span>,
+    compress: bool,
     /// The number of the next finished file, where no larger one is found.
     next: u64,
 }
@@ -49,13 +56,15 @@ impl Place {
     pub(super) fn new(instruction: &Instruction) -> Self {
         let keep = usize::try_from(instruction.keep).unwrap_or(usize::MAX);
         let path = path_of(instruction);
-        Self { to: instruction.to.clone(), path, keep, next: 1 }
+        let Instruction { to, max_age, compress, .. } = instruction;
+        let (max_age, compress) = (*max_age, *compress);
+        Self { to: to.clone(), path, keep, max_age, compress, next: 1 }
     }
 
     /// Takes over a changed instruction; whether the open file is still the right one.
     pub(super) fn change(&mut self, instruction: &Instruction) -> bool {
         let new = Self::new(instruction);
-        self.keep = new.keep;
+        (self.keep, self.max_age, self.compress) = (new.keep, new.max_age, new.compress);
         let same = (&self.path, &self.to) == (&new.path, &new.to);
         if !same {
             *self = new;
@@ -112,12 +121,16 @@ impl Place {
             file,
             id: FileId::of(&metadata),
             length: if regular { metadata.size() } else { 0 },
+            first: None,
             regular,
         };
         if regular && self.is_stamped() {
             let torn = mend(&mut open).map_err(Failure::of("mend log"))?;
             if torn > 0 {
                 log::warn!("cut {torn} bytes of a torn record off `{}`", self.path.display());
+            }
+            if self.max_age.is_some() {
+                open.first = first_stamp(&open).map_err(Failure::of("look at log"))?;
             }
         }
         Ok(open)
@@ -149,26 +162,82 @@ impl Place {
         }
     }
 
-    /// Removes the oldest finished files that are too many.
-    pub(super) fn prune(&self) -> Result<(), Failure> {
+    /// Whether the open file has a record that is too old, so that it has to be finished.
+    pub(super) fn is_old(&self, open: Option<&Open>, now: Stamp) -> bool {
+        let (Some(open), Some(max_age)) = (open, self.max_age) else { return false };
+        let is_old = |first| now.micros.saturating_sub(first) >= micros(max_age);
+        open.regular && open.length > 0 && open.first.is_some_and(is_old)
+    }
+
+    /// Removes the oldest finished files that are too many, and those that are too old. When the
+    /// next one will be.
+    pub(super) fn prune(&self, now: Wall) -> Result<Option<Wall>, Failure> {
         let doing = "remove old files";
         let numbers = self.numbers().map_err(Failure::of(doing))?;
         let surplus = numbers.len().saturating_sub(self.keep);
-        for number in numbers.into_iter().take(surplus) {
-            match fs::remove_file(self.finished_path(number)) {
-                Err(error) if error.kind() != ErrorKind::NotFound => {
-                    return Err(Failure::of(doing)(error));
+        let mut due = None;
+        for (index, number) in numbers.into_iter().enumerate() {
+            let path = self.finished_path(number);
+            if index >= surplus {
+                let Some(age) = self.max_age else { break };
+                // The time of the last write is that of the last record.
+                let written = fs::metadata(&path).or_else(|_| fs::metadata(packed_path(&path)));
+                let Ok(written) = written else { continue };
+                let written = written.mtime() * 1_000_000 + written.mtime_nsec() / 1_000;
+                let end = Wall(written.saturating_add(micros(age)));
+                if end > now {
+                    due = due.into_iter().chain([end]).min();
+                    continue;
                 }
-                Ok(()) | Err(_) => {}
+            }
+            for path in [&path, &packed_path(&path)] {
+                match fs::remove_file(path) {
+                    Err(error) if error.kind() != ErrorKind::NotFound => {
+                        return Err(Failure::of(doing)(error));
+                    }
+                    Ok(()) | Err(_) => {}
+                }
             }
         }
-        Ok(())
+        Ok(due)
     }
 
-    /// The numbers of the finished files, the oldest first; none where there is no directory.
+    /// The finished files, where they are to be compressed.
+    pub(super) fn to_pack(&self) -> Option<Finished> {
+        (self.compress && !self.is_nowhere()).then(|| self.finished())
+    }
+
+    fn finished(&self) -> Finished {
+        Finished { path: self.path.clone(), is_ours: self.is_stamped() }
+    }
+
     fn numbers(&self) -> io::Result<Vec<u64>> {
+        self.finished().numbers()
+    }
+
+    fn finished_path(&self, number: u64) -> PathBuf {
+        self.finished().path_of(number)
+    }
+}
+
+/// The finished files of a log, by number.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Finished {
+    path: PathBuf,
+    /// Whether they are named as in opm's own directories, not after the file.
+    is_ours: bool,
+}
+
+impl Finished {
+    /// The file that is being written.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Their numbers, the oldest first; none where there is no directory.
+    pub(super) fn numbers(&self) -> io::Result<Vec<u64>> {
         let dir = self.path.parent().unwrap_or(Path::new("/"));
-        let found = if self.is_stamped() {
+        let found = if self.is_ours {
             segment::numbers_in(dir, b"", segment::SUFFIX.as_bytes())
         } else {
             let mut prefix = self.path.file_name().unwrap_or_default().to_owned();
@@ -181,8 +250,9 @@ impl Place {
         }
     }
 
-    fn finished_path(&self, number: u64) -> PathBuf {
-        if self.is_stamped() {
+    /// Where the one with this number is, when it is not compressed.
+    pub(super) fn path_of(&self, number: u64) -> PathBuf {
+        if self.is_ours {
             return segment::finished_path(self.path.parent().unwrap_or(Path::new("/")), number);
         }
         let mut path: OsString = self.path.clone().into_os_string();
@@ -197,6 +267,21 @@ fn path_of(instruction: &Instruction) -> PathBuf {
         Destination::Path(path) => path.0.clone(),
         Destination::Console => PathBuf::new(),
     }
+}
+
+fn micros(span: Span) -> i64 {
+    i64::try_from(span.as_nanos() / 1_000).unwrap_or(i64::MAX)
+}
+
+/// When the first record of a file was written; `None` where it has none.
+fn first_stamp(open: &Open) -> io::Result<Option<i64>> {
+    let mut head = [0; STAMP_BYTES];
+    match open.file.read_exact_at(&mut head, 0) {
+        Err(error) if error.kind() == ErrorKind::UnexpectedEof => return Ok(None),
+        read => read?,
+    }
+    let text = str::from_utf8(&head).unwrap_or_default();
+    Ok(text.parse::<Timestamp>().ok().map(Timestamp::as_microsecond))
 }
 
 /// Cuts off what a killed keeper left of a record; how many bytes that were.

@@ -20,6 +20,8 @@ pub(super) struct Stamp {
     pub(super) text: [u8; STAMP_BYTES],
     /// The same in whole seconds since 1970.
     pub(super) second: i64,
+    /// And in microseconds.
+    pub(super) micros: i64,
 }
 
 impl Stamp {
@@ -46,7 +48,7 @@ impl Stamp {
             y1, y2, y3, y4, b'-', m1, m2, b'-', d1, d2, b'T', h1, h2, b':', n1, n2, b':', s1, s2,
             b'.', u1, u2, u3, u4, u5, u6, b'Z',
         ];
-        Self { text, second }
+        Self { text, second, micros: second.saturating_mul(1_000_000).saturating_add(micro) }
     }
 }
 

@@ -8,19 +8,30 @@
 //! deleted, renamed or cut by others is noticed at once, and several instances may share a path.
 
 use std::io::{self, Write};
+use std::mem;
 use std::os::fd::{AsRawFd, RawFd};
 
 use nix::errno::Errno;
 
+use super::limit::Limit;
+use super::packer::Packer;
 use super::place::{Open, Place};
+use super::sink::now_ms;
 use super::split::Part;
 use super::stamp::{STAMP_BYTES, Stamp};
-use crate::system::instruction::{Destination, Instruction};
+use crate::logs::record::CLOCK_BACK;
+use crate::model::Span;
+use crate::system::{
+    self,
+    instruction::{Destination, Instruction},
+};
 
 /// Most bytes that are formatted before they are written. A batch of empty lines grows 38-fold.
 const BATCH_BYTES_MAX: usize = 256 * 1024;
 /// Shortest time between two messages about one instance's log, in seconds; others are left out.
 const REPORT_SECONDS: i64 = 10;
+/// A clock that goes back by less is not spoken of, in microseconds.
+const CLOCK_BACK_MICROS_MIN: i64 = 1_000_000;
 /// What stands between stamp and bytes of a full line.
 const HEAD_FULL: &[u8] = b" stdout F ";
 /// What stands between stamp and bytes of a part.
@@ -63,27 +74,46 @@ pub(super) struct Store {
     note: Option<String>,
     /// Bytes of output that are in no file, since the last record that says so.
     dropped: u64,
+    /// Lines and bytes of output that `logs.rate` left out, since the last record that says so.
+    limited: (u64, u64),
+    /// What that rate is.
+    limit: String,
     /// Why nothing can be written at the moment.
     failing: Option<String>,
     /// Why something was dropped last.
     reason: String,
     /// When the last message about this log was given, in seconds since 1970.
     reported: Option<i64>,
+    /// When the last batch was received, in microseconds since 1970.
+    received: i64,
+    /// When the oldest file becomes too old.
+    age_due: Option<u64>,
+    /// Whether a file was finished since this was asked last.
+    rotated: bool,
 }
 
 impl Store {
     pub(super) fn new(name: &str, instruction: &Instruction) -> Self {
-        Self {
+        let mut store = Self {
             name: name.to_owned(),
             place: Place::new(instruction),
             max_size: instruction.max_size,
             open: None,
             note: None,
             dropped: 0,
+            limited: (0, 0),
+            limit: String::new(),
             failing: None,
             reason: String::new(),
             reported: None,
+            received: i64::MIN,
+            age_due: None,
+            rotated: false,
+        };
+        if instruction.max_age.is_some() {
+            store.prune();
         }
+        store
     }
 
     /// Takes over a changed instruction. What was dropped is told at the new place.
@@ -137,14 +167,60 @@ impl Store {
         self.open = None;
         self.open = Some(self.place.open()?);
         self.prune();
+        self.rotated = true;
         Ok(())
     }
 
-    fn prune(&mut self) {
-        if let Err(failure) = self.place.prune() {
-            let path = self.place.path().display();
-            log::warn!("cannot {} of `{path}`: {}", failure.doing, failure.cause);
+    /// Removes finished files that are too many or too old.
+    pub(super) fn prune(&mut self) {
+        let now = system::wall_now();
+        match self.place.prune(now) {
+            Ok(None) => self.age_due = None,
+            Ok(Some(due)) => {
+                // One millisecond later than too early.
+                let left = u64::try_from(due.0.saturating_sub(now.0) / 1_000).unwrap_or(0) + 1;
+                self.age_due = Some(now_ms().saturating_add(left));
+            }
+            Err(failure) => {
+                self.age_due = None;
+                let path = self.place.path().display();
+                log::warn!("cannot {} of `{path}`: {}", failure.doing, failure.cause);
+            }
         }
+    }
+
+    /// Whether a file was finished since the last time.
+    pub(super) fn take_rotated(&mut self) -> bool {
+        mem::take(&mut self.rotated)
+    }
+
+    /// Has finished files compressed, where that is wanted.
+    pub(super) fn pack(&self, packer: &mut Packer) {
+        if let Some(finished) = self.place.to_pack() {
+            packer.pack(finished);
+        }
+    }
+
+    /// When finished files have to be looked at again.
+    pub(super) fn age_due(&self) -> Option<u64> {
+        self.age_due
+    }
+
+    /// Whether `logs.rate` has cost something that no record tells yet.
+    pub(super) fn has_limited(&self) -> bool {
+        self.limited.0 > 0
+    }
+
+    /// What is said about that, where there is no file to say it in.
+    pub(super) fn take_limited(&mut self) -> String {
+        let text = format!("[opm: {}]", self.limited_text());
+        self.limited = (0, 0);
+        text
+    }
+
+    fn limited_text(&self) -> String {
+        let (lines, bytes) = self.limited;
+        format!("dropped {lines} lines of {bytes} bytes: {}", self.limit)
     }
 
     fn fail(&mut self, failure: Failure, now: i64) {
@@ -167,12 +243,13 @@ impl Store {
     }
 
     fn has_to_tell(&self) -> bool {
-        self.note.is_some() || self.dropped > 0
+        self.note.is_some() || self.dropped > 0 || self.has_limited()
     }
 
     fn has_told(&mut self) {
         self.note = None;
         self.dropped = 0;
+        self.limited = (0, 0);
     }
 
     fn may_report(&mut self, now: i64) -> bool {
@@ -212,16 +289,32 @@ impl Batch<'_> {
         if self.store.place.is_nowhere() {
             return;
         }
+        self.tell_now();
+        self.tell_of_clock();
+        let head = if part.full { HEAD_FULL } else { HEAD_PART };
+        self.add(head, part.bytes, part.full);
+        if self.state == State::Dropping {
+            self.store.dropped += part.bytes.len() as u64 + u64::from(part.full);
+        }
+    }
+
+    /// Counts a part of a line that is too much.
+    pub(super) fn limit(&mut self, part: Part<'_>, begins: bool, limit: &Limit) {
+        let (lines, bytes) = &mut self.store.limited;
+        if *lines == 0 {
+            self.store.limit = limit.reason();
+        }
+        *lines += u64::from(begins);
+        *bytes += part.bytes.len() as u64 + u64::from(part.full);
+    }
+
+    /// Says what is missing, before any line comes.
+    pub(super) fn tell_now(&mut self) {
         if self.state == State::Untouched {
             self.begin();
         }
         if self.state == State::Writing && !self.told && self.store.has_to_tell() {
             self.tell();
-        }
-        let head = if part.full { HEAD_FULL } else { HEAD_PART };
-        self.add(head, part.bytes, part.full);
-        if self.state == State::Dropping {
-            self.store.dropped += part.bytes.len() as u64 + u64::from(part.full);
         }
     }
 
@@ -238,16 +331,40 @@ impl Batch<'_> {
                 State::Dropping
             }
         };
+        if self.state == State::Writing
+            && self.store.place.is_old(self.store.open.as_ref(), self.stamp)
+        {
+            self.rotate();
+        }
+    }
+
+    fn rotate(&mut self) {
+        if let Err(failure) = self.store.rotate() {
+            self.store.fail(failure, self.stamp.second);
+            self.state = State::Dropping;
+        }
     }
 
     /// Adds the record that says what is missing here.
     fn tell(&mut self) {
         let Store { note, dropped, reason, .. } = &*self.store;
         let dropped = (*dropped > 0).then(|| format!("dropped {dropped} bytes: {reason}"));
-        let said: Vec<&str> = note.as_deref().into_iter().chain(dropped.as_deref()).collect();
+        let limited = self.store.has_limited().then(|| self.store.limited_text());
+        let said = [note.as_deref(), dropped.as_deref(), limited.as_deref()];
+        let said: Vec<&str> = said.into_iter().flatten().collect();
         let text = format!("[opm: {}]", said.join("; "));
         self.add(HEAD_OPM, text.as_bytes(), true);
         self.told = self.state == State::Writing;
+    }
+
+    /// Says that stamps are smaller from here on.
+    fn tell_of_clock(&mut self) {
+        let back = self.store.received.saturating_sub(self.stamp.micros);
+        self.store.received = self.stamp.micros;
+        if back >= CLOCK_BACK_MICROS_MIN && self.store.place.is_stamped() {
+            let back = Span::millis(u64::try_from(back / 1_000).unwrap_or(0));
+            self.add(HEAD_OPM, format!("{CLOCK_BACK} by {back}]").as_bytes(), true);
+        }
     }
 
     /// Adds one record, in a new file where the old one has no room for it.
@@ -276,12 +393,8 @@ impl Batch<'_> {
         if full || self.out.len() >= BATCH_BYTES_MAX {
             self.write();
         }
-        if full
-            && self.state == State::Writing
-            && let Err(failure) = self.store.rotate()
-        {
-            self.store.fail(failure, self.stamp.second);
-            self.state = State::Dropping;
+        if full && self.state == State::Writing {
+            self.rotate();
         }
     }
 
@@ -294,6 +407,7 @@ impl Batch<'_> {
         match write_all(open, self.out) {
             Ok(()) => {
                 open.length += self.out.len() as u64;
+                open.first.get_or_insert(self.stamp.micros);
                 if self.told {
                     self.store.has_told();
                 }
@@ -325,10 +439,14 @@ impl Batch<'_> {
         let lines = lost.split_inclusive(|byte| *byte == b'\n').skip(skip);
         let bytes: usize = if self.store.place.is_stamped() {
             let head = STAMP_BYTES + HEAD_FULL.len();
-            let newline = |line: &[u8]| {
-                usize::from(line.get(STAMP_BYTES..head).is_some_and(|found| found == HEAD_FULL))
+            let has_head = |line: &[u8], head: &[u8]| {
+                line.get(STAMP_BYTES..).is_some_and(|rest| rest.starts_with(head))
             };
-            lines.map(|line| (line.len() + newline(line)).saturating_sub(head + 1)).sum()
+            let newline = |line: &[u8]| usize::from(has_head(line, HEAD_FULL));
+            lines
+                .filter(|line| !has_head(line, HEAD_OPM))
+                .map(|line| (line.len() + newline(line)).saturating_sub(head + 1))
+                .sum()
         } else {
             lines.map(<[u8]>::len).sum()
         };

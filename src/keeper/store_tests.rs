@@ -7,18 +7,22 @@ use std::path::{Path, PathBuf};
 use super::split::Part;
 use super::stamp::Stamp;
 use super::store::Store;
-use crate::model::FilePath;
+use crate::model::{FilePath, Span};
 use crate::system::instruction::{Destination, Instruction};
 
 const STAMP: &str = "2026-11-25T10:32:00.123456Z";
 
 fn instruction(dir: &Path, to: Destination, max_size: u64, keep: u32) -> Instruction {
-    Instruction { to, max_size, keep, dir: FilePath::from(dir), ready: None }
+    Instruction { to, max_size, keep, ..Instruction::in_dir(dir) }
 }
 
 fn put(store: &mut Store, lines: &[&[u8]]) {
+    put_at(store, 1_795_602_720, lines);
+}
+
+fn put_at(store: &mut Store, second: i64, lines: &[&[u8]]) {
     let mut out = Vec::new();
-    let mut batch = store.batch(&mut out, Stamp::at(1_795_602_720, 123_456_000));
+    let mut batch = store.batch(&mut out, Stamp::at(second, 123_456_000));
     for line in lines {
         let (bytes, full) = match line.split_last() {
             Some((b'\n', bytes)) => (bytes, true),
@@ -231,4 +235,78 @@ fn a_note_stands_before_the_next_record_and_only_once() {
     let expected =
         format!("{STAMP} opm F [opm: something]\n{STAMP} stdout F one\n{STAMP} stdout F two\n");
     assert_eq!(text, expected);
+}
+
+#[test]
+fn a_clock_that_is_set_back_is_told_once() {
+    let (_root, dir) = place();
+    let mut store = Store::new("web", &instruction(&dir, Destination::File, 10_000, 5));
+    for (second, line) in [(3_600, "one\n"), (0, "two\n"), (0, "three\n"), (1, "four\n")] {
+        put_at(&mut store, second, &[line.as_bytes()]);
+    }
+    let text = fs::read_to_string(dir.join("current")).unwrap();
+    let lines: Vec<&str> = text.lines().map(|line| &line[11..]).collect();
+    let expected = [
+        "01:00:00.123456Z stdout F one",
+        "00:00:00.123456Z opm F [opm: the clock was set back by 1h]",
+        "00:00:00.123456Z stdout F two",
+        "00:00:00.123456Z stdout F three",
+        "00:00:01.123456Z stdout F four",
+    ];
+    assert_eq!(lines, expected);
+}
+
+#[test]
+fn finished_files_are_removed_when_they_are_too_old() {
+    let (_root, dir) = place();
+    let day = Span::seconds(86_400);
+    let aged =
+        Instruction { max_age: Some(day), ..instruction(&dir, Destination::File, 1_000_000, 5) };
+    let set_age = |name: &str, age: Span| {
+        let file = fs::File::options().write(true).open(dir.join(name)).unwrap();
+        let time = std::time::UNIX_EPOCH
+            + std::time::Duration::from_micros(crate::system::wall_now().0.try_into().unwrap());
+        file.set_modified(time - std::time::Duration::from_nanos(age.as_nanos())).unwrap();
+    };
+    fs::create_dir_all(&dir).unwrap();
+    for (name, age) in [
+        ("00000001.log", Span::seconds(86_500)),
+        ("00000002.log", Span::seconds(86_300)),
+        ("00000003.log", Span::ZERO),
+        ("current", Span::seconds(1_000_000)),
+    ] {
+        fs::write(dir.join(name), "").unwrap();
+        set_age(name, age);
+    }
+    let mut store = Store::new("web", &aged);
+    assert_eq!(names(&dir), ["00000002.log", "00000003.log", "current"]);
+    let due = store.age_due().unwrap() - super::sink::now_ms();
+    assert!((90_000..=100_001).contains(&due), "{due}");
+    set_age("00000002.log", day);
+    store.prune();
+    assert_eq!(names(&dir), ["00000003.log", "current"]);
+    store.change(&instruction(&dir, Destination::File, 1_000_000, 5));
+    assert_eq!(store.age_due(), None);
+    // Nothing waits where nothing is finished.
+    fs::remove_file(dir.join("00000003.log")).unwrap();
+    assert_eq!(Store::new("web", &aged).age_due(), None);
+}
+
+#[test]
+fn the_current_file_is_finished_when_its_first_record_is_too_old() {
+    let (_root, dir) = place();
+    let to = Destination::File;
+    let aged =
+        Instruction { max_age: Some(Span::seconds(60)), ..instruction(&dir, to, 1_000_000, 5) };
+    let mut store = Store::new("web", &aged);
+    for (second, files) in [(0, 1), (59, 1), (60, 2), (119, 2)] {
+        put_at(&mut store, second, &[b"x\n"]);
+        assert_eq!(names(&dir).len(), files, "{second}");
+    }
+    // Another keeper reads how old the file is.
+    let mut store = Store::new("web", &aged);
+    for (second, files) in [(119, 2), (120, 3)] {
+        put_at(&mut store, second, &[b"x\n"]);
+        assert_eq!(names(&dir).len(), files, "{second}");
+    }
 }

@@ -7,6 +7,8 @@ use mio::{Registry, Token};
 
 use super::console::Console;
 use super::fifo::{Fifo, Input};
+use super::limit::Limit;
+use super::packer::Packer;
 use super::ready::{ReadyWatch, mark_in};
 use super::room::{self, Room};
 use super::sink::now_ms;
@@ -20,6 +22,9 @@ pub(super) const TURN_BYTES_MAX: usize = 64 * 1024;
 /// How long the begin of a line waits for its end before it is stored as a part, in milliseconds:
 /// prompts become visible, and a keeper that is killed loses no old text.
 const PART_WAIT_MS: u64 = 1_000;
+/// How long until a record is tried again that no line waits for, in milliseconds: a full disk is not
+/// asked all the time.
+const TELL_AGAIN_MS: u64 = 1_000;
 /// What stands in a log where a keeper was killed: it had read so much and not written it.
 const GAP: &str = "the log keeper was killed; up to 112 KiB are missing here, and the next line may \
                    be the end of one";
@@ -37,6 +42,8 @@ pub(super) struct Shared {
     pub(super) copy_all: bool,
     /// How many descriptors are left.
     pub(super) room: Room,
+    /// Compresses finished files.
+    pub(super) packer: Packer,
 }
 
 /// Whether an instance needs another turn.
@@ -60,6 +67,8 @@ pub(super) struct Unit {
     in_line: bool,
     store: Store,
     to_console_only: bool,
+    /// How many lines are taken, where not all are.
+    limit: Option<Limit>,
     /// The line that is looked for, if one is.
     ready: Option<ReadyWatch>,
     /// Whether it is in the list of those that get a turn.
@@ -67,12 +76,15 @@ pub(super) struct Unit {
     /// How many more bytes are read before it is forgotten; `None`: it stays.
     last_bytes: Option<u64>,
     /// When the unfinished line is stored as a part.
-    pub(super) part_due: Option<u64>,
+    part_due: Option<u64>,
+    /// It is not tried before to say what the limit has cost.
+    tell_not_before: u64,
 }
 
 impl Unit {
-    pub(super) fn new(name: String, instruction: &Instruction) -> Self {
+    pub(super) fn new(name: String, instruction: &Instruction, shared: &mut Shared) -> Self {
         let store = Store::new(&name, instruction);
+        store.pack(&mut shared.packer);
         Self {
             name,
             fifo: None,
@@ -80,18 +92,25 @@ impl Unit {
             in_line: false,
             store,
             to_console_only: instruction.to == Destination::Console,
+            limit: instruction.rate.map(Limit::new),
             ready: instruction.ready.as_ref().map(ReadyWatch::new),
             is_queued: false,
             last_bytes: None,
             part_due: None,
+            tell_not_before: 0,
         }
     }
 
     /// Takes over a changed instruction; an instance that was to be forgotten stays.
-    pub(super) fn change(&mut self, instruction: &Instruction) {
+    pub(super) fn change(&mut self, instruction: &Instruction, shared: &mut Shared) {
         self.last_bytes = None;
         self.to_console_only = instruction.to == Destination::Console;
         self.store.change(instruction);
+        self.store.pack(&mut shared.packer);
+        match (&mut self.limit, instruction.rate) {
+            (Some(limit), Some(rate)) => limit.change(rate),
+            (limit, rate) => *limit = rate.map(Limit::new),
+        }
         let is_same =
             |watch: &ReadyWatch| instruction.ready.as_ref().is_some_and(|l| watch.is_for(l));
         if !self.ready.as_ref().is_some_and(is_same) {
@@ -188,8 +207,57 @@ impl Unit {
         }
     }
 
+    /// When something is due.
+    pub(super) fn due(&self) -> Option<u64> {
+        let due = self.part_due.into_iter().chain(self.tell_due()).chain(self.store.age_due());
+        due.min()
+    }
+
+    /// When it is to be said what the limit has cost: when its time is over, at once where there is
+    /// another limit, and later where it could not be written.
+    fn tell_due(&self) -> Option<u64> {
+        let until = self.limit.as_ref().and_then(Limit::until).unwrap_or(0);
+        self.store.has_limited().then(|| until.max(self.tell_not_before))
+    }
+
+    /// Does what is due.
+    pub(super) fn do_due(&mut self, now: u64, shared: &mut Shared) {
+        let is_due = |due: Option<u64>| due.is_some_and(|due| due <= now);
+        if is_due(self.part_due) {
+            self.end_line(shared);
+        }
+        if is_due(self.tell_due()) {
+            self.tell_limited(shared);
+            self.tell_not_before = now + TELL_AGAIN_MS;
+        }
+        if is_due(self.store.age_due()) {
+            self.store.prune();
+        }
+    }
+
+    /// Stores all that is left.
+    pub(super) fn end(&mut self, shared: &mut Shared) {
+        self.end_line(shared);
+        self.tell_limited(shared);
+    }
+
+    /// Says how much the limit has cost, where it has.
+    fn tell_limited(&mut self, shared: &mut Shared) {
+        if !self.store.has_limited() {
+            return;
+        }
+        if self.to_console_only {
+            let text = self.store.take_limited();
+            shared.console.push(&self.name, text.as_bytes());
+            return;
+        }
+        let mut batch = self.store.batch(&mut shared.out, Stamp::now());
+        batch.tell_now();
+        batch.finish();
+    }
+
     /// Stores an unfinished line as a part.
-    pub(super) fn end_line(&mut self, shared: &mut Shared) {
+    fn end_line(&mut self, shared: &mut Shared) {
         self.part_due = None;
         self.store(shared, |splitter, _, give| splitter.flush(give));
     }
@@ -200,8 +268,12 @@ impl Unit {
         shared: &mut Shared,
         split: impl FnOnce(&mut Splitter, &[u8], &mut dyn FnMut(Part<'_>)),
     ) -> bool {
-        let Self { name, splitter, in_line, store, to_console_only, ready, .. } = self;
-        let Shared { buffer, out, console, copy_all, room } = shared;
+        let now = now_ms();
+        if self.to_console_only && self.limit.as_ref().is_none_or(|limit| limit.is_over(now)) {
+            self.tell_limited(shared);
+        }
+        let Self { name, splitter, in_line, store, to_console_only, limit, ready, .. } = self;
+        let Shared { buffer, out, console, copy_all, room, packer } = shared;
         let copy = *copy_all || *to_console_only;
         let mut gave = false;
         let mut batch = store.batch(out, Stamp::now());
@@ -220,6 +292,13 @@ impl Unit {
             } else if let Some(ready) = ready {
                 ready.look(part.bytes);
             }
+            if let Some(limit) = limit
+                && !limit.takes(!*in_line, now)
+            {
+                batch.limit(part, !*in_line, limit);
+                *in_line = !part.full;
+                return;
+            }
             batch.push(part);
             // A newline that came after the text of its line adds no empty one to the console.
             if copy && !(*in_line && part.bytes.is_empty()) {
@@ -228,6 +307,9 @@ impl Unit {
             *in_line = !part.full;
         });
         batch.finish();
+        if store.take_rotated() {
+            store.pack(packer);
+        }
         if store.descriptor().is_some_and(|fd| !room.has_for(fd)) {
             store.close();
         }

@@ -2,11 +2,11 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use super::record::time_of;
-use super::segment::{self, Segment};
+use super::find::Bounds;
+use super::record::Record;
+use super::segment::{self, Files, Segment};
 
 /// How much is read at once, in bytes.
 const BLOCK_BYTES: u64 = 16 * 1024;
@@ -26,6 +26,24 @@ pub(super) struct Start {
     pub(super) after: u64,
 }
 
+impl Start {
+    /// Whether it is a place in this file, which all files up to the number `after` are older than.
+    pub(super) fn is_in(&self, segment: &Segment, after: u64) -> bool {
+        match (self.segment.number, segment.number) {
+            (Some(one), Some(other)) => one == other,
+            (None, Some(other)) => other > self.after && segment.is(&self.segment),
+            (Some(one), None) => one > after && self.segment.is(segment),
+            (None, None) => self.segment.id == segment.id,
+        }
+    }
+
+    /// The same place once more.
+    pub(super) fn try_clone(&self) -> io::Result<Self> {
+        let segment = self.segment.try_clone()?;
+        Ok(Self { segment, offset: self.offset, after: self.after })
+    }
+}
+
 /// A log, read backwards.
 #[derive(Debug)]
 pub(super) struct Backward {
@@ -42,33 +60,34 @@ pub(super) struct Backward {
     taken: Option<Start>,
     /// The time of the record that was seen last.
     time: String,
+    /// Before this place nothing is wanted.
+    first: Option<Start>,
 }
 
 impl Backward {
-    /// Goes to the end of a log.
-    pub(super) fn new(dir: &Path) -> io::Result<Self> {
-        // First `current`, then the others: one that is finished in between is in the list, and
-        // is recognised; one that begins in between is younger than this look.
-        let current = Segment::open(dir, None)?;
+    /// Goes to the end of what is wanted of a log.
+    pub(super) fn new(dir: &Path, bounds: Bounds) -> io::Result<Self> {
         let mut back = Self {
             dir: dir.to_owned(),
-            older: segment::finished(dir)?.into(),
+            older: VecDeque::new(),
             at: None,
             block: Vec::new(),
             base: 0,
             taken: None,
             time: TIME_OF_LAST.to_owned(),
+            first: bounds.first,
         };
-        match current {
-            Some(current) => {
-                let same = back.older.iter().rev().copied().find(|number| {
-                    matches!(Segment::open(dir, Some(*number)), Ok(Some(found)) if found.id == current.id)
-                });
-                if let Some(same) = same {
-                    back.older.retain(|number| *number < same);
-                }
-                back.enter(Segment { number: same, ..current })?;
-            }
+        if let Some(end) = bounds.end {
+            back.older = segment::finished(dir)?.into();
+            back.older.retain(|number| *number <= end.after);
+            back.base = end.offset;
+            back.at = Some(end);
+            return Ok(back);
+        }
+        let files = Files::of(dir)?;
+        back.older = files.older.into();
+        match files.current {
+            Some(current) => back.enter(current)?,
             None => back.enter_older()?,
         }
         Ok(back)
@@ -76,7 +95,7 @@ impl Backward {
 
     /// Goes to the end of a file: behind its last full line, where it may grow.
     fn enter(&mut self, segment: Segment) -> io::Result<()> {
-        self.base = segment.file.metadata()?.len();
+        self.base = segment.length()?;
         self.block.clear();
         let after = self.older.back().copied().unwrap_or(0);
         let offset = self.base;
@@ -102,7 +121,7 @@ impl Backward {
     /// Goes to the next older file that is still there; without one, stays.
     fn enter_older(&mut self) -> io::Result<()> {
         while let Some(number) = self.older.pop_back() {
-            if let Some(segment) = Segment::open(&self.dir, Some(number))? {
+            if let Some(segment) = Segment::open_sound(&self.dir, Some(number))? {
                 return self.enter(segment);
             }
         }
@@ -111,23 +130,26 @@ impl Backward {
 
     /// Puts an earlier piece of the file in front of the block; false at the file's begin.
     fn fill(&mut self) -> io::Result<bool> {
-        let Some(at) = &self.at else { return Ok(false) };
+        let Some(at) = &mut self.at else { return Ok(false) };
         let length = self.base.min(BLOCK_BYTES);
         if length == 0 {
             return Ok(false);
         }
         let mut block = vec![0; usize::try_from(length).unwrap_or(0)];
-        at.segment.file.read_exact_at(&mut block, self.base - length)?;
+        at.segment.read_exact_at(&mut block, self.base - length)?;
         block.append(&mut self.block);
         self.block = block;
         self.base -= length;
         Ok(true)
     }
 
-    /// Looks at the record before; its time, or `None` where there is no record before.
+    /// Looks at the record before; `None` where there is no record before.
     ///
     /// A line that is no record is as old as the record behind it.
-    pub(super) fn step(&mut self) -> io::Result<Option<String>> {
+    pub(super) fn step(&mut self, instance: &str) -> io::Result<Option<Record>> {
+        if self.is_at_first() {
+            return Ok(None);
+        }
         while self.block.is_empty() && !self.fill()? {
             if self.older.is_empty() || self.at.is_none() {
                 return Ok(None);
@@ -137,7 +159,7 @@ impl Backward {
                 self.taken = left;
             }
             self.enter_older()?;
-            if self.at.is_none() {
+            if self.at.is_none() || self.is_at_first() {
                 return Ok(None);
             }
         }
@@ -156,10 +178,21 @@ impl Backward {
             }
         };
         let line = self.block.split_off(start);
-        if let Some(time) = time_of(&line) {
-            time.clone_into(&mut self.time);
+        let text = line.strip_suffix(b"\n").unwrap_or(&line);
+        let record = Record::parse(text, instance, &self.time);
+        self.time.clone_from(&record.time);
+        Ok(Some(record))
+    }
+
+    /// Whether all that is before was written before what is wanted.
+    fn is_at_first(&self) -> bool {
+        let (Some(first), Some(at)) = (&self.first, &self.at) else { return false };
+        let place = self.base + self.block.len() as u64;
+        if first.is_in(&at.segment, at.after) {
+            return place <= first.offset;
         }
-        Ok(Some(self.time.clone()))
+        // All that is not younger than the file before the first one is older.
+        at.segment.number.is_some_and(|number| number <= first.after)
     }
 
     /// Takes the record that was looked at last: reading begins with it, or with one before.

@@ -4,15 +4,16 @@
 //! to its end, which does not move any more, and the next one is that with the smallest number
 //! above ours, or `current` where there is none.
 
-use std::io::{self, BufRead};
+use std::io::{self, BufRead, ErrorKind};
 use std::mem;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::LogsError;
 use super::backward::Start;
 use super::record::{Record, STREAM_OPM};
-use super::segment::{self, FileId, Segment};
+use super::segment::{self, Segment, packed_path};
+use super::select::Select;
 
 /// How much is read at once, in bytes.
 const BLOCK_BYTES: usize = 32 * 1024;
@@ -38,14 +39,15 @@ pub(super) struct Cursor {
     next: Option<Record>,
     /// The time of the last record that had one.
     time: String,
+    select: Arc<Select>,
     /// Where to end for good.
-    end: Option<(FileId, u64)>,
+    end: Option<Start>,
     is_over: bool,
 }
 
 impl Cursor {
     /// Before the oldest record.
-    pub(super) fn at_begin(dir: &Path, instance: &str) -> Self {
+    pub(super) fn at_begin(dir: &Path, instance: &str, select: &Arc<Select>) -> Self {
         Self {
             dir: dir.join(instance),
             instance: instance.to_owned(),
@@ -57,27 +59,44 @@ impl Cursor {
             began: false,
             next: None,
             time: String::new(),
+            select: Arc::clone(select),
             end: None,
             is_over: false,
         }
     }
 
-    /// At a place that was found; without one, before the oldest record.
-    pub(super) fn at(dir: &Path, instance: &str, start: Option<Start>) -> Self {
-        let mut cursor = Self::at_begin(dir, instance);
+    /// Goes to a place that was found; without one, stays before the oldest record.
+    pub(super) fn go_to(&mut self, start: Option<Start>) {
         if let Some(start) = start {
-            cursor.offset = start.offset;
-            cursor.after = start.after;
-            cursor.began = true;
-            cursor.segment = Some(start.segment);
+            self.offset = start.offset;
+            self.after = start.after;
+            self.began = true;
+            self.segment = Some(start.segment);
         }
-        cursor
+    }
+
+    /// Has it end at a place that was found.
+    pub(super) fn end_at(&mut self, end: Start) {
+        self.end = Some(end);
+    }
+
+    /// Has it give nothing.
+    pub(super) fn end_at_once(&mut self) {
+        self.is_over = true;
     }
 
     /// Leaves out what is written from now on.
     pub(super) fn end_here(&mut self) -> io::Result<()> {
+        if self.end.is_some() || self.is_over {
+            return Ok(());
+        }
+        // What is finished now is older than `current`.
+        let after = segment::finished(&self.dir)?.last().copied().unwrap_or(0);
         match Segment::open(&self.dir, None)? {
-            Some(current) => self.end = Some((current.id, current.file.metadata()?.len())),
+            Some(segment) => {
+                let offset = segment.length()?;
+                self.end = Some(Start { segment, offset, after });
+            }
             None if self.segment.is_none() && segment::finished(&self.dir)?.is_empty() => {
                 self.is_over = true;
             }
@@ -118,8 +137,17 @@ impl Cursor {
         // Whether the file is known to grow no more, so that its end is the end.
         let mut is_finished = self.segment.as_ref().is_some_and(|s| s.number.is_some());
         while !self.is_over && self.next.is_none() {
-            if self.take_line() || self.fill()? {
+            if self.take_line() {
                 continue;
+            }
+            match self.fill() {
+                Ok(true) => continue,
+                Ok(false) => {}
+                Err(error) if error.kind() == ErrorKind::InvalidData => {
+                    self.skip_file()?;
+                    continue;
+                }
+                Err(error) => return Err(error),
             }
             if self.segment.is_some() && !is_finished {
                 let current = segment::current_id(&self.dir)?;
@@ -168,8 +196,8 @@ impl Cursor {
     /// Whether a line of this length at the present place was written after our end.
     fn is_behind_end(&self, length: usize) -> bool {
         match (&self.end, &self.segment) {
-            (Some((id, end)), Some(segment)) if *id == segment.id => {
-                self.offset + (self.given + length) as u64 >= *end
+            (Some(end), Some(segment)) if end.is_in(segment, self.after) => {
+                self.offset + (self.given + length) as u64 >= end.offset
             }
             _ => false,
         }
@@ -180,27 +208,27 @@ impl Cursor {
         let line = rest.get(..length).unwrap_or(rest);
         let record = Record::parse(line, &self.instance, &self.time);
         self.time.clone_from(&record.time);
-        self.next = Some(record);
+        self.next = Some(record).filter(|record| self.select.wants(record));
     }
 
     /// Reads more of the file; false at its end.
     fn fill(&mut self) -> io::Result<bool> {
-        let Some(segment) = &self.segment else { return Ok(false) };
+        let Some(segment) = &mut self.segment else { return Ok(false) };
         self.buffer.drain(..self.given.min(self.buffer.len()));
         self.offset += mem::take(&mut self.given) as u64;
         let have = self.buffer.len();
         self.buffer.resize(have + BLOCK_BYTES, 0);
         let room = self.buffer.get_mut(have..).unwrap_or_default();
-        let read = segment.file.read_at(room, self.offset + have as u64);
+        let read = segment.read_at(room, self.offset + have as u64);
         self.buffer.truncate(have + read.as_ref().copied().unwrap_or(0));
         if read? > 0 {
             return Ok(true);
         }
-        if segment.file.metadata()?.len() < self.offset {
+        if segment.length()? < self.offset {
             // Cut by someone else: whatever is in it now is new.
             self.offset = 0;
             self.buffer.clear();
-            return Ok(segment.file.metadata()?.len() > 0);
+            return Ok(segment.length()? > 0);
         }
         Ok(false)
     }
@@ -225,8 +253,8 @@ impl Cursor {
     /// Goes over to the next file; false where there is none yet.
     fn go_on(&mut self) -> io::Result<bool> {
         let left = self.segment.take();
-        if let (Some(left), Some((end, _))) = (&left, &self.end)
-            && left.id == *end
+        if let (Some(left), Some(end)) = (&left, &self.end)
+            && end.is_in(left, self.after)
         {
             self.is_over = true;
             return Ok(false);
@@ -240,7 +268,14 @@ impl Cursor {
         self.after = number.unwrap_or(0).max(self.after);
         let mut found = None;
         for number in numbers.into_iter().filter(|number| *number > self.after) {
-            found = Segment::open(&self.dir, Some(number))?;
+            found = match Segment::open(&self.dir, Some(number)) {
+                Err(error) if error.kind() == ErrorKind::InvalidData => {
+                    (self.after, self.began) = (number, true);
+                    self.note_damage(number);
+                    return Ok(true);
+                }
+                found => found?,
+            };
             if found.is_some() {
                 break;
             }
@@ -269,7 +304,7 @@ impl Cursor {
             return Ok(left.number);
         }
         for number in numbers.iter().copied().filter(|number| *number > self.after) {
-            if Segment::open(&self.dir, Some(number))?.is_some_and(|found| found.id == left.id) {
+            if Segment::open_sound(&self.dir, Some(number))?.is_some_and(|found| found.is(left)) {
                 return Ok(Some(number));
             }
         }
@@ -281,14 +316,33 @@ impl Cursor {
         let read = self.after + 1 + uncertain;
         let missing = number.map_or(0, |number| number.saturating_sub(read));
         if self.began && missing > 0 {
-            self.next = Some(Record {
-                time: self.time.clone(),
-                stream: STREAM_OPM.to_owned(),
-                partial: false,
-                bytes: format!("[opm: {missing} log files were removed before they were read]")
-                    .into_bytes(),
-                instance: self.instance.clone(),
-            });
+            self.note(&format!("{missing} log files were removed before they were read"));
         }
+    }
+
+    /// Goes to the end of a file that cannot be read any further.
+    fn skip_file(&mut self) -> io::Result<()> {
+        self.forget_buffer();
+        let Some(segment) = &self.segment else { return Ok(()) };
+        self.offset = segment.length()?;
+        self.note_damage(segment.number.unwrap_or(0));
+        Ok(())
+    }
+
+    fn note_damage(&mut self, number: u64) {
+        let path = packed_path(&segment::finished_path(Path::new(""), number));
+        self.note(&format!("{} is damaged; lines are missing here", path.display()));
+    }
+
+    /// Gives a record of opm that stands in no file.
+    fn note(&mut self, text: &str) {
+        let record = Record {
+            time: self.time.clone(),
+            stream: STREAM_OPM.to_owned(),
+            partial: false,
+            bytes: format!("[opm: {text}]").into_bytes(),
+            instance: self.instance.clone(),
+        };
+        self.next = Some(record).filter(|record| self.select.wants(record));
     }
 }

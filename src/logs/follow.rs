@@ -153,7 +153,7 @@ impl<'a> Follower<'a> {
             }
             index
         } else {
-            self.merge.cursors.push(Cursor::at_begin(&self.query.dir, name));
+            self.merge.cursors.push(Cursor::at_begin(&self.query.dir, name, &self.query.select));
             self.watches.push(watch);
             self.watches.len().saturating_sub(1)
         };

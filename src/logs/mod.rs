@@ -6,15 +6,21 @@
 //!
 //! Reading backwards finds where to begin ([`backward`]), reading forwards gives the records and
 //! goes over from one file to the next ([`cursor`]), and following waits for changes ([`follow`]).
+//! Where a time is asked for, its place is found by bisection ([`find`]), also in a large log.
 //! A reader that falls behind by more than the files that are kept misses some, and gets a record
 //! of opm that says so.
 
 mod backward;
 mod cursor;
+mod find;
 mod follow;
+pub(crate) mod packed;
 pub mod record;
 pub mod segment;
+mod select;
 
+#[cfg(test)]
+mod find_tests;
 #[cfg(test)]
 mod tests;
 
@@ -25,11 +31,14 @@ use std::fs;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 pub use record::Record;
+pub use select::{BadPattern, Pattern, Select, Whose};
 
 use backward::Backward;
 use cursor::Cursor;
+use find::Bounds;
 
 /// Which records are wanted.
 #[derive(Debug, Clone)]
@@ -42,9 +51,22 @@ pub struct Query {
     pub lines: Option<usize>,
     /// Whether to wait for more.
     pub follow: bool,
+    /// What the records have to be like.
+    pub select: Arc<Select>,
 }
 
 impl Query {
+    /// All that these instances have written.
+    pub fn of(dir: &Path, instances: &[&str]) -> Self {
+        Self {
+            dir: dir.to_owned(),
+            instances: instances.iter().map(|name| (*name).to_owned()).collect(),
+            lines: None,
+            follow: false,
+            select: Arc::default(),
+        }
+    }
+
     /// Whether this directory's log is wanted.
     fn wants(&self, instance: &str) -> bool {
         let is_named = |name: &String| {
@@ -126,12 +148,7 @@ pub fn read(
 
 /// The last records of one instance, the oldest first; none where there is no log to read.
 pub fn last_lines(dir: &Path, instance: &str, lines: usize) -> Vec<Record> {
-    let query = Query {
-        dir: dir.to_owned(),
-        instances: vec![instance.to_owned()],
-        lines: Some(lines),
-        follow: false,
-    };
+    let query = Query { lines: Some(lines), ..Query::of(dir, &[instance]) };
     let mut records = Vec::new();
     let mut each = |record| {
         records.push(record);
@@ -156,34 +173,77 @@ pub fn last_lines(dir: &Path, instance: &str, lines: usize) -> Vec<Record> {
 
 /// Cursors of these instances, at the first record that is wanted.
 fn start(query: &Query, names: &[String]) -> Result<Vec<Cursor>, LogsError> {
-    let Some(lines) = query.lines else {
-        return Ok(names.iter().map(|name| Cursor::at_begin(&query.dir, name)).collect());
-    };
+    let mut cursors = Vec::new();
     let mut backs = Vec::new();
-    let mut heap = BinaryHeap::new();
-    for (index, name) in names.iter().enumerate() {
-        let mut back = Backward::new(&query.dir.join(name))
-            .map_err(|error| LogsError::Read { path: query.dir.join(name), error })?;
-        if lines > 0 {
-            heap.extend(step_back(&mut back, query, name)?.map(|time| (time, index)));
+    for name in names {
+        let fail = |error| LogsError::Read { path: query.dir.join(name), error };
+        let mut cursor = Cursor::at_begin(&query.dir, name, &query.select);
+        let mut bounds = Bounds::of(&query.dir.join(name), &query.select).map_err(fail)?;
+        if bounds.is_empty {
+            cursor.end_at_once();
+            // Nothing is looked at.
+            bounds.end = None;
+        } else if let Some(end) = bounds.end_of_cursor().map_err(fail)? {
+            cursor.end_at(end);
         }
-        backs.push(back);
+        if query.lines.is_none() {
+            cursor.go_to(bounds.first);
+        } else if !bounds.is_empty {
+            let back = Backward::new(&query.dir.join(name), bounds).map_err(fail)?;
+            backs.push((cursors.len(), back));
+        }
+        cursors.push(cursor);
+    }
+    if let Some(lines) = query.lines {
+        go_back(query, names, lines, &mut backs)?;
+    }
+    for (index, back) in backs {
+        if let Some(cursor) = cursors.get_mut(index) {
+            cursor.go_to(back.into_start());
+        }
+    }
+    Ok(cursors)
+}
+
+/// Goes back by so many wanted records, over all logs together.
+fn go_back(
+    query: &Query,
+    names: &[String],
+    lines: usize,
+    backs: &mut [(usize, Backward)],
+) -> Result<(), LogsError> {
+    let mut heap = BinaryHeap::new();
+    let step = |index: usize, (name, back): &mut (usize, Backward)| {
+        let name = names.get(*name).map_or("", String::as_str);
+        let fail = |error| LogsError::Read { path: query.dir.join(name), error };
+        let time = step_back(back, query, name).map_err(fail)?;
+        Ok::<_, LogsError>(time.map(|time| (time, index)))
+    };
+    if lines > 0 {
+        for (index, back) in backs.iter_mut().enumerate() {
+            heap.extend(step(index, back)?);
+        }
     }
     for taken in 1..=lines {
         let Some((_, index)) = heap.pop() else { break };
-        if let (Some(back), Some(name)) = (backs.get_mut(index), names.get(index)) {
-            back.take();
+        if let Some(back) = backs.get_mut(index) {
+            back.1.take();
             if taken < lines {
-                heap.extend(step_back(back, query, name)?.map(|time| (time, index)));
+                heap.extend(step(index, back)?);
             }
         }
     }
-    let pairs = backs.into_iter().zip(names);
-    Ok(pairs.map(|(back, name)| Cursor::at(&query.dir, name, back.into_start())).collect())
+    Ok(())
 }
 
-fn step_back(back: &mut Backward, query: &Query, name: &str) -> Result<Option<String>, LogsError> {
-    back.step().map_err(|error| LogsError::Read { path: query.dir.join(name), error })
+/// The time of the wanted record before.
+fn step_back(back: &mut Backward, query: &Query, name: &str) -> io::Result<Option<String>> {
+    while let Some(record) = back.step(name)? {
+        if query.select.wants(&record) {
+            return Ok(Some(record.time));
+        }
+    }
+    Ok(None)
 }
 
 /// Several logs as one, by time.

@@ -7,6 +7,8 @@
 pub const STREAM_OUTPUT: &str = "stdout";
 /// Stream of what opm itself has to say about the log.
 pub const STREAM_OPM: &str = "opm";
+/// How a record of opm begins that is no gap: the clock was set back.
+pub const CLOCK_BACK: &str = "[opm: the clock was set back";
 /// Mark of a full line, and of the last part of a longer one.
 pub const FULL: &str = "F";
 /// Mark of a part that is not the last of its line, or that has no newline yet.
@@ -49,6 +51,11 @@ impl Record {
             },
         }
     }
+
+    /// Whether it says that something is missing. Of opm's records all do but one.
+    pub(super) fn is_gap(&self) -> bool {
+        !self.bytes.starts_with(CLOCK_BACK.as_bytes())
+    }
 }
 
 /// The stamp at the head of a line, where there is one.
@@ -77,7 +84,7 @@ fn word(bytes: &[u8]) -> Option<(&str, &[u8])> {
 }
 
 /// Longest stamp, stream or mark that is looked for, in bytes. Longer: the line is no record.
-const WORD_BYTES_MAX: usize = 64;
+pub(super) const WORD_BYTES_MAX: usize = 64;
 
 fn is_time(text: &str) -> bool {
     text.len() >= 20

@@ -1,4 +1,5 @@
-//! The files of one instance's log: `current` and the finished `NNNNNNNN.log`, by number.
+//! The files of one instance's log: `current` and the finished `NNNNNNNN.log`, by number. A finished
+//! one may be compressed, as `NNNNNNNN.log.gz`; where both are there, it counts once.
 //!
 //! Numbers grow and are not used again while a keeper runs; the file with the largest number is
 //! the youngest finished one. A file keeps its identity (device and inode) when it is finished.
@@ -6,8 +7,11 @@
 use std::ffi::OsStr;
 use std::fs::{self, File, Metadata};
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
+
+use super::packed::{self, Packed};
 
 /// Name of the file that is being written.
 pub const CURRENT: &str = "current";
@@ -24,6 +28,15 @@ pub(crate) struct FileId {
 }
 
 impl FileId {
+    /// Device and inode.
+    pub(super) fn numbers(self) -> (u64, u64) {
+        (self.device, self.inode)
+    }
+
+    pub(super) fn from_numbers(device: u64, inode: u64) -> Self {
+        Self { device, inode }
+    }
+
     /// The identity of the file that these are the properties of.
     pub(crate) fn of(metadata: &Metadata) -> Self {
         Self { device: metadata.dev(), inode: metadata.ino() }
@@ -39,13 +52,18 @@ pub(crate) fn number_of(name: &OsStr, prefix: &[u8], suffix: &[u8]) -> Option<u6
     std::str::from_utf8(digits).ok()?.parse().ok()
 }
 
-/// The numbers of a directory's files `PREFIX` + digits + `SUFFIX`, the oldest first.
+/// The numbers of a directory's files `PREFIX` + digits + `SUFFIX`, compressed or not, the oldest
+/// first.
 pub(crate) fn numbers_in(dir: &Path, prefix: &[u8], suffix: &[u8]) -> io::Result<Vec<u64>> {
     let mut numbers = Vec::new();
     for entry in fs::read_dir(dir)? {
-        numbers.extend(number_of(&entry?.file_name(), prefix, suffix));
+        let name = entry?.file_name();
+        let stem = name.as_encoded_bytes().strip_suffix(packed::SUFFIX.as_bytes());
+        let name = stem.map_or(name.as_os_str(), OsStr::from_bytes);
+        numbers.extend(number_of(name, prefix, suffix));
     }
     numbers.sort_unstable();
+    numbers.dedup();
     Ok(numbers)
 }
 
@@ -64,13 +82,29 @@ pub(crate) fn finished_path(dir: &Path, number: u64) -> PathBuf {
     dir.join(format!("{number:0NUMBER_DIGITS_MIN$}{SUFFIX}"))
 }
 
+/// Where a finished file is when it is compressed.
+pub(crate) fn packed_path(finished: &Path) -> PathBuf {
+    let mut path = finished.as_os_str().to_owned();
+    path.push(packed::SUFFIX);
+    path.into()
+}
+
 /// An open file of a log.
 #[derive(Debug)]
 pub(super) struct Segment {
-    pub(super) file: File,
+    body: Body,
     pub(super) id: FileId,
     /// Its number; `None`: it was `current` when it was opened.
     pub(super) number: Option<u64>,
+}
+
+/// What is in a file.
+#[derive(Debug)]
+enum Body {
+    /// The log.
+    Plain(File),
+    /// The log, compressed.
+    Packed(Box<Packed>),
 }
 
 impl Segment {
@@ -80,12 +114,130 @@ impl Segment {
             None => dir.join(CURRENT),
             Some(number) => finished_path(dir, number),
         };
-        let file = match File::open(path) {
+        match File::open(&path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            file => return Self::plain(file?, number).map(Some),
+        }
+        if number.is_none() {
+            return Ok(None);
+        }
+        // The compressed one is there before the other is removed.
+        let file = match File::open(packed_path(&path)) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             file => file?,
         };
         let id = FileId::of(&file.metadata()?);
-        Ok(Some(Self { file, id, number }))
+        let body = Body::Packed(Box::new(Packed::open(file)?));
+        Ok(Some(Self { body, id, number }))
+    }
+
+    /// The same, but `None` too where a compressed file is damaged.
+    pub(super) fn open_sound(dir: &Path, number: Option<u64>) -> io::Result<Option<Self>> {
+        match Self::open(dir, number) {
+            Err(error) if error.kind() == ErrorKind::InvalidData => Ok(None),
+            segment => segment,
+        }
+    }
+
+    /// A file that is not compressed.
+    pub(super) fn plain(file: File, number: Option<u64>) -> io::Result<Self> {
+        let id = FileId::of(&file.metadata()?);
+        Ok(Self { body: Body::Plain(file), id, number })
+    }
+
+    /// Its first and last stamp, where they are written down.
+    pub(super) fn known_ends(&self) -> Option<(Option<String>, Option<String>)> {
+        match &self.body {
+            Body::Plain(_) => None,
+            Body::Packed(packed) => Some(packed.ends.clone()),
+        }
+    }
+
+    /// The same file once more.
+    pub(super) fn try_clone(&self) -> io::Result<Self> {
+        let body = match &self.body {
+            Body::Plain(file) => Body::Plain(file.try_clone()?),
+            Body::Packed(packed) => Body::Packed(Box::new(packed.try_clone()?)),
+        };
+        Ok(Self { body, id: self.id, number: self.number })
+    }
+
+    /// How long it is now, in bytes.
+    pub(super) fn length(&self) -> io::Result<u64> {
+        match &self.body {
+            Body::Plain(file) => Ok(file.metadata()?.len()),
+            Body::Packed(packed) => Ok(packed.length()),
+        }
+    }
+
+    /// Reads some bytes at a place; none at its end.
+    pub(super) fn read_at(&mut self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        match &mut self.body {
+            Body::Plain(file) => file.read_at(buffer, offset),
+            Body::Packed(packed) => packed.read_at(buffer, offset),
+        }
+    }
+
+    /// Reads so many bytes at a place.
+    pub(super) fn read_exact_at(
+        &mut self,
+        mut buffer: &mut [u8],
+        mut offset: u64,
+    ) -> io::Result<()> {
+        while !buffer.is_empty() {
+            match self.read_at(buffer, offset) {
+                Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
+                Ok(count) => {
+                    buffer = buffer.get_mut(count..).unwrap_or_default();
+                    offset += count as u64;
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether it is the same file as one that is open now and was `current` a while ago, or is
+    /// what that one was compressed into.
+    ///
+    /// An inode is used again when nobody has it open. So only files with a number larger than all
+    /// that there were before the other was opened may be asked: older ones can have been in the
+    /// same inode before.
+    pub(super) fn is(&self, other: &Self) -> bool {
+        match &self.body {
+            Body::Plain(_) => self.id == other.id,
+            Body::Packed(packed) => self.id == other.id || packed.was == other.id,
+        }
+    }
+}
+
+/// The files of a log at one moment.
+#[derive(Debug)]
+pub(super) struct Files {
+    /// What is being written, with its number where it was finished just now.
+    pub(super) current: Option<Segment>,
+    /// The numbers of the finished files that are older, the oldest first.
+    pub(super) older: Vec<u64>,
+}
+
+impl Files {
+    /// Looks at a log.
+    pub(super) fn of(dir: &Path) -> io::Result<Self> {
+        // What is finished now is older than `current`. First `current`, then the others once more:
+        // one that is finished in between is in the list, and is recognised; one that begins in
+        // between is younger than this look.
+        let before = finished(dir)?.last().copied().unwrap_or(0);
+        let current = Segment::open(dir, None)?;
+        let mut older = finished(dir)?;
+        let Some(current) = current else { return Ok(Self { current, older }) };
+        let same = older.iter().rev().copied().take_while(|number| *number > before).find(|number| {
+            matches!(Segment::open(dir, Some(*number)), Ok(Some(found)) if found.is(&current))
+        });
+        if let Some(same) = same {
+            older.retain(|number| *number < same);
+        }
+        Ok(Self { current: Some(Segment { number: same, ..current }), older })
     }
 }
 

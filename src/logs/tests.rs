@@ -9,27 +9,26 @@ use std::rc::Rc;
 
 use super::*;
 
-fn stamp(second: usize) -> String {
+pub(super) fn stamp(second: usize) -> String {
     format!("2026-11-25T10:{:02}:{:02}.000000Z", second / 60, second % 60)
 }
 
-fn append(path: &Path, bytes: &[u8]) {
+pub(super) fn append(path: &Path, bytes: &[u8]) {
     fs::create_dir_all(path.parent().unwrap()).unwrap();
     OpenOptions::new().append(true).create(true).open(path).unwrap().write_all(bytes).unwrap();
 }
 
-fn write(path: &Path, records: &[(usize, &str)]) {
+pub(super) fn write(path: &Path, records: &[(usize, &str)]) {
     for (second, text) in records {
         append(path, format!("{} stdout F {text}\n", stamp(*second)).as_bytes());
     }
 }
 
 fn query(dir: &Path, instances: &[&str], lines: Option<usize>) -> Query {
-    let instances = instances.iter().map(|name| (*name).to_owned()).collect();
-    Query { dir: dir.to_owned(), instances, lines, follow: false }
+    Query { lines, ..Query::of(dir, instances) }
 }
 
-fn texts(query: &Query) -> Vec<String> {
+pub(super) fn texts(query: &Query) -> Vec<String> {
     let mut texts = Vec::new();
     read(query, None, &mut |record| {
         texts.push(String::from_utf8(record.bytes).unwrap());
@@ -214,7 +213,7 @@ fn a_rotation_in_the_middle_of_a_look_loses_and_doubles_nothing() {
 }
 
 /// Takes what is there now.
-fn pump(merge: &mut Merge, into: &mut Vec<String>) {
+pub(super) fn pump(merge: &mut Merge, into: &mut Vec<String>) {
     merge.wake_all().unwrap();
     let mut each = |record: Record| {
         into.push(String::from_utf8(record.bytes).unwrap());

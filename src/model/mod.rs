@@ -65,9 +65,9 @@ pub use signal::Signal;
 pub use socket::{Accept, Address, Bound, LISTEN_MAX, Listen, Socket, UNIX_MODE};
 pub use spec::{
     AtLimit, Command, Condition, Conditions, Dependency, EndAction, EnvFile, Hook, Hooks,
-    INSTANCES_MAX, InheritEnv, Instances, Kind, Limit, LogTarget, Logs, OnDependencyRestart,
-    Output, Process as ProcessSpec, Ready, Relations, Reload, Resource, Restart, RestartPolicy,
-    Spec, SpecHash, StartLimit, Stdin, Stop, StopAction, StopStep, StopTo,
+    INSTANCES_MAX, InheritEnv, Instances, Kind, Limit, LogRate, LogTarget, Logs,
+    OnDependencyRestart, Output, Process as ProcessSpec, Ready, Relations, Reload, Resource,
+    Restart, RestartPolicy, Spec, SpecHash, StartLimit, Stdin, Stop, StopAction, StopStep, StopTo,
 };
 pub use step::{Action, Reason, Step};
 pub use template::{Template, TemplateError, Variable};

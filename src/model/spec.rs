@@ -751,12 +751,32 @@ pub struct Logs {
     pub max_size: u64,
     /// How many finished files are kept.
     pub keep: u32,
+    /// How long finished files are kept.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_age: Option<Span>,
+    /// Whether finished files are compressed.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub compress: bool,
+    /// How many lines are taken; `None`: all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rate: Option<LogRate>,
 }
 
 impl Default for Logs {
     fn default() -> Self {
-        Self { to: LogTarget::File, max_size: 10 * 1024 * 1024, keep: 5 }
+        let max_size = 10 * 1024 * 1024;
+        let to = LogTarget::File;
+        Self { to, max_size, keep: 5, max_age: None, compress: false, rate: None }
     }
+}
+
+/// How many lines of an instance are taken. What comes on top is dropped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogRate {
+    /// So many lines.
+    pub lines: u32,
+    /// In this time.
+    pub per: Span,
 }
 
 /// Where the log keeper writes.

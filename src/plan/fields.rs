@@ -10,13 +10,15 @@ use crate::model::{Signal, Span, Spec};
 /// Names whose values are never shown.
 const SECRET_WORDS: [&str; 6] = ["PASSWORD", "PASSWD", "SECRET", "TOKEN", "KEY", "CREDENTIAL"];
 /// Keys whose values are lengths of time.
-const SPANS: [&str; 6] = [
+const SPANS: [&str; 8] = [
     "start_timeout",
     "restart.delay",
     "restart.max_delay",
     "restart.reset_after",
     "ready.delay",
     "watchdog",
+    "logs.max_age",
+    "logs.rate.per",
 ];
 
 /// Keys with their values, and what a change of each costs.

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::{FilePath, InstanceId, LogTarget, Logs, Template};
+use crate::model::{FilePath, InstanceId, LogRate, LogTarget, Logs, Span, Template};
 
 /// Largest instruction that is read, in bytes: two paths fit. A larger file is refused.
 const INSTRUCTION_BYTES_MAX: u64 = 64 * 1024;
@@ -54,6 +54,15 @@ pub struct Instruction {
     pub max_size: u64,
     /// How many finished files are kept.
     pub keep: u32,
+    /// How long finished files are kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_age: Option<Span>,
+    /// Whether finished files are compressed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub compress: bool,
+    /// How many lines are taken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate: Option<LogRate>,
     /// The instance's log directory, for [`Destination::File`].
     pub dir: FilePath,
     /// What is looked for.
@@ -74,7 +83,15 @@ impl Instruction {
             LogTarget::Console => Destination::Console,
             LogTarget::Path(template) => Destination::Path(path(template).into()),
         };
-        Self { to, max_size: logs.max_size, keep: logs.keep, dir: dir.into(), ready }
+        let Logs { max_size, keep, max_age, compress, rate, to: _ } = logs;
+        let (max_size, keep, max_age, compress, rate) =
+            (*max_size, *keep, *max_age, *compress, *rate);
+        Self { to, max_size, keep, max_age, compress, rate, dir: dir.into(), ready }
+    }
+
+    /// All of the output into `current` in a directory, with what a unit file need not say.
+    pub fn in_dir(dir: &Path) -> Self {
+        Self::of(&Logs::default(), None, dir, &|_| PathBuf::new())
     }
 
     /// Puts the instruction in place of the one before; the keeper sees the old or the new one.
@@ -160,13 +177,8 @@ mod tests {
             (Destination::Path(FilePath::from("/a")), r#"{"path":"/a"}"#),
             (Destination::Path(odd), r#"{"path":[47,115,114,118,47,233]}"#),
         ] {
-            let instruction = Instruction {
-                to,
-                max_size: 10,
-                keep: 5,
-                dir: FilePath::from("/var/log/opm/web"),
-                ready: None,
-            };
+            let dir = Path::new("/var/log/opm/web");
+            let instruction = Instruction { to, max_size: 10, ..Instruction::in_dir(dir) };
             instruction.write(run.path(), &id).unwrap();
             let text = fs::read_to_string(run.path().join("log/web@eu.json")).unwrap();
             let expected =

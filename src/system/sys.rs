@@ -105,6 +105,16 @@ pub(super) fn pidfd_outcome(fd: BorrowedFd<'_>) -> Option<Outcome> {
     (result == 0 && info.mask & PIDFD_INFO_EXIT != 0).then(|| outcome_of(info.exit_code))
 }
 
+/// Lets everybody else have the processor before this thread.
+pub fn be_in_background() {
+    /// The lowest priority that there is.
+    const NICE_MAX: libc::c_int = 19;
+    // SAFETY: takes three numbers; 0 is the thread that calls. A refusal changes nothing.
+    if unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICE_MAX) } < 0 {
+        log::debug!("cannot lower the priority: {}", io::Error::last_os_error());
+    }
+}
+
 /// What a wait status says.
 pub(super) fn outcome_of(status: i32) -> Outcome {
     if libc::WIFSIGNALED(status) {

@@ -231,8 +231,7 @@ fn write_log(dir: &Path, first: u8, bytes: &[u8]) -> Log {
 }
 
 fn records(dir: &Path, instances: &[&str], lines: Option<usize>) -> Vec<Record> {
-    let instances = instances.iter().map(|name| (*name).to_owned()).collect();
-    let query = Query { dir: dir.to_owned(), instances, lines, follow: false };
+    let query = Query { lines, ..Query::of(dir, instances) };
     let mut records = Vec::new();
     let mut each = |record| {
         records.push(record);

@@ -11,8 +11,8 @@ use nix::sys::stat::Mode;
 use nix::unistd::{Pid, mkfifo};
 
 use opm::logs::{self, Query};
-use opm::model::{FilePath, InstanceId};
-use opm::system::instruction::{self, Destination, Instruction};
+use opm::model::InstanceId;
+use opm::system::instruction::{self, Instruction};
 
 /// How long a fact may take to come true.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(10);
@@ -63,8 +63,7 @@ impl World {
     }
 
     pub(crate) fn instruction(&self, name: &str, max_size: u64, keep: u32) -> Instruction {
-        let dir = FilePath::from(self.logs().join(name));
-        Instruction { to: Destination::File, max_size, keep, dir, ready: None }
+        Instruction { max_size, keep, ..Instruction::in_dir(&self.logs().join(name)) }
     }
 
     /// Makes a unit as the supervisor does: the FIFO, a descriptor that holds it, the instruction.
@@ -84,8 +83,7 @@ impl World {
 
     /// Every line of the log so far, joined from its parts, with its newline.
     pub(crate) fn text(&self, name: &str) -> Vec<u8> {
-        let dir = self.logs();
-        let query = Query { dir, instances: vec![name.to_owned()], lines: None, follow: false };
+        let query = Query::of(&self.logs(), &[name]);
         let mut text = Vec::new();
         // A log that does not exist yet has no text.
         let read = logs::read(&query, None, &mut |record| {

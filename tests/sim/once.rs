@@ -36,11 +36,11 @@ impl Check for Once {
                         self.done.remove(id);
                     }
                     // What it serves was told to nobody where its supervisor died at once.
-                    Happening::Adopted { run } => {
-                        if self.begun.get(id).is_some_and(|(begun, _)| begun != run) {
-                            self.begun.remove(id);
-                            self.done.remove(id);
-                        }
+                    Happening::Adopted { run }
+                        if self.begun.get(id).is_some_and(|(begun, _)| begun != run) =>
+                    {
+                        self.begun.remove(id);
+                        self.done.remove(id);
                     }
                     Happening::Began { run, epoch, hash, .. } => {
                         let wish = (*epoch, *hash);

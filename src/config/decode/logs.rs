@@ -3,13 +3,19 @@
 use super::Decoder;
 use super::fields::Fields;
 use crate::config::yaml::{Node, Value};
-use crate::model::{LogTarget, Output, Ready, Spec};
+use crate::model::{LogRate, LogTarget, Output, Ready, Span, Spec};
 
 /// Smallest file before it is finished; less would be files of a few lines.
 const SIZE_MIN: u64 = 1024;
 
 /// Most finished files that are kept.
 const KEEP_MAX: i64 = 1_000;
+
+/// Most lines of `logs.rate`: more than a log takes in the shortest time.
+const RATE_LINES_MAX: i64 = 1_000_000_000;
+
+/// In how long so many lines are taken, where it is not said.
+const RATE_PER: Span = Span::seconds(1);
 
 /// What `logs.to` says: who reads the output, and where it is written.
 type Target = (Output, LogTarget);
@@ -59,6 +65,40 @@ impl Decoder<'_, '_> {
             let keep = keep.and_then(|keep| u32::try_from(keep).ok());
             spec.logs.keep = keep.unwrap_or(spec.logs.keep);
         }
+        if let Some(node) = fields.get("max_age") {
+            spec.logs.max_age = self.some_time("logs.max_age", node);
+        }
+        if let Some(node) = fields.get("compress") {
+            spec.logs.compress = self.boolean("logs.compress", node).unwrap_or(false);
+        }
+        if let Some(node) = fields.get("rate") {
+            spec.logs.rate = self.log_rate(node);
+        }
+    }
+
+    /// A duration that is longer than nothing.
+    fn some_time(&mut self, key: &str, node: &Node) -> Option<Span> {
+        let span = self.span(key, node)?;
+        if span < Span::millis(1) {
+            self.sink.error(node.at, format!("`{key}` must be at least 1ms"));
+        }
+        Some(span)
+    }
+
+    fn log_rate(&mut self, node: &Node) -> Option<LogRate> {
+        let fields = self.fields("logs.rate", node)?;
+        let Some(lines) = fields.get("lines") else {
+            self.sink
+                .error(node.at, "`logs.rate` needs `lines`")
+                .help("write it as `{lines: 10000, per: 1s}`");
+            return None;
+        };
+        let lines = self.number("logs.rate.lines", lines, 1, RATE_LINES_MAX);
+        let per = match fields.get("per") {
+            Some(node) => self.some_time("logs.rate.per", node),
+            None => Some(RATE_PER),
+        };
+        Some(LogRate { lines: u32::try_from(lines?).ok()?, per: per? })
     }
 
     fn log_target(&mut self, node: &Node) -> Option<Target> {
