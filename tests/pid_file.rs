@@ -147,6 +147,20 @@ fn a_daemon_with_nothing_of_its_environment_left_is_known_as_an_orphan() {
 }
 
 #[test]
+fn no_other_rule_makes_it_ready_before_its_main_process_is_known() {
+    let Some(mut world) = World::new() else { return };
+    world.service("d", &forks(&when_let(WRITE), 0), &format!("{KEYS}ready: {{file: ../ready}}\n"));
+    world.run();
+    let pid = daemon_of(&world, "d");
+    fs::write(world.path("ready"), "").unwrap();
+    world.until("its word", || world.row("d")["ready"] == true);
+    assert_eq!(world.phase("d"), "starting");
+    fs::write(world.path("d.go"), "").unwrap();
+    world.until_phase("d", "up");
+    assert_eq!(world.pid("d"), Some(pid));
+}
+
+#[test]
 fn who_stays_may_name_itself_or_a_child() {
     let Some(mut world) = World::new() else { return };
     let own = "while [ ! -e go ]; do sleep 0.01; done; echo $$ > own.pid; exec sleep 1000";
@@ -264,6 +278,7 @@ fn a_first_process_that_fails_before_a_main_one_is_named_is_a_failure() {
     world.until_phase("d", "failed");
     assert_eq!(world.row("d")["code"], 7);
     assert!(!world.alive(daemon_of(&world, "d")));
+    assert!(!world.log().contains("left none"), "{}", world.log());
 }
 
 #[test]

@@ -290,6 +290,9 @@ impl Linux {
             };
             self.note_end(run, pid);
             let outcome = self.drain_channel(run, role, &outcome, &mut events);
+            if role == Role::Main && outcome != Outcome::Exited(0) {
+                self.main_is_known(run);
+            }
             events.push(self.event(&instance, Happening::Ended { run, role, outcome }));
         }
         events.extend(self.left_by_those_that_forked_away());

@@ -177,7 +177,8 @@ impl Linux {
         Some(Happening::Word { run, word: Word::MainIs { identity, was } })
     }
 
-    /// What the pid file of a run says does not matter any more.
+    /// What the pid file of a run says does not matter any more: its main process is known, or it has
+    /// failed before.
     pub(super) fn main_is_known(&mut self, run: RunId) {
         self.files.remove(run, Tells::Main);
         if let Some(kept) = self.runs.get_mut(&run) {
@@ -189,8 +190,8 @@ impl Linux {
     pub(super) fn left_by_those_that_forked_away(&mut self) -> Vec<Event> {
         let mut waiting = self.files.waiting(Tells::Main);
         waiting.retain(|run| {
-            let is_adopted = self.runs.get(run).is_none_or(|kept| kept.is_adopted);
-            !is_adopted && self.pid_of_main(*run).is_none()
+            let kept = self.runs.get(run).filter(|kept| kept.awaited.is_some());
+            kept.is_some_and(|kept| !kept.is_adopted) && self.pid_of_main(*run).is_none()
         });
         // An orphan comes to us: without one, all that live have a role.
         if waiting.is_empty() || self.children.len() < self.count_children() {
