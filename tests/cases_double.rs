@@ -186,6 +186,28 @@ fn case_007_a_stranger_with_a_recorded_pid_is_left_alone() {
 }
 
 #[test]
+fn case_009_a_stale_pid_file_names_nobody() {
+    let Some(mut world) = World::new() else { return };
+    let mut stranger = world.command("sh");
+    stranger.args(["-c", "echo $$ > units/d.pid; exec sleep 5000"]);
+    let mut stranger = stranger.spawn().unwrap();
+    world.until("the stranger", || world.pid_in("units/d.pid").is_some());
+    let other = world.pid_in("units/d.pid").unwrap();
+    world.unit("d", "command: [sh, -c, \"sleep 1000 & echo $! > d.pid; wait\"]\npid_file: d.pid\n");
+    world.run();
+    world.until_phase("d", "up");
+    let named = world.pid_in("units/d.pid");
+    assert!(named.is_some_and(|pid| pid != other));
+    assert_eq!(world.pid("d"), named);
+    assert_eq!(world.row("d")["restarts"], 0);
+    assert_eq!(world.opm(&["stop", "d"]).code, 0);
+    assert!(!world.alive(named.unwrap()));
+    assert!(stranger.try_wait().unwrap().is_none(), "the stranger was signalled");
+    stranger.kill().unwrap();
+    stranger.wait().unwrap();
+}
+
+#[test]
 fn case_010_a_zombie_is_dead() {
     let Some(mut world) = with_web() else { return };
     let pid = world.pid("web").unwrap();

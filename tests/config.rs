@@ -282,7 +282,7 @@ supplementary_groups: [x]|umask: 077|requires: [other]|wants: [other]|after: [ot
 before: [other]|conflicts: [off]|on_dependency_restart: restart|conditions: {env: [A]}|\
 instances: 2|restart: always|success_exit: [3]|on_success: shutdown|on_failure: shutdown|\
 essential: true|ready: {fd: 3}|start_timeout: 1s|pre_start: [x]|post_start: [x]|pre_stop: [x]|\
-post_stop: [x]|reload: {signal: HUP}|health: {tcp: \"x:1\"}|watchdog: 1s|stop: {signal: INT}|logs: {to: console}|limits: {core: 0}|\
+post_stop: [x]|reload: {signal: HUP}|health: {tcp: \"x:1\"}|watchdog: 1s|pid_file: a.pid|stop: {signal: INT}|logs: {to: console}|limits: {core: 0}|\
 watch: {paths: [x]}|nice: 1|oom_score_adjust: 1|kind: task|name: x";
 
 /// The same for keys of a task with a schedule.

@@ -1,6 +1,12 @@
 //! The way back: history, rollback, trials that nobody confirms, saved plans, holds with an end, and
 //! restarts in turns.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a test stops at the first surprise"
+)]
+
 mod common;
 
 use std::fs;

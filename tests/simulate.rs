@@ -83,6 +83,82 @@ fn a_shutdown_shows_what_each_stage_gets_and_who_is_cut_short() {
     assert!(whole.contains("1      db     20s   5s    5s\n"), "{whole}");
 }
 
+/// A service behind an eager socket, one behind a lazy one, and one that requires that.
+fn behind_sockets(world: &World) {
+    let socket = |service: &str, more: &str| format!("kind: socket\nfor: {service}\n{more}");
+    world.unit("eager", SLEEP);
+    let listen = "listen: [{tcp: '127.0.0.1:1'}]\naccept: eager\n";
+    world.unit("eager-in", &socket("eager", listen));
+    world.unit("lazy", SLEEP);
+    world.unit("lazy-in", &socket("lazy", "listen: [{unix: lazy.sock}]\n"));
+    world.unit("user", &format!("{SLEEP}requires: [lazy]\n"));
+}
+
+#[test]
+fn a_service_behind_a_socket_fails_alone_and_a_lazy_one_is_called_by_nobody() {
+    let world = World::bare();
+    behind_sockets(&world);
+    assert_eq!(
+        tells(&world, &["--fail", "eager"]),
+        "0s     eager  fails (exited 1)\n\
+         0s     eager  is to be restarted in 200ms\n\
+         200ms  eager  starts, because its wait is over\n\
+         at rest after 200ms: up eager, eager-in, lazy-in, user; waiting lazy\n"
+    );
+    assert_eq!(
+        tells(&world, &["--fail", "lazy"]),
+        "0s  lazy  is waiting: it has no process that could fail\n\
+         at rest after 0s: up eager, eager-in, lazy-in, user; waiting lazy\n"
+    );
+    for socket in ["eager-in", "lazy-in"] {
+        let said = world.opm(&["simulate", "units", "--fail", socket]);
+        let why = format!("opm: `{socket}` is a socket, which has no process that could fail\n");
+        assert_eq!((said.code, said.err), (4, why));
+    }
+}
+
+#[test]
+fn sockets_stop_after_their_services_and_a_lazy_one_keeps_those_that_need_its_service_up() {
+    let world = World::bare();
+    behind_sockets(&world);
+    assert_eq!(
+        tells(&world, &["--stop", "eager-in"]),
+        "0s  eager     stops, because it requires `eager-in`, which is not up\n\
+         0s  eager     waits for `eager-in` to be ready\n\
+         0s  eager-in  stops, because it is to be down\n\
+         at rest after 0s: down eager-in; up lazy-in, user; waiting eager, lazy\n"
+    );
+    assert_eq!(
+        tells(&world, &["--stop", "lazy"]),
+        "0s  lazy  is down\n\
+         0s  user  stops, because it requires `lazy`, which is not up\n\
+         0s  user  waits for `lazy` to be ready\n\
+         at rest after 0s: down lazy; up eager, eager-in, lazy-in; waiting user\n"
+    );
+    let order = tells(&world, &["--shutdown", "8s"]);
+    let place = |line: &str| order.find(line).unwrap_or_else(|| panic!("{line}: {order}"));
+    assert!(place("user      stops") < place("lazy-in   stops"), "{order}");
+    assert!(place("eager     stops") < place("eager-in  stops"), "{order}");
+}
+
+#[test]
+fn a_lazy_service_that_runs_is_simulated_as_one_that_runs() {
+    let Some(mut world) = World::new() else { return };
+    behind_sockets(&world);
+    world.run();
+    world.until_phase("lazy-in", "up");
+    assert!(world.opm(&["simulate", "--fail", "lazy"]).out.contains("no process that could fail"));
+    let socket = world.path("units/lazy.sock");
+    let caller = std::os::unix::net::UnixStream::connect(socket).unwrap();
+    world.until_phase("lazy", "up");
+    let said = world.opm(&["simulate", "--fail", "lazy"]);
+    assert_eq!(said.code, 0, "{said:?}");
+    let lines = ["lazy  fails (exited 1)", "lazy  is to be restarted in", "lazy  starts"];
+    assert!(lines.iter().all(|line| said.out.contains(line)), "{said:?}");
+    assert!(said.out.contains("up eager, eager-in, lazy, lazy-in, user"), "{said:?}");
+    drop(caller);
+}
+
 #[test]
 fn what_goes_on_for_ever_is_told_once() {
     let world = World::bare();

@@ -2,8 +2,8 @@
 #![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
 use opm::model::{
-    Event, Happening, Identity, InstanceId, Monotonic, Observed, Outcome, Role, RunId, Rung, Span,
-    SpecHash, StopCause, Verdict, Wall, Word,
+    Event, Happening, Identity, InstanceId, Monotonic, Observed, Outcome, Role, RunId, Rung,
+    Signal, Span, SpecHash, StopCause, Verdict, Wall, Word,
 };
 
 const CURRENT: RunId = RunId(1);
@@ -59,6 +59,32 @@ fn a_former_main_process_is_of_the_run_and_its_end_is_not_the_run_s() {
     assert!(!happen(&mut observed, main_is(12, 3)), "what has ended is followed by nobody");
     assert!(happen(&mut observed, ended(Role::Former(2))));
     assert!(happen(&mut observed, settled));
+}
+
+#[test]
+fn one_that_forked_away_may_be_followed_once() {
+    let run = CURRENT;
+    let main_is = |pid| {
+        let word = Word::MainIs { identity: identity(pid), was: 0 };
+        Happening::Word { run, word }
+    };
+    for (outcome, may) in [
+        (Outcome::Exited(0), true),
+        (Outcome::Unknown, true),
+        (Outcome::Exited(1), false),
+        (Outcome::Killed { signal: Signal::KILL, core: false }, false),
+    ] {
+        let (mut observed, id) = (Observed::default(), instance_id());
+        let mut happen =
+            |what| observed.apply(&Event { instance: id.clone(), at: second(1), what });
+        let (hash, wall) = (SpecHash(0), Wall(0));
+        happen(Happening::Began { run, epoch: 0, hash, wall, fresh: true, due: None });
+        happen(Happening::Spawned { run, role: Role::Main, identity: identity(10) });
+        happen(Happening::Ended { run, role: Role::Main, outcome: outcome.clone() });
+        assert_eq!(happen(main_is(11)), may, "{outcome:?}");
+        happen(Happening::Ended { run, role: Role::Main, outcome: Outcome::Exited(0) });
+        assert!(!happen(main_is(12)), "{outcome:?}");
+    }
 }
 
 #[test]

@@ -243,7 +243,7 @@ pub const KEYS: &[Key] = &[
     now("health.start_period", Service, "duration", "30s", Live, "so long failures do not count"),
     now("health.on_failure", Service, "restart, none or shutdown", "restart", Live, "what follows"),
     now("watchdog", Service, "duration", "none", Restart, "the longest silence on the notify socket once it is ready, sd_notify(3)"),
-    later("pid_file", Service, "path", "none", Restart, "where a program that forks away writes its main process"),
+    now("pid_file", Service, "path", "none", Restart, "where a program that forks away writes its main process"),
     now("pre_start", Runs, "list of commands", "[]", Live, "one after another before the main process"),
     now("pre_start.command", Runs, "list of texts, or text", "needed", Live, "what is run"),
     now("pre_start.ignore_failure", Runs, "true or false", "false", Live, "whether its failure is passed over"),

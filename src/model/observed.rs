@@ -14,7 +14,7 @@ use super::name::InstanceId;
 use super::outcome::Outcome;
 use super::probe::RETRIES_MAX;
 use super::socket::Bound;
-use super::spec::{SpecHash, StartLimit};
+use super::spec::{Spec, SpecHash, StartLimit};
 use super::time::{Monotonic, Span, Wall};
 
 /// Longest status text that a run may say about itself, in bytes; the rest is cut.
@@ -191,6 +191,8 @@ pub struct Words {
     pub silence: Option<Span>,
     /// Until when it asked for more time for its start, or for this step of its stop.
     pub more_time: Option<Monotonic>,
+    /// Whether it has named its main process, be it another one or the same.
+    pub named: bool,
 }
 
 impl Words {
@@ -237,6 +239,15 @@ impl Process {
         match self.state {
             Life::Born | Life::Running(_) => true,
             Life::Ended(_) => false,
+        }
+    }
+
+    /// Whether it lives, or its end may be that of a program that forked away.
+    fn may_have_forked(&self) -> bool {
+        match self.outcome() {
+            // What nobody saw may have been that too.
+            None | Some(Outcome::Exited(0) | Outcome::Unknown) => true,
+            Some(Outcome::Exited(_) | Outcome::Killed { .. } | Outcome::NotStarted(_)) => false,
         }
     }
 
@@ -290,6 +301,14 @@ impl Run {
     /// The latest helper, while it lives.
     pub fn helper_alive(&self) -> Option<Role> {
         self.helper.as_ref().filter(|(_, process)| process.is_alive()).map(|(role, _)| *role)
+    }
+
+    /// Whether a process of this spec has yet to name its main one: it may have forked away, and who
+    /// goes on in its name is not known.
+    pub fn awaits_main(&self, spec: &Spec) -> bool {
+        spec.process.as_ref().is_some_and(|process| process.pid_file.is_some())
+            && !self.words.named
+            && self.main.as_ref().is_some_and(Process::may_have_forked)
     }
 
     /// All processes with a role, living or not.
@@ -629,23 +648,32 @@ impl Run {
     }
 
     /// Another process of its own is the main one from now on. The one before goes on as it likes,
-    /// and its end is no more the run's.
+    /// or has forked away and ended; its end is no more the run's.
     fn change_main(&mut self, identity: Identity, was: u16, at: Monotonic) -> bool {
         let is_it = |process: &Process| {
             process
                 .identity
                 .is_some_and(|known| (known.pid, known.start) == (identity.pid, identity.start))
         };
-        let Some(mut before) = self.main.take_if(|main| main.is_alive() && !is_it(main)) else {
+        // Only the first one forks away; what was named is followed by nobody when it has ended.
+        let is_first = !self.words.named;
+        let may_name = |main: &Process| main.is_alive() || (is_first && main.may_have_forked());
+        if self.main.as_ref().is_some_and(|main| main.is_alive() && is_it(main)) {
+            return !std::mem::replace(&mut self.words.named, true);
+        }
+        let Some(mut before) = self.main.take_if(|main| may_name(main) && !is_it(main)) else {
             return false;
         };
         // Whoever can name another one runs its program.
         let since = if let Life::Running(since) = before.state { since } else { at };
-        before.state = Life::Running(since);
+        if before.is_alive() {
+            before.state = Life::Running(since);
+        }
         self.earlier.retain(|(_, process)| !is_it(process));
         self.earlier.push((Role::Former(was), before));
         self.main = Some(Process { identity: Some(identity), state: Life::Running(since) });
         self.left = None;
+        self.words.named = true;
         true
     }
 

@@ -289,6 +289,9 @@ pub struct Process {
     /// The longest silence on the notify socket once it is ready; `None`: nobody watches.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub watchdog: Option<Span>,
+    /// Where a program that forks away writes who its main process is; `None`: it stays.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pid_file: Option<Template>,
     /// Whether the run has a session of its own; only the command of `opm run -- CMD` has not.
     #[serde(default = "yes", skip_serializing_if = "is_yes")]
     pub own_session: bool,
@@ -324,6 +327,7 @@ impl Process {
             oom_score_adjust: None,
             ready: Ready::Started,
             watchdog: None,
+            pid_file: None,
             own_session: true,
         }
     }

@@ -113,3 +113,197 @@ pub fn waits_at(instance: &Instance) -> impl Iterator<Item = &UnitName> {
     let on = if let Phase::Waiting { on, .. } = &instance.phase { on.as_slice() } else { &[] };
     on.iter().filter(|blocker| blocker.until == Until::Connection).map(|blocker| &blocker.unit)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::model::{
+        Accept, Address, Agenda, Desired, End, Event, Graph, Happening, Kind, Listen, Observed,
+        RunId, Socket, Spec, SpecHash, Unit, Wall,
+    };
+
+    fn name(text: &str) -> UnitName {
+        UnitName::parse(text).unwrap()
+    }
+
+    fn id(text: &str) -> InstanceId {
+        InstanceId::parse(text).unwrap()
+    }
+
+    fn second(n: u64) -> Monotonic {
+        Monotonic::default().after(Span::seconds(n))
+    }
+
+    /// A service `web` with these sockets, and what is known of them.
+    struct Scene {
+        desired: Desired,
+        observed: Observed,
+    }
+
+    impl Scene {
+        fn new(sockets: &[(&str, Accept)]) -> Self {
+            let mut desired = Desired::default();
+            let mut add = |spec: Spec| {
+                let unit = Unit::new(Arc::new(spec), "-".to_owned());
+                desired.units.insert(unit.spec.name.clone(), unit);
+            };
+            add(Spec::new(Kind::Service, name("web")));
+            for (socket, accept) in sockets {
+                let mut spec = Spec::new(Kind::Socket, name(socket));
+                let address = Address::Tcp("127.0.0.1:1".parse().unwrap());
+                let one = Listen { address, name: None, mode: None, user: None, group: None };
+                let (service, accept) = (name("web"), *accept);
+                let listen = vec![one];
+                spec.socket = Some(Socket { listen, service, accept, base_dir: "/".into() });
+                add(spec);
+            }
+            Self { desired, observed: Observed::default() }
+        }
+
+        fn happen(&mut self, unit: &str, at: u64, what: Happening) {
+            self.observed.apply(&Event { instance: id(unit), at: second(at), what });
+        }
+
+        /// A run of this number begins and is up.
+        fn begin(&mut self, unit: &str, at: u64) {
+            let (run, hash, wall) = (RunId(at), SpecHash(0), Wall(0));
+            let began = Happening::Began { run, epoch: 0, hash, wall, fresh: true, due: None };
+            self.happen(unit, at, began);
+            self.happen(unit, at, Happening::Ready { run });
+            self.happen(unit, at, Happening::Up { run });
+        }
+
+        fn called(&mut self, socket: &str, run: u64, at: u64) {
+            self.happen(socket, at, Happening::Called { run: RunId(run) });
+        }
+
+        fn look<T>(&self, look: impl FnOnce(&View<'_>) -> T) -> T {
+            let (graph, agenda) = (Graph::build(&self.desired), Agenda::default());
+            look(&View {
+                desired: &self.desired,
+                graph: &graph,
+                observed: &self.observed,
+                shutdown: None,
+                agenda: &agenda,
+                wall: Wall(0),
+            })
+        }
+
+        /// At which sockets the service waits for a connection.
+        fn waits(&self, instance: &Instance, fresh: bool) -> Vec<String> {
+            let on = self.look(|view| callers(view, &id("web"), instance, fresh));
+            on.iter().map(|blocker| blocker.unit.to_string()).collect()
+        }
+    }
+
+    #[test]
+    fn a_service_is_lazy_where_all_its_sockets_are() {
+        for (sockets, is) in [
+            (&[][..], false),
+            (&[("a", Accept::Lazy)], true),
+            (&[("a", Accept::Lazy), ("b", Accept::Lazy)], true),
+            (&[("a", Accept::Lazy), ("b", Accept::Eager)], false),
+            (&[("a", Accept::Eager)], false),
+        ] {
+            let scene = Scene::new(sockets);
+            assert_eq!(scene.look(|view| is_lazy(view, &name("web"))), is, "{sockets:?}");
+            let waits = scene.waits(&Instance::default(), true).len();
+            assert_eq!(waits, if is { sockets.len() } else { 0 });
+        }
+    }
+
+    #[test]
+    fn a_connection_since_the_latest_start_lets_it_start() {
+        let mut scene = Scene::new(&[("a", Accept::Lazy), ("b", Accept::Lazy)]);
+        let mut instance = Instance::default();
+        assert_eq!(scene.waits(&instance, true), ["a", "b"]);
+        scene.begin("a", 1);
+        scene.begin("b", 2);
+        assert_eq!(scene.waits(&instance, true), ["a", "b"]);
+        scene.called("b", 2, 5);
+        assert!(scene.waits(&instance, true).is_empty());
+        // Who was served by that start does not ask for another one.
+        for (start, waits) in [(4, false), (5, true), (6, true)] {
+            instance.starts = [second(start)].into();
+            assert_eq!(!scene.waits(&instance, true).is_empty(), waits, "{start}");
+        }
+    }
+
+    #[test]
+    fn a_restart_a_wish_and_what_was_up_before_wait_for_nobody() {
+        let mut scene = Scene::new(&[("a", Accept::Lazy)]);
+        let blank = Instance::default();
+        assert!(scene.waits(&blank, false).is_empty(), "a restart by itself");
+        let backoff = Phase::Backoff { until: second(9) };
+        assert!(scene.waits(&Instance { phase: backoff, ..blank.clone() }, true).is_empty());
+        for (cause, waits) in [
+            (StopCause::Restart, false),
+            (StopCause::Changed, false),
+            (StopCause::Dependency(name("db")), false),
+            (StopCause::MainEnded, true),
+            (StopCause::GoalDown, true),
+        ] {
+            let last = End { run: RunId(1), cause, outcome: None, at: second(1), ready_for: None };
+            let words = format!("{:?}", last.cause);
+            let instance = Instance { last: Some(last), ..blank.clone() };
+            assert_eq!(!scene.waits(&instance, true).is_empty(), waits, "{words}");
+        }
+        // A start by hand raises the epoch beyond the one that is known.
+        scene.observed.insert(id("web"), blank.clone());
+        assert_eq!(scene.waits(&blank, true), ["a"]);
+        scene.observed.insert(id("web"), Instance { epoch: 7, ..blank.clone() });
+        assert!(scene.waits(&blank, true).is_empty());
+    }
+
+    #[test]
+    fn one_that_ended_well_waits_again_but_not_at_once() {
+        let lazy = Scene::new(&[("a", Accept::Lazy)]);
+        let mut instance = Instance { since: second(3), ..Instance::default() };
+        let again = |scene: &Scene, instance: &Instance| {
+            scene.look(|view| again_at(view, &id("web"), instance))
+        };
+        assert_eq!(again(&lazy, &instance), Some(second(3)));
+        instance.starts = [second(3)].into();
+        assert_eq!(again(&lazy, &instance), Some(second(3).after(ACTIVATION_PAUSE)));
+        assert_eq!(again(&Scene::new(&[("a", Accept::Eager)]), &instance), None);
+    }
+
+    #[test]
+    fn a_socket_that_listens_anew_is_not_the_one_that_a_run_has() {
+        let mut scene = Scene::new(&[("a", Accept::Eager)]);
+        scene.begin("a", 1);
+        scene.begin("web", 2);
+        let newer = |scene: &Scene| {
+            let web = scene.observed.get(&id("web")).unwrap().run.clone().unwrap();
+            scene.look(|view| newer_socket(view, &id("web"), &web))
+        };
+        assert_eq!(newer(&scene), None);
+        scene.observed.insert(id("a"), Instance::default());
+        assert_eq!(newer(&scene), None, "it does not listen");
+        scene.begin("a", 3);
+        assert_eq!(newer(&scene), Some(name("a")));
+    }
+
+    #[test]
+    fn it_can_be_called_while_every_socket_of_it_listens() {
+        let mut scene = Scene::new(&[("a", Accept::Lazy), ("b", Accept::Lazy)]);
+        let on = scene.look(|view| callers(view, &id("web"), &Instance::default(), true));
+        let waiting = Phase::Waiting { on, fresh: true };
+        let can = |scene: &Scene, phase: &Phase| {
+            scene.look(|view| can_be_called(view, &id("web"), phase))
+        };
+        scene.begin("a", 1);
+        assert!(!can(&scene, &waiting));
+        scene.begin("b", 2);
+        assert!(can(&scene, &waiting) && can(&scene, &Phase::Done));
+        assert!(!can(&scene, &Phase::Down));
+        let cause = StopCause::GoalDown;
+        scene.happen("a", 3, Happening::StopBegan { run: RunId(1), cause });
+        assert!(!can(&scene, &waiting) && !can(&scene, &Phase::Done));
+        let instance = Instance { phase: waiting, ..Instance::default() };
+        let at: Vec<String> = waits_at(&instance).map(ToString::to_string).collect();
+        assert_eq!(at, ["a", "b"]);
+    }
+}

@@ -205,9 +205,10 @@ fn is_passing(end: &End) -> bool {
 /// Whether a run that ended by itself has done what it should.
 pub(super) fn is_success(spec: &Spec, end: &End) -> bool {
     let ended_well = end.outcome.as_ref().is_some_and(|outcome| spec.is_success(outcome));
-    let ready = spec.process.as_ref().map_or(&Ready::Started, |process| &process.ready);
+    let process = spec.process.as_ref();
+    let says_when = process.is_some_and(|p| p.ready != Ready::Started || p.pid_file.is_some());
     // A service that says when it is ready and ends before has failed to start.
-    let came_up = spec.kind == Kind::Task || *ready == Ready::Started || end.ready_for.is_some();
+    let came_up = spec.kind == Kind::Task || !says_when || end.ready_for.is_some();
     end.cause == StopCause::MainEnded && ended_well && came_up
 }
 

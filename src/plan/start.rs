@@ -61,7 +61,9 @@ fn leave_cause(
         let shutdown = view.shutdown.is_some();
         return Some(if shutdown { StopCause::Shutdown } else { StopCause::GoalDown });
     }
-    if run.main.as_ref().is_some_and(|main| !main.is_alive()) {
+    // One that has forked away may still say who goes on, while there is anybody to do so.
+    let has_left = run.awaits_main(&unit.spec) && run.left != Some(0);
+    if run.main.as_ref().is_some_and(|main| !main.is_alive()) && !has_left {
         return Some(StopCause::MainEnded);
     }
     // A task in progress is not altered by a new definition; it runs once more afterwards.
@@ -123,6 +125,7 @@ fn next_in_start(spec: &Spec, run: &Run, now: Monotonic) -> Next {
             Ok(role) => Next::Do(Action::Spawn(run.id, role)),
             Err(cause) => Next::Fail(cause),
         },
+        Some(_) if run.awaits_main(spec) => Next::Wait,
         Some(Process { state: Life::Running(since), .. }) if run.ready.is_none() => {
             match &process.ready {
                 _ if spec.kind == Kind::Task => Next::Do(Action::MarkReady(run.id)),

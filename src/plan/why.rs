@@ -1,7 +1,9 @@
 //! The chain from how an instance is to the cause of it.
 
 use super::View;
-use crate::model::{Blocker, Hold, InstanceId, Phase, Ready, StopCause, Unit, Until};
+use crate::model::{
+    Blocker, Hold, Instance, InstanceId, Phase, Ready, Run, StopCause, Unit, Until,
+};
 
 /// Longest chain that is told; longer ones are cut, loops cannot be.
 const CHAIN_MAX: usize = 32;
@@ -67,20 +69,7 @@ fn link(view: &View<'_>, id: &InstanceId, lines: &mut Vec<String>) -> Option<Ins
                 None
             });
         }
-        Phase::Starting => {
-            let helper = instance.run.as_ref().and_then(crate::model::Run::helper_alive);
-            let ready = unit_ready(view, id);
-            say(match (helper, ready) {
-                (Some(role), _) => format!("its {role} runs"),
-                (None, Some(Ready::Asked(probe))) => {
-                    format!("`{}` has not said yet that it is ready", probe.question.words())
-                }
-                (None, Some(Ready::Log(pattern))) => {
-                    format!("no line of its output has matched `{pattern}` yet")
-                }
-                (None, _) => "its run has begun and is not ready".to_owned(),
-            });
-        }
+        Phase::Starting => say(starting(unit, instance)),
         Phase::Up => say(health(view, id).unwrap_or_else(|| is_well(unit))),
         Phase::Stopping { cause, rung, .. } => {
             say(format!("{cause} ({rung})"));
@@ -99,6 +88,24 @@ fn link(view: &View<'_>, id: &InstanceId, lines: &mut Vec<String>) -> Option<Ins
         )),
     }
     None
+}
+
+/// What a start waits for.
+fn starting(unit: &Unit, instance: &Instance) -> String {
+    let run = instance.run.as_ref();
+    if let Some(role) = run.and_then(Run::helper_alive) {
+        return format!("its {role} runs");
+    }
+    if run.is_some_and(|run| run.awaits_main(&unit.spec)) {
+        return "its `pid_file` has not named its main process yet".to_owned();
+    }
+    match unit.spec.process.as_ref().map(|process| &process.ready) {
+        Some(Ready::Asked(probe)) => {
+            format!("`{}` has not said yet that it is ready", probe.question.words())
+        }
+        Some(Ready::Log(pattern)) => format!("no line of its output has matched `{pattern}` yet"),
+        _ => "its run has begun and is not ready".to_owned(),
+    }
 }
 
 /// What is to be said of one that is up and well.
@@ -137,11 +144,6 @@ fn unwanted(view: &View<'_>, id: &InstanceId) -> String {
     } else {
         "it is about to start".to_owned()
     }
-}
-
-/// How an instance says that it is ready.
-fn unit_ready<'a>(view: &View<'a>, id: &InstanceId) -> Option<&'a Ready> {
-    view.unit(id)?.spec.process.as_ref().map(|process| &process.ready)
 }
 
 /// What is wrong with the health of an instance that is up, if anything is.

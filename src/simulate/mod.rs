@@ -154,6 +154,8 @@ impl Play {
             spec.health = None;
             if let Some(process) = &mut spec.process {
                 process.watchdog = None;
+                // Nobody writes files there; what forks away does so at once.
+                process.pid_file = None;
             }
             most = most.max(unit.spec.restart.limit.map_or(0, |limit| limit.starts));
         }

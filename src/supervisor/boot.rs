@@ -153,6 +153,7 @@ impl<S: System> Supervisor<S> {
         for claim in claims {
             any |= self.adopt_process(id, &claim);
         }
+        self.await_main(id, run_id);
         let spec = self.desired.units.get(&id.unit).map(|unit| &unit.spec);
         if any && spec.is_some_and(|spec| spec.watch.is_some()) {
             self.watch_paths(id);
@@ -162,6 +163,17 @@ impl<S: System> Supervisor<S> {
             self.happened(id, Happening::Word { run: run_id, word: Word::Well });
         }
         any
+    }
+
+    /// Has the system look for the file in which a run names its main process, where it has not yet.
+    fn await_main(&mut self, id: &InstanceId, run_id: RunId) {
+        let Some(spec) = self.spec_of(id) else { return };
+        let run = self.instance(id).and_then(|instance| instance.run.as_ref());
+        let first = run.filter(|run| run.awaits_main(&spec)).and_then(|run| run.main.as_ref());
+        let Some(first) = first.and_then(|main| main.identity) else { return };
+        if let Some(launch) = self.launch(id, run_id, Role::Main) {
+            self.system.await_main(&launch, &first);
+        }
     }
 
     /// Whether an instance's run has a watchdog.

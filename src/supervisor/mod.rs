@@ -34,8 +34,8 @@ use agenda::Timetable;
 use wakes::Wakes;
 
 use crate::model::{
-    Action, Desired, Event, Graph, Happening, Instance, InstanceId, Monotonic, Observed, Phase,
-    Reason, Rung, Span, Step, StopCause, Wall, Word,
+    Action, Desired, Event, Graph, Happening, Instance, InstanceId, Life, Monotonic, Observed,
+    Phase, Reason, Rung, Span, Step, StopCause, Wall, Word,
 };
 use crate::plan::{self, Hurry, Shutdown, View};
 use crate::system::System;
@@ -434,7 +434,7 @@ impl Standing {
             phase: std::mem::discriminant(&instance.phase),
             run: run.is_some(),
             ready: run.is_some_and(|run| run.ready.is_some()),
-            started: main.is_some_and(|main| main.state != crate::model::Life::Born),
+            started: main.is_some_and(|main| matches!(main.state, Life::Running(_))),
             stuck: matches!(&instance.phase, Phase::Waiting { on, .. }
                 if on.iter().any(|blocker| blocker.stuck)),
             called: run.and_then(|run| run.called),

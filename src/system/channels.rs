@@ -130,11 +130,20 @@ pub(super) fn mark_older_than(path: &Path, time: Wall) -> Mark {
     })
 }
 
+/// What a file says of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Tells {
+    /// By being there: that it is ready.
+    Ready,
+    /// By what is in it: which process is its main one.
+    Main,
+}
+
 /// Runs that wait for a file, and one inotify instance for all of them.
 #[derive(Debug, Default)]
 pub(super) struct FileWaits {
     inotify: Option<Inotify>,
-    waits: BTreeMap<RunId, FileWait>,
+    waits: BTreeMap<(RunId, Tells), FileWait>,
 }
 
 #[derive(Debug)]
@@ -150,6 +159,7 @@ impl FileWaits {
     pub(super) fn add(
         &mut self,
         run: RunId,
+        tells: Tells,
         path: PathBuf,
         before: Mark,
     ) -> io::Result<Option<i32>> {
@@ -161,7 +171,7 @@ impl FileWaits {
         };
         let mut wait = FileWait { path, before, watch: None };
         wait.watch = self.watch(&wait.path);
-        self.waits.insert(run, wait);
+        self.waits.insert((run, tells), wait);
         Ok(new)
     }
 
@@ -180,8 +190,8 @@ impl FileWaits {
         })
     }
 
-    pub(super) fn remove(&mut self, run: RunId) {
-        let Some(gone) = self.waits.remove(&run) else { return };
+    pub(super) fn remove(&mut self, run: RunId, tells: Tells) {
+        let Some(gone) = self.waits.remove(&(run, tells)) else { return };
         let Some(watch) = gone.watch else { return };
         if self.waits.values().any(|wait| wait.watch == Some(watch)) {
             return;
@@ -191,13 +201,24 @@ impl FileWaits {
         }
     }
 
+    /// The runs that wait for a file that tells this.
+    pub(super) fn waiting(&self, tells: Tells) -> Vec<RunId> {
+        let all = self.waits.keys();
+        all.filter(|(_, what)| *what == tells).map(|(run, _)| *run).collect()
+    }
+
+    /// Whether the file of a run that waits for one is there, and is not the one of before.
+    pub(super) fn is_there(&self, run: RunId, tells: Tells) -> bool {
+        self.waits.get(&(run, tells)).is_some_and(FileWait::is_there)
+    }
+
     /// The runs whose file is there now.
-    pub(super) fn look(&mut self) -> Vec<RunId> {
+    pub(super) fn look(&mut self) -> Vec<(RunId, Tells)> {
         if let Some(inotify) = &self.inotify {
             while inotify.read_events().is_ok_and(|events| !events.is_empty()) {}
         }
         // The directory may have come only now: watch before looking, so that nothing is missed.
-        let pending: Vec<(RunId, PathBuf)> =
+        let pending: Vec<((RunId, Tells), PathBuf)> =
             self.waits.iter().map(|(run, wait)| (*run, wait.path.clone())).collect();
         for (run, path) in pending {
             let watch = self.watch(&path);
@@ -205,11 +226,14 @@ impl FileWaits {
                 wait.watch = watch;
             }
         }
-        let is_there = |wait: &FileWait| {
-            let now = mark(&wait.path);
-            now.is_some() && now != wait.before
-        };
-        self.waits.iter().filter(|(_, wait)| is_there(wait)).map(|(run, _)| *run).collect()
+        self.waits.iter().filter(|(_, wait)| wait.is_there()).map(|(run, _)| *run).collect()
+    }
+}
+
+impl FileWait {
+    fn is_there(&self) -> bool {
+        let now = mark(&self.path);
+        now.is_some() && now != self.before
     }
 }
 
@@ -222,14 +246,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("deep/down/ready");
         let mut waits = FileWaits::default();
-        waits.add(RunId(1), path.clone(), mark(&path)).unwrap();
+        waits.add(RunId(1), Tells::Ready, path.clone(), mark(&path)).unwrap();
         assert!(waits.look().is_empty());
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         assert!(waits.look().is_empty());
         fs::write(&path, "1").unwrap();
-        assert_eq!(waits.look(), [RunId(1)]);
-        waits.remove(RunId(1));
-        waits.add(RunId(2), path.clone(), mark(&path)).unwrap();
+        assert_eq!(waits.look(), [(RunId(1), Tells::Ready)]);
+        waits.remove(RunId(1), Tells::Ready);
+        waits.add(RunId(2), Tells::Ready, path.clone(), mark(&path)).unwrap();
         assert!(waits.look().is_empty(), "a file of an earlier run does not count");
     }
 }

@@ -2,6 +2,7 @@
 //! registers with the daemon's poll, and from reaping.
 
 mod listening;
+mod pid_file;
 mod readiness;
 mod said;
 
@@ -18,7 +19,7 @@ use mio::{Interest, Registry, Token};
 
 use super::alarm::Alarm;
 use super::archive::Archive;
-use super::channels::{self, FileWaits};
+use super::channels::{self, FileWaits, Tells};
 use super::child::{Prepared, REPORT_BYTES};
 use super::dirs::Lock;
 use super::disk::Files;
@@ -43,6 +44,7 @@ use crate::model::{
     Observed, Outcome, Output, Ready, Record, Revision, Role, RunId, Signal, Sources, Spec, Stage,
     StartError, Stdin, Wall,
 };
+use pid_file::Awaited;
 use readiness::Readiness;
 use said::Said;
 
@@ -118,6 +120,8 @@ struct Kept {
     ends: Ends,
     notify: Option<PathBuf>,
     said: Said,
+    /// Set while its pid file has yet to name its main process.
+    awaited: Option<Awaited>,
     /// Whether an earlier supervisor began it.
     is_adopted: bool,
 }
@@ -271,7 +275,9 @@ impl Linux {
         while let Some(pid) = sys::ended_child() {
             // What it said comes before its end: it may have named another main process.
             if let Some((_, run, Role::Main)) = self.children.get(&pid) {
-                events.extend(self.messages_of(*run));
+                let run = *run;
+                events.extend(self.messages_of(run));
+                events.extend(self.take_pid_file(run));
             }
             // One that was not our child is it since its parent ended.
             let foreign = self.foreign_child(pid);
@@ -288,8 +294,12 @@ impl Linux {
             };
             self.note_end(run, pid);
             let outcome = self.drain_channel(run, role, &outcome, &mut events);
+            if role == Role::Main && outcome != Outcome::Exited(0) {
+                self.main_is_known(run);
+            }
             events.push(self.event(&instance, Happening::Ended { run, role, outcome }));
         }
+        events.extend(self.left_by_those_that_forked_away());
         events
     }
 
@@ -310,6 +320,7 @@ impl Linux {
                 let (run, role, pid) = (*run, *role, *pid);
                 if role == Role::Main {
                     events.extend(self.messages_of(run));
+                    events.extend(self.take_pid_file(run));
                 }
                 // If its parent ended since, it is our child, and nobody else can say how it ended.
                 if process::stat(pid).is_some_and(|stat| stat.parent == self.own) {
@@ -382,9 +393,14 @@ impl Linux {
     }
 
     fn files_ready(&mut self, events: &mut Vec<Event>) {
-        for run in self.files.look() {
-            self.files.remove(run);
-            events.extend(self.event_of(run, Happening::Ready { run }));
+        for (run, tells) in self.files.look() {
+            match tells {
+                Tells::Ready => {
+                    self.files.remove(run, tells);
+                    events.extend(self.event_of(run, Happening::Ready { run }));
+                }
+                Tells::Main => events.extend(self.take_pid_file(run)),
+            }
         }
     }
 
@@ -519,6 +535,7 @@ impl Linux {
             ends: Ends::since(began),
             notify: None,
             said: Said::default(),
+            awaited: None,
             is_adopted: false,
         })
     }
@@ -770,9 +787,14 @@ impl System for Linux {
             let launcher = Launcher { origin: &self.origin, launch, process: spec };
             launcher.prepare(descriptors, &extra)?
         };
+        let pid_file = if is_main { self.expect_main(launch)? } else { None };
+        let owner = owner_of(&launch.spec);
         let ledger = self.lasting.as_mut().map(|lasting| &mut lasting.ledger);
         let born = give_birth(&mut self.way, &prepared, launch, at, ledger)?;
         let identity = born.identity;
+        if is_main && let Some(kept) = self.runs.get_mut(&launch.run) {
+            kept.awaited = pid_file.map(|path| Awaited { path, owner, first: identity });
+        }
         let child = (launch.instance.clone(), launch.run, launch.role);
         self.children.insert(identity.pid, child);
         let fd = born.channel.as_raw_fd();
@@ -887,7 +909,8 @@ impl System for Linux {
         if idle && self.outputs.get(instance).is_some_and(read) {
             self.outputs.remove(instance);
         }
-        self.files.remove(run);
+        self.files.remove(run, Tells::Ready);
+        self.files.remove(run, Tells::Main);
         if let Some(paths) = &mut self.paths {
             paths.remove(run);
         }
@@ -990,8 +1013,14 @@ impl System for Linux {
         Proof::Alive
     }
 
+    fn await_main(&mut self, launch: &Launch, first: &Identity) {
+        self.await_main_of(launch, first);
+    }
+
     fn hear(&mut self, run: RunId) -> Vec<Event> {
-        self.messages_of(run)
+        let mut events = self.messages_of(run);
+        events.extend(self.take_pid_file(run));
+        events
     }
 
     fn note(&mut self, event: &Event) {

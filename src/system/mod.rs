@@ -230,6 +230,10 @@ pub trait System {
     /// Whether a process that the ledger names lives; if so, its end will be told.
     fn adopt(&mut self, launch: &Launch, process: &Identity, execed: bool) -> Proof;
 
+    /// For a run of an earlier supervisor whose main process is not known yet: its pid file counts
+    /// from now on, and what it named while nobody looked. `first`: the process that was made.
+    fn await_main(&mut self, _launch: &Launch, _first: &Identity) {}
+
     /// What a run has said and nobody has taken yet.
     fn hear(&mut self, _run: RunId) -> Vec<Event> {
         Vec::new()

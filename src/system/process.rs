@@ -72,6 +72,15 @@ pub(super) fn started_at(start: u64) -> Wall {
     Wall(sys::wall_now().0.saturating_sub(up).saturating_add(start))
 }
 
+/// As whom a process acts; `None` when there is none.
+pub(super) fn user(pid: i32) -> Option<u32> {
+    let bytes = std::fs::read(format!("/proc/{pid}/status")).ok()?;
+    let text = String::from_utf8_lossy(&bytes);
+    let users = text.lines().find_map(|line| line.strip_prefix("Uid:"))?;
+    // Real, effective, saved, of files: proc_pid_status(5).
+    users.split_ascii_whitespace().nth(1)?.parse().ok()
+}
+
 /// The inode of a pidfd, where pidfds have inodes of their own (Linux 6.9; before, all share one).
 fn inode(pidfd: &OwnedFd) -> Option<u64> {
     use std::sync::OnceLock;

@@ -153,6 +153,13 @@ fn has_cookie(pid: i32, run: &RunRef) -> bool {
         .is_ok_and(|env| env.split(|byte| *byte == 0).any(|entry| entry == cookie.as_bytes()))
 }
 
+/// Whether a process has the number of any run in its environment; `None` where nobody can look.
+pub(super) fn has_any_cookie(pid: i32) -> Option<bool> {
+    let begin = format!("{COOKIE}=");
+    let env = fs::read(format!("/proc/{pid}/environ")).ok()?;
+    Some(env.split(|byte| *byte == 0).any(|entry| entry.starts_with(begin.as_bytes())))
+}
+
 /// Every process on the machine is looked at: by session, cookie, and descent.
 fn by_all_of_proc(run: &RunRef, ends: &Ends) -> BTreeMap<i32, Stat> {
     let own = i32::try_from(std::process::id()).unwrap_or(0);

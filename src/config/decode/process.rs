@@ -65,6 +65,7 @@ impl Decoder<'_, '_> {
             process.ready = self.ready(node).unwrap_or(Ready::Started);
         }
         process.watchdog = fields.get("watchdog").and_then(|node| self.watchdog(node));
+        process.pid_file = fields.get("pid_file").and_then(|node| self.path("pid_file", node));
         command.map(|_| process)
     }
 

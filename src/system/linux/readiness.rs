@@ -7,7 +7,7 @@ use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 
-use super::super::channels::{self, Mark};
+use super::super::channels::{self, Mark, Tells};
 use super::super::notify::NotifySocket;
 use super::super::{Launch, child, instruction, process};
 use super::{Linux, Watched, owner_of, prepare_error};
@@ -60,7 +60,7 @@ impl Linux {
             Ready::File(template) => {
                 let path = self.path_of(launch, template);
                 let before = channels::mark(&path);
-                self.wait_for_file(run, path, before)?;
+                self.wait_for_file(run, Tells::Ready, path, before)?;
                 Ok(Readiness::default())
             }
             Ready::Log(_) => {
@@ -123,9 +123,15 @@ impl Linux {
         Ok(path)
     }
 
-    fn wait_for_file(&mut self, run: RunId, path: PathBuf, before: Mark) -> Result<(), StartError> {
+    pub(super) fn wait_for_file(
+        &mut self,
+        run: RunId,
+        tells: Tells,
+        path: PathBuf,
+        before: Mark,
+    ) -> Result<(), StartError> {
         let fail = |error: std::io::Error| prepare_error("watch for a file", &error);
-        if let Some(fd) = self.files.add(run, path, before).map_err(fail)? {
+        if let Some(fd) = self.files.add(run, tells, path, before).map_err(fail)? {
             self.watch(None, fd, Watched::Files).map_err(fail)?;
         }
         Ok(())
@@ -148,7 +154,7 @@ impl Linux {
             Ready::File(template) => {
                 let path = self.path_of(launch, template);
                 let before = channels::mark_older_than(&path, process::started_at(main.start));
-                self.wait_for_file(launch.run, path, before)
+                self.wait_for_file(launch.run, Tells::Ready, path, before)
             }
             // The log keeper knows what has come, and holds the FIFO.
             Ready::Log(_) => self.open_answer(launch),

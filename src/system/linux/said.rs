@@ -48,7 +48,7 @@ pub(super) struct Said {
 
 /// What can be wrong with a message. Each is said once for a run, and not for each message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Complaint {
+pub(super) enum Complaint {
     /// It is not of a process of the run.
     Stranger,
     /// A value cannot be read.
@@ -59,12 +59,25 @@ enum Complaint {
     TooMuchTime,
     /// It changes too much too often.
     TooOften,
+    /// Its pid file was there before its start.
+    OldPidFile,
+    /// Its pid file cannot be read as one.
+    BadPidFile,
+    /// Its pid file names a process that is none of the run's.
+    NoMainInFile,
+    /// It forked away, and nobody is left.
+    NobodyLeft,
 }
 
 impl Said {
     /// Whether the main process is another one than that which was made.
     pub(super) fn has_former(&self) -> bool {
         !self.former.is_empty()
+    }
+
+    /// The number of the next one that is the main process no more.
+    pub(super) fn next_former(&self) -> u16 {
+        self.next_former
     }
 
     /// A process that was the main one is taken over.
@@ -162,7 +175,12 @@ impl Linux {
     }
 
     /// Says what is wrong with a run's messages, unless that was said before.
-    fn complain(&mut self, run: RunId, complaint: Complaint, text: impl FnOnce() -> String) {
+    pub(super) fn complain(
+        &mut self,
+        run: RunId,
+        complaint: Complaint,
+        text: impl FnOnce() -> String,
+    ) {
         let Some(kept) = self.runs.get_mut(&run) else { return };
         if kept.said.complaints.insert(complaint) {
             log::warn!("{}: {}", kept.instance, text());
@@ -230,7 +248,7 @@ impl Linux {
     }
 
     /// Whether a process that lives is of a run.
-    fn is_member(&self, run: RunId, process: &Identity, session: i32) -> bool {
+    pub(super) fn is_member(&self, run: RunId, process: &Identity, session: i32) -> bool {
         let Some(kept) = self.runs.get(&run) else { return false };
         let tree = self.family(run, kept);
         let is_living = |leader: &Identity| {
@@ -263,6 +281,8 @@ impl Linux {
         // What an earlier supervisor's run left behind went elsewhere.
         let adopted = kept.is_adopted || leaders.is_empty();
         leaders.extend(foreign);
+        // It may have ended by now; what it began is of the run.
+        leaders.extend(kept.awaited.iter().map(|awaited| (Role::Main, awaited.first)));
         leaders.extend((0..).map(Role::Former).zip(kept.said.former.iter().copied()));
         RunRef { instance: kept.instance.clone(), run, leaders, adopted }
     }
@@ -288,11 +308,12 @@ impl Linux {
             kept.said.knows_former(was, Identity { pid: main, start: stat.start, inode: None });
         }
         self.set_role(run, main, Role::Former(was));
+        self.main_is_known(run);
         Some(Happening::Word { run, word: Word::MainIs { identity, was } })
     }
 
     /// The main process of a run, while its end is still to be told.
-    fn pid_of_main(&self, run: RunId) -> Option<i32> {
+    pub(super) fn pid_of_main(&self, run: RunId) -> Option<i32> {
         let own = self.children.iter().find(|(_, (_, of, role))| (*of, *role) == (run, Role::Main));
         own.map(|(pid, _)| *pid).or_else(|| {
             self.runs.get(&run)?.tokens.iter().find_map(|token| match self.watched.get(token) {
@@ -302,9 +323,16 @@ impl Linux {
         })
     }
 
-    /// A living process of the run that can be its main one: one without a role, or one that was it
-    /// before.
+    /// A living process of the run that can be its main one.
     fn main_to_be(&self, run: RunId, pid: i32) -> Option<(Identity, Option<Role>)> {
+        let (identity, role) = self.free_process(run, pid)?;
+        let session = process::stat(pid)?.session;
+        self.is_member(run, &identity, session).then_some((identity, role))
+    }
+
+    /// A living process that has no role, or one by which it can be the main one of this run: it is
+    /// that, or was before.
+    pub(super) fn free_process(&self, run: RunId, pid: i32) -> Option<(Identity, Option<Role>)> {
         let (identity, _) = process::identify(pid)?;
         let role = match (self.children.get(&pid), self.foreign.get(&pid)) {
             (Some((_, of, role)), _) => Some((*of, *role)),
@@ -314,14 +342,18 @@ impl Linux {
             },
             (None, None) => None,
         };
-        let is_free = role.is_none_or(|(of, role)| of == run && matches!(role, Role::Former(_)));
-        let session = process::stat(pid)?.session;
-        let is_it = is_free && pid != self.own && self.is_member(run, &identity, session);
-        is_it.then_some((identity, role.map(|(_, role)| role)))
+        let can_be = |role| matches!(role, Role::Main | Role::Former(_));
+        let is_free = role.is_none_or(|(of, role)| of == run && can_be(role));
+        (is_free && pid != self.own).then_some((identity, role.map(|(_, role)| role)))
     }
 
     /// Sees to it that the end of a new main process is told. `role`: what it was before.
-    fn watch_main(&mut self, run: RunId, identity: &Identity, role: Option<Role>) -> bool {
+    pub(super) fn watch_main(
+        &mut self,
+        run: RunId,
+        identity: &Identity,
+        role: Option<Role>,
+    ) -> bool {
         let pid = identity.pid;
         if role.is_some() {
             return self.set_role(run, pid, Role::Main);
@@ -351,7 +383,7 @@ impl Linux {
     }
 
     /// Changes the role of a process whose end is still to be told. Whether there is such a one.
-    fn set_role(&mut self, run: RunId, pid: i32, new: Role) -> bool {
+    pub(super) fn set_role(&mut self, run: RunId, pid: i32, new: Role) -> bool {
         if let Some((_, of, role)) = self.children.get_mut(&pid) {
             let is_it = *of == run;
             if is_it {
