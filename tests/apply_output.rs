@@ -15,15 +15,17 @@ const SLEEP: &str = "command: [sleep, '1000']\nlogs: {to: null}\n";
 /// Everything that an apply can do to a unit.
 const EVERYTHING: &str = "\
 - old (remove)
-± a (restart)
+± a (restart, down for 1m10s at most)
     env.X: - → \"1\" (restart)
 ~ cache (change live)
     restart.delay: \"200ms\" → \"1s\" (live)
 ~ held (change live, held down by uid 0)
     restart.policy: \"on-failure\" → \"always\" (live)
-± b (restart, because of `a`)
+± b (restart, down for 1m10s at most, because of `a`)
 + new (create)
 ";
+
+const SUMMARY: &str = "6 to change: 1 create, 1 remove, 2 restart, 2 change live";
 
 /// Neither colours nor moves of a cursor, and on standard error nothing but what is documented.
 fn assert_plain(said: &common::Said) {
@@ -59,7 +61,7 @@ fn what_an_apply_prints_is_the_same_each_time() {
     world.unit("new", SLEEP);
     world.remove_unit("old");
     let said = world.opm(&["plan", "units"]);
-    assert_eq!((said.out, said.err), (format!("{EVERYTHING}6 to change\n"), String::new()));
+    assert_eq!((said.out, said.err), (format!("{EVERYTHING}{SUMMARY}\n"), String::new()));
     let said = world.apply(0);
     assert_eq!(said.out, format!("{EVERYTHING}6 changed, generation 3\n"));
     assert_plain(&said);
@@ -154,7 +156,7 @@ fn the_workflow_of_the_manual_plans_and_deploys() {
     };
     let steps = run_workflow(&far, "pull_request");
     assert_eq!(names(&steps), ["Install 0", "Check 0", "Key 0", "Plan 0"], "{steps:?}");
-    assert_eq!(far.world.read("summary"), "```\n+ site (create)\n1 to change\n```\n");
+    assert_eq!(far.world.read("summary"), "```\n+ site (create)\n1 to change: 1 create\n```\n");
     assert_eq!(far.world.read("home/.ssh/id_ed25519"), "secret\n");
     assert!(!far.on("web1.example.org", &["status"]).out.contains("site"), "only a plan");
     let steps = run_workflow(&far, "push");

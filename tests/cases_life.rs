@@ -279,7 +279,7 @@ fn case_093_only_a_changed_unit_is_touched() {
     let before = pids(&world);
     staying(&world, "g3", "env: {A: b}\n");
     let plan = world.opm(&["plan", "units"]).out;
-    assert!(plan.contains("g3 (restart)") && plan.contains("1 to change"), "{plan}");
+    assert!(plan.contains("g3 (restart, down for") && plan.contains("1 to change"), "{plan}");
     assert!(names.iter().filter(|name| plan.contains(&**name)).eq(["g3"]), "{plan}");
     world.apply(0);
     let after = pids(&world);

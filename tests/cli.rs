@@ -53,10 +53,10 @@ fn an_apply_and_what_follows() {
     check(&world, &["why", "a"], "exit 0\n`a` is up: it is wanted, and ready\n");
 
     world.unit("a", &format!("{SLEEP}restart: always\nenv: {{DB_PASSWORD: geheim}}\n"));
-    let plan = "± a (restart)\n    env.DB_PASSWORD: - → \"(not shown)\" (restart)\n    \
-                restart.policy: \"on-failure\" → \"always\" (live)\n± b (restart, because of `a`)\n";
-    check(&world, &["plan", "units"], &format!("exit 0\n{plan}2 to change\n"));
-    check(&world, &["plan", "--exit-code", "units"], &format!("exit 2\n{plan}2 to change\n"));
+    let plan = "± a (restart, down for 1m10s at most)\n    env.DB_PASSWORD: - → \"(not shown)\" (restart)\n    \
+                restart.policy: \"on-failure\" → \"always\" (live)\n± b (restart, down for 1m10s at most, because of `a`)\n";
+    check(&world, &["plan", "units"], &format!("exit 0\n{plan}2 to change: 2 restart\n"));
+    check(&world, &["plan", "--exit-code", "units"], &format!("exit 2\n{plan}2 to change: 2 restart\n"));
     let said = world.opm(&["apply", "units"]);
     assert_eq!((said.code, said.out.as_str()), (0, &*format!("{plan}2 changed, generation 2\n")));
 

@@ -22,7 +22,7 @@ pub(super) fn print(changes: &[Value]) -> Result<(), Error> {
     output::raw(text.as_bytes())
 }
 
-/// How many changes there are of each kind: `1 to create, 2 to restart`.
+/// How many changes there are, and of each kind: `3 to change: 1 create, 2 restart`.
 pub(super) fn summary(changes: &[Value]) -> String {
     let words = [
         ("create", "create"),
@@ -33,9 +33,9 @@ pub(super) fn summary(changes: &[Value]) -> String {
     let parts = words.iter().filter_map(|(effect, word)| {
         let is_such = |change: &&Value| text(change, "effect") == *effect;
         let count = changes.iter().filter(is_such).count();
-        (count > 0).then(|| format!("{count} to {word}"))
+        (count > 0).then(|| format!("{count} {word}"))
     });
-    parts.collect::<Vec<_>>().join(", ")
+    format!("{} to change: {}", changes.len(), parts.collect::<Vec<_>>().join(", "))
 }
 
 fn text<'a>(value: &'a Value, name: &str) -> &'a str {
@@ -186,6 +186,6 @@ mod tests {
     #[test]
     fn the_kinds_are_counted() {
         let effects = ["restart", "create", "restart", "live"].map(|e| json!({ "effect": e }));
-        assert_eq!(summary(&effects), "1 to create, 2 to restart, 1 to change live");
+        assert_eq!(summary(&effects), "4 to change: 1 create, 2 restart, 1 change live");
     }
 }
