@@ -1,6 +1,5 @@
 //! `apply`, `plan`, `check`: units in.
 
-use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::Path;
 
@@ -8,9 +7,9 @@ use serde_json::{Value, json};
 
 use super::args::{Apply, Check, Format, Global, Plan, Waiting};
 use super::client::Client;
-use super::{Error, Exit, Outcome, output, serve, units};
+use super::{Error, Exit, Outcome, files, output, serve, units};
 use crate::config::{self, Loaded, SourceFile};
-use crate::daemon::{Started, read_source};
+use crate::daemon::{SourceOptions, Started, read_source};
 use crate::model::FilePath;
 use crate::plan;
 use crate::protocol::FileText;
@@ -21,6 +20,11 @@ const STDIN_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
 /// The source that an argument means.
 pub(super) fn source(dir: &Path) -> Result<Source, Error> {
+    source_with(dir, &SourceOptions::default())
+}
+
+/// The source that an argument means, with what is laid over its units.
+fn source_with(dir: &Path, options: &SourceOptions) -> Result<Source, Error> {
     if dir == Path::new("-") {
         let mut text = Vec::new();
         let read = std::io::stdin().take(STDIN_BYTES_MAX).read_to_end(&mut text);
@@ -28,9 +32,10 @@ pub(super) fn source(dir: &Path) -> Result<Source, Error> {
             Error::new(Exit::Bad, format!("cannot read standard input: {error}"))
         })?;
         let file = SourceFile { path: FilePath::from("/standard-input.yaml"), text };
-        return Ok(Source { name: "-".to_owned(), files: vec![file] });
+        let SourceOptions { profiles, sets, .. } = options.clone();
+        return Ok(Source { name: "-".to_owned(), files: vec![file], profiles, sets });
     }
-    read_source(dir).map_err(|error| Error::new(Exit::Bad, error))
+    read_source(dir, options).map_err(|error| Error::new(Exit::Bad, error))
 }
 
 fn parameters(source: &Source) -> Value {
@@ -39,12 +44,13 @@ fn parameters(source: &Source) -> Value {
         .iter()
         .map(|file| json!({ "path": file.path, "text": FileText::from(file.text.clone()) }))
         .collect();
-    json!({ "source": source.name, "files": files })
+    let (profiles, sets) = (&source.profiles, &source.sets);
+    json!({ "source": source.name, "files": files, "profiles": profiles, "sets": sets })
 }
 
 /// `opm apply`.
 pub(super) fn apply(global: &Global, args: &Apply) -> Outcome {
-    let source = source(&args.dir)?;
+    let source = source_with(&args.dir, &(&args.composed).into())?;
     if args.dry_run {
         return show_plan(global, &source, false);
     }
@@ -114,18 +120,18 @@ fn refuse_mistakes(source: &Source) -> Result<(), Error> {
 
 /// The units of a source; with any mistake in them all mistakes are shown instead.
 pub(super) fn load(source: &Source) -> Result<Loaded, Error> {
-    let loaded = config::load(&source.files, &BTreeMap::new(), &[]);
+    let loaded = source.load();
     if config::has_errors(&loaded.diagnostics) {
         let colour = output::stderr_is_terminal();
-        output::note(config::render(&loaded.diagnostics, &source.files, colour).trim_end());
+        output::note(config::render(&loaded.diagnostics, &source.shown(), colour).trim_end());
         return Err(Error::new(Exit::Bad, ""));
     }
     Ok(loaded)
 }
 
 /// The mistakes in a directory's units, as an error: for a daemon that said that there are any.
-pub(super) fn mistakes_in(dir: &Path) -> Error {
-    match source(dir).and_then(|source| refuse_mistakes(&source)) {
+pub(super) fn mistakes_in(dir: &Path, options: &SourceOptions) -> Error {
+    match source_with(dir, options).and_then(|source| refuse_mistakes(&source)) {
         Err(error) => error,
         Ok(()) => Error::new(Exit::Bad, "the units had mistakes a moment ago"),
     }
@@ -133,7 +139,7 @@ pub(super) fn mistakes_in(dir: &Path) -> Error {
 
 /// Starts a daemon; where somebody else was faster, uses theirs.
 fn start_daemon(global: &Global) -> Result<Client, Error> {
-    match serve::start(serve::background(global, None, None))? {
+    match serve::start(serve::background(global, None, SourceOptions::default(), None))? {
         Started::Running => output::note("opm: no daemon ran; one was started"),
         Started::Already(holder) => {
             output::note(&format!("opm: {holder}; using that one"));
@@ -164,7 +170,7 @@ fn wait_for_socket(global: &Global) -> Result<Client, Error> {
 
 /// `opm plan`.
 pub(super) fn plan(global: &Global, args: &Plan) -> Outcome {
-    show_plan(global, &source(&args.dir)?, args.exit_code)
+    show_plan(global, &source_with(&args.dir, &(&args.composed).into())?, args.exit_code)
 }
 
 fn show_plan(global: &Global, source: &Source, exit_code: bool) -> Outcome {
@@ -223,13 +229,17 @@ fn print_changes(reply: &Value) -> Result<(), Error> {
 }
 
 /// `opm check`.
-pub(super) fn check(args: &Check) -> Outcome {
-    let source = source(&args.dir)?;
-    let loaded = config::load(&source.files, &BTreeMap::new(), &[]);
+pub(super) fn check(global: &Global, args: &Check) -> Outcome {
+    let source = source_with(&args.dir, &(&args.composed).into())?;
+    let mut loaded = source.load();
     let bad = config::has_errors(&loaded.diagnostics);
+    if let Some(unit) = args.origin.as_deref().filter(|_| !bad) {
+        return files::origin(global, &source, &loaded, unit);
+    }
     let units = loaded.specs.len();
     if !bad {
-        let state = State::of_specs(loaded.specs, &source.name);
+        let specs = std::mem::take(&mut loaded.specs);
+        let state = State::of_specs(specs, &source.name);
         if let Some(warning) = plan::budget_warning(&state.desired, args.shutdown_timeout) {
             output::note(&format!("warning: {warning}"));
         }
@@ -238,10 +248,11 @@ pub(super) fn check(args: &Check) -> Outcome {
         Format::Json => output::json(&loaded.diagnostics)?,
         Format::Text if loaded.diagnostics.is_empty() => {
             output::line(&format!("{units} units, no mistakes"))?;
+            files::left_out(&loaded)?;
         }
         Format::Text => {
             let colour = output::stderr_is_terminal();
-            output::note(config::render(&loaded.diagnostics, &source.files, colour).trim_end());
+            output::note(config::render(&loaded.diagnostics, &source.shown(), colour).trim_end());
         }
     }
     Ok(if bad { Exit::Bad } else { Exit::Done })

@@ -113,10 +113,33 @@ fn span(text: &str) -> Result<Span, String> {
     Span::parse(text).map_err(|error| error.to_string())
 }
 
+/// Which files of a directory are read, and how.
+#[derive(Debug, clap::Args)]
+pub(super) struct Files {
+    /// Read all directories below DIR too
+    #[arg(short = 'R', long)]
+    pub(super) recursive: bool,
+    /// Lay the files UNIT.NAME.yaml over their units
+    #[arg(long, value_name = "NAME")]
+    pub(super) profile: Vec<String>,
+}
+
+/// The same with settings, for commands of one moment.
+#[derive(Debug, clap::Args)]
+pub(super) struct Composed {
+    #[command(flatten)]
+    pub(super) files: Files,
+    /// Give a key of a unit this value, over all files
+    #[arg(long, value_name = "UNIT.KEY=VALUE")]
+    pub(super) set: Vec<String>,
+}
+
 #[derive(Debug, clap::Args)]
 pub(super) struct Run {
     /// Directory of unit files
     pub(super) dir: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) files: Files,
     /// Longest time for a shutdown [default: 9s as PID 1, else as long as the units' own]
     #[arg(long, value_parser = span, value_name = "TIME")]
     pub(super) shutdown_timeout: Option<Span>,
@@ -132,6 +155,8 @@ pub(super) struct Run {
 pub(super) struct Daemon {
     /// Directory of unit files to apply
     pub(super) dir: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) files: Files,
     /// Longest time for a shutdown [default: as long as the units' own]
     #[arg(long, value_parser = span, value_name = "TIME")]
     pub(super) shutdown_timeout: Option<Span>,
@@ -141,6 +166,8 @@ pub(super) struct Daemon {
 pub(super) struct Apply {
     /// Directory of unit files, one file, or - for standard input
     pub(super) dir: PathBuf,
+    #[command(flatten)]
+    pub(super) composed: Composed,
     /// Only show what would be done
     #[arg(long)]
     pub(super) dry_run: bool,
@@ -169,6 +196,8 @@ pub(super) struct Waiting {
 pub(super) struct Plan {
     /// Directory of unit files, one file, or - for standard input
     pub(super) dir: PathBuf,
+    #[command(flatten)]
+    pub(super) composed: Composed,
     /// Exit 2 where there are changes
     #[arg(long)]
     pub(super) exit_code: bool,
@@ -186,9 +215,14 @@ pub(super) enum Format {
 pub(super) struct Check {
     /// Directory of unit files, one file, or - for standard input
     pub(super) dir: PathBuf,
+    #[command(flatten)]
+    pub(super) composed: Composed,
     /// How mistakes are printed
     #[arg(long, value_enum, default_value_t = Format::Text)]
     pub(super) format: Format,
+    /// Print every key of this unit, with the file and line that gave it
+    #[arg(long, value_name = "UNIT")]
+    pub(super) origin: Option<String>,
     /// Warn where the units may take longer to stop, one after the other
     #[arg(long, value_parser = span, value_name = "TIME")]
     pub(super) shutdown_timeout: Option<Span>,

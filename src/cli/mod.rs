@@ -5,6 +5,7 @@ mod args;
 mod client;
 mod draw;
 mod explain;
+mod files;
 mod graph;
 mod logs;
 mod output;
@@ -100,7 +101,7 @@ fn dispatch(args: Args) -> Result<u8, Error> {
         Command::LogKeeper(keeper) => return Ok(serve::log_keeper(keeper)),
         Command::Apply(apply) => apply::apply(&global, &apply),
         Command::Plan(plan) => apply::plan(&global, &plan),
-        Command::Check(check) => apply::check(&check),
+        Command::Check(check) => apply::check(&global, &check),
         Command::Status(status) => query::status(&global, &status),
         Command::Show(unit) => query::show(&global, &unit),
         Command::Why(unit) => query::why(&global, &unit),

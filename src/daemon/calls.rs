@@ -198,7 +198,7 @@ fn changes(applied: &Applied, source: &Source) -> Result<Value, Failure> {
     let mut text = if applied.diagnostics.is_empty() {
         String::new()
     } else {
-        config::render(&applied.diagnostics, &source.files, false)
+        config::render(&applied.diagnostics, &source.shown(), false)
     };
     if config::has_errors(&applied.diagnostics) {
         let all = serde_json::to_value(&applied.diagnostics).unwrap_or_default();
@@ -287,8 +287,12 @@ impl Parameters<'_> {
     }
 
     fn units(&self) -> Result<Vec<String>, Failure> {
-        let bad = || Failure::InvalidParameter("units".to_owned());
-        match self.0.get("units") {
+        self.texts("units")
+    }
+
+    fn texts(&self, name: &str) -> Result<Vec<String>, Failure> {
+        let bad = || Failure::InvalidParameter(name.to_owned());
+        match self.0.get(name) {
             None | Some(Value::Null) => Ok(Vec::new()),
             Some(Value::Array(list)) => {
                 list.iter().map(|name| name.as_str().map(str::to_owned).ok_or_else(bad)).collect()
@@ -311,6 +315,7 @@ impl Parameters<'_> {
             .into_iter()
             .map(|file| SourceFile { path: file.path, text: file.text.into() })
             .collect();
-        Ok(Source { name, files })
+        let (profiles, sets) = (self.texts("profiles")?, self.texts("sets")?);
+        Ok(Source { name, files, profiles, sets })
     }
 }

@@ -70,11 +70,14 @@ method List(units: []string, internal: ?bool) -> (instances: []Instance)
 # What is wanted of a unit: its spec with every default, source, hold and epoch
 method Show(unit: string) -> (unit: object)
 
-# What applying a source would do
-method Plan(source: string, files: []File) -> (changes: []Change, generation: int, warnings: string)
+# What applying a source would do. Where the source is a directory by its path, profiles chooses
+# files that are laid over units; sets are settings of the form UNIT.KEY=VALUE, laid over all else
+method Plan(source: string, files: []File, profiles: ?[]string, sets: ?[]string) -> (
+  changes: []Change, generation: int, warnings: string
+)
 
 # Make a source what these files say. Answered when the new state is saved
-method Apply(source: string, files: []File) -> (
+method Apply(source: string, files: []File, profiles: ?[]string, sets: ?[]string) -> (
   changes: []Change, generation: int, units: []string, warnings: string
 )
 

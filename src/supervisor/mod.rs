@@ -12,6 +12,7 @@ mod boot;
 mod keeper_unit;
 mod requests;
 mod sockets;
+mod source;
 mod state;
 mod status;
 mod wakes;

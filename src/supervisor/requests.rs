@@ -46,12 +46,16 @@ impl fmt::Display for Refusal {
 impl std::error::Error for Refusal {}
 
 /// A source as it is to be from now on.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Source {
     /// Its name: a directory's path, or `-`.
     pub name: String,
     /// All its files.
     pub files: Vec<SourceFile>,
+    /// The chosen profiles, in order.
+    pub profiles: Vec<String>,
+    /// Settings of the command line, `UNIT.KEY=VALUE`.
+    pub sets: Vec<String>,
 }
 
 /// What an apply does, or did.
@@ -119,7 +123,7 @@ impl<S: System> Supervisor<S> {
             .collect();
         let specs: Vec<_> =
             self.desired.units.values().filter(foreign).map(|unit| &*unit.spec).collect();
-        let loaded = config::load(&source.files, &others, &specs);
+        let loaded = config::load_with(&source.files, &source.layers(), &others, &specs);
         let units = loaded.specs.iter().map(|spec| spec.name.clone()).collect();
         let mut desired = self.desired.clone();
         if !config::has_errors(&loaded.diagnostics) {
