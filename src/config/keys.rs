@@ -91,6 +91,13 @@ impl Key {
         self.path.rsplit_once('.').map_or(self.path, |(_, name)| name)
     }
 
+    /// Whether this is its name alone. Asked a hundred times for each unit, so it looks at the end
+    /// first, which tells nearly all keys apart.
+    pub(super) fn is_named(&self, name: &str) -> bool {
+        let above = self.path.strip_suffix(name);
+        above.is_some_and(|above| above.is_empty() || above.ends_with('.'))
+    }
+
     /// The map it is in; empty for the unit itself.
     pub fn parent(&self) -> &'static str {
         self.path.rsplit_once('.').map_or("", |(parent, _)| parent)
@@ -377,6 +384,7 @@ mod tests {
             let parent = key(row.parent());
             assert!(parent.is_none_or(|parent| parent.supported || !row.supported), "{}", row.path);
             assert_eq!(child(row.parent(), row.name()), Some(row));
+            assert!(KEYS.iter().all(|key| key.is_named(row.name()) == (key.name() == row.name())));
             assert!(!row.meaning.is_empty() && !row.meaning.ends_with('.'), "{}", row.path);
         }
     }
