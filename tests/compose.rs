@@ -4,12 +4,13 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on ends")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 use opm::config::{self, Layers, Loaded, SourceFile};
 use opm::model::{FilePath, Spec, UnitName};
+use opm::plan;
 use proptest::prelude::*;
 use proptest::sample::subsequence;
 
@@ -229,6 +230,51 @@ fn each_key_knows_the_place_that_gave_it() {
     );
     assert_eq!(origins.of("start_timeout"), None);
     assert_eq!(origins.of("env").map(|place| place.line), Some(3));
+}
+
+#[test]
+fn what_a_plan_shows_has_the_place_where_it_was_written_and_defaults_have_none() {
+    let text = "\
+shell: a
+restart: always
+ready: {http: \"http://a/\", interval: 2s}
+health: {exec: [x], retries: 2}
+stop: {signal: INT}
+logs: {to: {path: /a}}
+limits: {nofile: 10}
+conditions: {command: [x]}
+inherit_env: [PATH]
+stdin: {file: /x}
+env_files: [/x]
+---
+name: job
+kind: task
+command: a
+calendar: daily
+---
+name: sock
+kind: socket
+listen: [{tcp: \"[::1]:1\"}]
+for: web
+";
+    let files = [file("web.yaml", format!("name: web\n{text}"))];
+    let (loaded, drawn) = load(&files, &[], &[]);
+    assert_eq!(drawn, "");
+    // Each line of the file gave a key that a plan shows.
+    let mut lines = BTreeSet::new();
+    for spec in &loaded.specs {
+        let origins = &loaded.origins[&spec.name];
+        let keys = plan::fields_of(spec).into_keys();
+        lines.extend(keys.filter_map(|key| origins.of(&key).map(|place| place.line)));
+    }
+    assert!(lines.iter().copied().eq((1..=12).chain(14..=17).chain(19..=22)), "{lines:?}");
+    let origins = &loaded.origins[&name("web")];
+    let line = |key| origins.of(key).map(|place| place.line);
+    assert_eq!(
+        (line("command"), line("restart.policy"), line("stop")),
+        (Some(2), Some(3), Some(6))
+    );
+    assert_eq!((line("restart.delay"), line("health.timeout"), line("jitter")), (None, None, None));
 }
 
 #[test]

@@ -234,6 +234,10 @@ pub(super) fn check(global: &Global, args: &Check) -> Outcome {
     let mut loaded = source.load();
     let bad = config::has_errors(&loaded.diagnostics);
     if let Some(unit) = args.origin.as_deref().filter(|_| !bad) {
+        if !loaded.diagnostics.is_empty() {
+            let colour = output::stderr_is_terminal();
+            output::note(config::render(&loaded.diagnostics, &source.shown(), colour).trim_end());
+        }
         return files::origin(global, &source, &loaded, unit);
     }
     let units = loaded.specs.len();

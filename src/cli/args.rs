@@ -117,10 +117,10 @@ fn span(text: &str) -> Result<Span, String> {
 #[derive(Debug, clap::Args)]
 pub(super) struct Files {
     /// Read all directories below DIR too
-    #[arg(short = 'R', long)]
+    #[arg(short = 'R', long, requires = "dir")]
     pub(super) recursive: bool,
     /// Lay the files UNIT.NAME.yaml over their units
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", requires = "dir")]
     pub(super) profile: Vec<String>,
 }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::diagnostic::Place;
+use super::keys;
 use super::merge::join;
 use super::source::Sink;
 use super::yaml::{Entry, Value};
@@ -36,20 +37,35 @@ impl Origins {
         self.0.iter().map(|(key, place)| (key.as_str(), place))
     }
 
-    /// Where a key was written as `plan` names them: it, what stands for it, the
-    /// map it is in, or the first of its own keys.
+    /// Where a key was written, by the name that a unit file or `plan` has for it; nothing for a
+    /// default. A map was written where its first key was.
     pub fn of(&self, key: &str) -> Option<&Place> {
-        let other = (key == "command").then_some("shell");
-        let inside = format!("{key}.");
-        let above = || {
-            let dots = key.match_indices('.').map(|(dot, _)| dot);
-            dots.rev().find_map(|dot| key.get(..dot).and_then(|parent| self.0.get(parent)))
-        };
-        let below = || self.0.iter().find(|(path, _)| path.starts_with(&inside));
-        self.0
-            .get(key)
-            .or_else(|| other.and_then(|key| self.0.get(key)))
-            .or_else(above)
-            .or_else(|| below().map(|(_, place)| place))
+        let exact = |key: &str| self.0.get(key);
+        let other = OTHER_NAMES.iter().find(|(name, _)| *name == key).map(|(_, other)| *other);
+        if let Some(place) = exact(key).or_else(|| other.and_then(exact)) {
+            return Some(place);
+        }
+        if keys::key(key).is_some() {
+            let inside = format!("{key}.");
+            let mut below = self.0.range(inside.clone()..);
+            return below.next().filter(|(path, _)| path.starts_with(&inside)).map(|(_, at)| at);
+        }
+        // `plan` has words of its own between those of the unit file: `ready.asked.interval`.
+        let top = key.split('.').next().unwrap_or(key);
+        for word in key.rsplit('.') {
+            for path in [join(top, word), word.to_owned()] {
+                if let Some(place) = exact(&path) {
+                    return Some(place);
+                }
+                if path != top && keys::key(&path).is_some() {
+                    return None;
+                }
+            }
+        }
+        None
     }
 }
+
+/// What `plan` calls by another name than a unit file may.
+const OTHER_NAMES: [(&str, &str); 3] =
+    [("command", "shell"), ("restart.policy", "restart"), ("service", "for")];
