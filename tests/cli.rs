@@ -56,7 +56,11 @@ fn an_apply_and_what_follows() {
     let plan = "± a (restart, down for 1m10s at most)\n    env.DB_PASSWORD: - → \"(not shown)\" (restart)\n    \
                 restart.policy: \"on-failure\" → \"always\" (live)\n± b (restart, down for 1m10s at most, because of `a`)\n";
     check(&world, &["plan", "units"], &format!("exit 0\n{plan}2 to change: 2 restart\n"));
-    check(&world, &["plan", "--exit-code", "units"], &format!("exit 2\n{plan}2 to change: 2 restart\n"));
+    check(
+        &world,
+        &["plan", "--exit-code", "units"],
+        &format!("exit 2\n{plan}2 to change: 2 restart\n"),
+    );
     let said = world.opm(&["apply", "units"]);
     assert_eq!((said.code, said.out.as_str()), (0, &*format!("{plan}2 changed, generation 2\n")));
 
@@ -116,4 +120,107 @@ fn a_time_out_says_that_it_goes_on() {
     assert_eq!(said.code, 5, "{said:?}");
     assert!(said.err.contains("still going on: slow (starting)"), "{said:?}");
     assert_eq!(world.opm(&["wait", "--for", "ready", "--timeout", "50ms", "slow"]).code, 5);
+}
+
+#[test]
+fn units_are_put_together_from_the_command_line() {
+    let Some(world) = World::new() else { return };
+    let write = |name: &str, text: &str| {
+        let path = world.dir.path().join("units").join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    };
+    world.unit("a", &format!("{SLEEP}env: {{A: unit}}\n"));
+    write("a.d/10-env.yaml", "env: {A: drop-in, B: drop-in}\n");
+    write("a.prod.yaml", "env: {B: prod}\n");
+    write("more/b.yaml", "extends: a\nenabled: false\n");
+    check(
+        &world,
+        &["check", "units"],
+        "exit 0\n1 units, no mistakes\nleft out: DIR/units/a.prod.yaml, of the profile `prod`\n",
+    );
+    let all = ["-R", "--profile", "prod", "--set", "a.env.C=8080", "units"];
+    let with = |command: &'static str| [&[command][..], &all].concat();
+    check(&world, &with("check"), "exit 0\n2 units, no mistakes\n");
+    let said = world.opm(&[&["check", "--origin", "b"][..], &all].concat());
+    let text = text(&world, &said);
+    for line in [
+        "env.A: drop-in   DIR/units/a.d/10-env.yaml:1\n",
+        "env.B: prod   DIR/units/a.prod.yaml:1\n",
+        "env.C: 8080   --set:1\n",
+        "command: [\"sleep\",\"1000\"]   DIR/units/a.yaml:1\n",
+        "enabled: false   DIR/units/more/b.yaml:2\n",
+        "restart.policy: on-failure   default\n",
+    ] {
+        assert!(text.contains(line), "{line}{text}");
+    }
+    let nobody = world.opm(&["check", "--origin", "c", "units"]);
+    assert_eq!((nobody.code, nobody.err.contains("no such unit")), (2, true), "{nobody:?}");
+
+    let said = world.opm(&with("apply"));
+    assert_eq!(
+        (said.code, &*said.out),
+        (0, "+ a (create)\n+ b (create)\n2 changed, generation 1\n")
+    );
+    check(&world, &with("plan"), "exit 0\nno change\n");
+    let shown = world.opm(&["show", "a"]).out;
+    assert!(shown.contains("env.B: prod\nenv.C: 8080\n"), "{shown}");
+    // Without them the source says something else.
+    check(
+        &world,
+        &["plan", "units"],
+        "exit 0\n- b (remove)\n± a (restart)\n    env.B: \"prod\" → \"drop-in\" (restart)\n    \
+         env.C: \"8080\" → - (restart)\n2 to change\n",
+    );
+    let said = world.opm(&["apply", "--set", "a.nice=99", "units"]);
+    assert!(said.code == 2 && said.err.contains("--set:1:8"), "{said:?}");
+    let said = world.opm(&["plan", "--profile", "prdo", "units"]);
+    assert!(said.err.contains("did you mean `prod`?"), "{said:?}");
+}
+
+#[test]
+fn a_supervisor_reads_its_directory_the_same_way_again() {
+    let Some(world) = World::new() else { return };
+    world.unit("a", &format!("{SLEEP}env: {{A: unit}}\n"));
+    let units = world.dir.path().join("units");
+    std::fs::create_dir(units.join("more")).unwrap();
+    std::fs::write(units.join("more/b.yaml"), SLEEP).unwrap();
+    std::fs::write(units.join("a.prod.yaml"), "env: {A: prod}\n").unwrap();
+    assert_eq!(world.opm(&["daemon", "-R", "--profile", "prod", "units"]).code, 0);
+    world.until_phase("b", "up");
+    assert!(world.opm(&["show", "a"]).out.contains("env.A: prod\n"));
+    // Its own arguments bring it here again.
+    assert_eq!(world.opm(&["reexec"]).code, 0);
+    std::fs::write(units.join("a.prod.yaml"), "env: {A: again}\n").unwrap();
+    world.kill("HUP", world.daemon_pid().unwrap());
+    world.until("the directory is read again", || {
+        world.opm(&["show", "a"]).out.contains("env.A: again\n")
+    });
+}
+
+#[test]
+fn directories_are_read_once_and_in_bounds() {
+    let world = World::bare();
+    world.unit("a", SLEEP);
+    let units = world.dir.path().join("units");
+    let made = |path: &str| std::fs::create_dir_all(units.join(path)).unwrap();
+    made("deep/er");
+    made(".hidden");
+    made("a.d");
+    std::fs::write(units.join("deep/er/b.yaml"), SLEEP).unwrap();
+    std::fs::write(units.join(".hidden/c.yaml"), SLEEP).unwrap();
+    for (to, link) in [("..", "deep/up"), ("deep", "link"), (".", "self"), ("none", "gone")] {
+        std::os::unix::fs::symlink(to, units.join(link)).unwrap();
+    }
+    check(&world, &["check", "units"], "exit 0\n1 units, no mistakes\n");
+    check(&world, &["check", "-R", "units"], "exit 0\n2 units, no mistakes\n");
+    std::fs::write(units.join("deep/a.yaml"), SLEEP).unwrap();
+    let said = world.opm(&["check", "--recursive", "units"]);
+    assert!(said.code == 2 && said.err.contains("unit `a` is declared twice"), "{said:?}");
+    nix::unistd::mkfifo(&units.join("a.d/x.yaml"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let said = world.opm(&["check", "units"]);
+    assert!(said.err.contains("it is no regular file"), "{said:?}");
+    made(&"d/".repeat(40));
+    let said = world.opm(&["check", "-R", "units"]);
+    assert!(said.err.contains("more than 32 directories deep"), "{said:?}");
 }

@@ -128,6 +128,11 @@ goldens! {
     env_wrong
     every_key
     exclusive
+    extends
+    extends_base_wrong
+    extends_deep
+    extends_takes_away
+    extends_wrong
     hooks_wrong
     instances_wrong
     key_at_the_wrong_depth
@@ -220,6 +225,14 @@ fn units_of_other_sources_can_be_needed_and_not_declared_again() {
     let loaded = config::load(&files, &others, &[]);
     assert_eq!(messages(&loaded), ["unit `web` is declared by source `base` already"]);
     assert_eq!(loaded.specs.iter().map(|spec| spec.name.as_str()).collect::<Vec<_>>(), ["api"]);
+}
+
+#[test]
+fn a_unit_of_another_source_cannot_be_extended() {
+    let others = BTreeMap::from([(name("db"), "base".to_owned())]);
+    let loaded = config::load(&[file("web.yaml", "extends: db\n")], &others, &[]);
+    assert_eq!(messages(&loaded), ["`extends` of unit `web` names `db`, which does not exist"]);
+    assert!(loaded.diagnostics[0].help[0].contains("of the source `base`"), "{loaded:?}");
 }
 
 #[test]
@@ -337,6 +350,8 @@ fn the_table_of_keys_tells_what_a_change_costs() {
         let said = config::key(path).unwrap().change == config::Change::Restart;
         assert_eq!(restarts, said, "{path}");
     }
+    // What it brings is of the other keys.
+    assert!(left.remove("extends"));
     assert!(left.is_empty(), "no sample for {left:?}");
 }
 

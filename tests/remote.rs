@@ -33,7 +33,11 @@ fn a_deployment_to_another_machine() {
 
     far.daemons(&["a"]);
     let plan = far.opm(&["-H", "a", "plan", "--exit-code", "units"]);
-    assert_eq!((plan.code, plan.out.as_str()), (2, "+ web (create)\n1 to change: 1 create\n"), "{plan:?}");
+    assert_eq!(
+        (plan.code, plan.out.as_str()),
+        (2, "+ web (create)\n1 to change: 1 create\n"),
+        "{plan:?}"
+    );
     let said = far.opm(&["-H", "a", "apply", "units"]);
     assert_eq!(said.out, "+ web (create)\n1 changed, generation 1\n", "{said:?}");
     assert_eq!(far.opm(&["apply", "-H", "a", "units"]).out, "no change, generation 1\n");
@@ -74,7 +78,10 @@ fn a_source_can_be_named() {
     fs::rename(far.world.path("units"), far.world.path("checkout")).unwrap();
     // Relative paths start elsewhere now, which is a change.
     let said = far.on("a", &["plan", "--source", "site", "checkout"]);
-    assert!(said.out.starts_with("± web (restart, down for 1m10s at most)\n    unit.dir: "), "{said:?}");
+    assert!(
+        said.out.starts_with("± web (restart, down for 1m10s at most)\n    unit.dir: "),
+        "{said:?}"
+    );
     assert_eq!(said.out.lines().count(), 3, "{said:?}");
     let said = far.on("a", &["apply", "--source", "site", "checkout"]);
     assert!(said.out.ends_with("1 changed, generation 2\n"), "{said:?}");

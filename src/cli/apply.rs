@@ -1,6 +1,5 @@
 //! `apply`, `plan`, `check`: units in.
 
-use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::Path;
 use std::sync::OnceLock;
@@ -8,13 +7,13 @@ use std::sync::OnceLock;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::args::{Apply, Check, Format, Global, Plan, Waiting};
+use super::args::{Apply, Check, Composed, Format, Global, Plan, Waiting};
 use super::client::Client;
 use super::history::list;
 use super::plan_file::PlanFile;
-use super::{Error, Exit, Outcome, changes, output, remote, serve, units};
+use super::{Error, Exit, Outcome, changes, files, output, remote, serve, units};
 use crate::config::{self, Loaded, SourceFile};
-use crate::daemon::{Started, read_source};
+use crate::daemon::{SourceOptions, Started, read_source};
 use crate::model::{FilePath, MESSAGE_BYTES_MAX, Span};
 use crate::plan;
 use crate::protocol::FileText;
@@ -41,12 +40,19 @@ fn standard_input() -> Result<Vec<u8>, Error> {
 
 /// The source that an argument means.
 pub(super) fn source(dir: &Path) -> Result<Source, Error> {
+    source_with(dir, &SourceOptions::default())
+}
+
+/// The source that an argument means, with what is laid over its units.
+fn source_with(dir: &Path, options: &SourceOptions) -> Result<Source, Error> {
     if dir == Path::new("-") {
         let text = standard_input()?;
         let file = SourceFile { path: FilePath::from("/standard-input.yaml"), text };
-        return Ok(Source { name: "-".to_owned(), files: vec![file] });
+        let SourceOptions { profiles, sets, .. } = options.clone();
+        let (name, files) = ("-".to_owned(), vec![file]);
+        return Ok(Source { name, dir: None, files, profiles, sets });
     }
-    read_source(dir).map_err(|error| Error::new(Exit::Bad, error))
+    read_source(dir, options).map_err(|error| Error::new(Exit::Bad, error))
 }
 
 /// Which of a source's units, and how: a part of a plan.
@@ -61,8 +67,10 @@ pub(super) fn named_source(
     global: &Global,
     dir: &Path,
     name: Option<&String>,
+    composed: &Composed,
 ) -> Result<Source, Error> {
-    let mut source = source(dir)?;
+    let mut source = source_with(dir, &composed.into())?;
+    source.dir = Some(source.name.clone());
     source.name = match name {
         Some(name) => name.clone(),
         None if global.host().is_some() => remote::source_name(&source.name),
@@ -78,7 +86,8 @@ fn parameters(source: &Source, manner: &Manner) -> Value {
         .map(|file| json!({ "path": file.path, "text": FileText::from(file.text.clone()) }))
         .collect();
     json!({
-        "source": source.name, "files": files, "only": manner.only, "rolling": manner.rolling,
+        "source": source.name, "dir": source.dir, "files": files, "profiles": source.profiles,
+        "sets": source.sets, "only": manner.only, "rolling": manner.rolling,
     })
 }
 
@@ -86,7 +95,7 @@ fn parameters(source: &Source, manner: &Manner) -> Value {
 pub(super) fn apply(global: &Global, args: &Apply) -> Outcome {
     let mut manner = Manner { only: args.only.clone(), rolling: args.rolling.batch() };
     let (source, basis) = match PlanFile::read(&args.dir)? {
-        Some(_) if manner != Manner::default() || args.source.is_some() => {
+        Some(_) if manner != Manner::default() || args.is_described() => {
             let message = "a saved plan says itself what it is for, and how";
             return Err(Error::new(Exit::Bad, message));
         }
@@ -95,7 +104,7 @@ pub(super) fn apply(global: &Global, args: &Apply) -> Outcome {
             let basis = plan.basis.clone();
             (plan.source()?, Some(basis))
         }
-        None => (named_source(global, &args.dir, args.source.as_ref())?, None),
+        None => (named_source(global, &args.dir, args.source.as_ref(), &args.composed)?, None),
     };
     if args.dry_run {
         return show_plan(global, &source, &manner).map(|_| Exit::Done);
@@ -228,18 +237,18 @@ fn refuse_mistakes(source: &Source) -> Result<(), Error> {
 
 /// The units of a source; with any mistake in them all mistakes are shown instead.
 pub(super) fn load(source: &Source) -> Result<Loaded, Error> {
-    let loaded = config::load(&source.files, &BTreeMap::new(), &[]);
+    let loaded = source.load();
     if config::has_errors(&loaded.diagnostics) {
         let colour = output::stderr_is_terminal();
-        output::note(config::render(&loaded.diagnostics, &source.files, colour).trim_end());
+        output::note(config::render(&loaded.diagnostics, &source.shown(), colour).trim_end());
         return Err(Error::new(Exit::Bad, ""));
     }
     Ok(loaded)
 }
 
 /// The mistakes in a directory's units, as an error: for a daemon that said that there are any.
-pub(super) fn mistakes_in(dir: &Path) -> Error {
-    match source(dir).and_then(|source| refuse_mistakes(&source)) {
+pub(super) fn mistakes_in(dir: &Path, options: &SourceOptions) -> Error {
+    match source_with(dir, options).and_then(|source| refuse_mistakes(&source)) {
         Err(error) => error,
         Ok(()) => Error::new(Exit::Bad, "the units had mistakes a moment ago"),
     }
@@ -247,7 +256,7 @@ pub(super) fn mistakes_in(dir: &Path) -> Error {
 
 /// Starts a daemon; where somebody else was faster, uses theirs.
 fn start_daemon(global: &Global) -> Result<Client, Error> {
-    match serve::start(serve::background(global, None, None))? {
+    match serve::start(serve::background(global, None, SourceOptions::default(), None))? {
         Started::Running => output::note("opm: no daemon ran; one was started"),
         Started::Already(holder) => {
             output::note(&format!("opm: {holder}; using that one"));
@@ -278,11 +287,11 @@ fn wait_for_socket(global: &Global) -> Result<Client, Error> {
 
 /// `opm plan`.
 pub(super) fn plan(global: &Global, args: &Plan) -> Outcome {
-    let source = named_source(global, &args.dir, args.source.as_ref())?;
+    let source = named_source(global, &args.dir, args.source.as_ref(), &args.composed)?;
     let manner = Manner { only: args.only.clone(), rolling: args.rolling.batch() };
     let reply = show_plan(global, &source, &manner)?;
     if let Some(path) = &args.out {
-        PlanFile::new(&source, &args.dir, manner, &reply)?.write(path)?;
+        PlanFile::new(&source, &args.dir, (&args.composed).into(), manner, &reply)?.write(path)?;
     }
     let is_change = !list(&reply, "changes").is_empty();
     Ok(if args.exit_code && is_change { Exit::Bad } else { Exit::Done })
@@ -314,13 +323,21 @@ fn warnings(reply: &Value) {
 }
 
 /// `opm check`.
-pub(super) fn check(args: &Check) -> Outcome {
-    let source = source(&args.dir)?;
-    let loaded = config::load(&source.files, &BTreeMap::new(), &[]);
+pub(super) fn check(global: &Global, args: &Check) -> Outcome {
+    let source = source_with(&args.dir, &(&args.composed).into())?;
+    let mut loaded = source.load();
     let bad = config::has_errors(&loaded.diagnostics);
+    if let Some(unit) = args.origin.as_deref().filter(|_| !bad) {
+        if !loaded.diagnostics.is_empty() {
+            let colour = output::stderr_is_terminal();
+            output::note(config::render(&loaded.diagnostics, &source.shown(), colour).trim_end());
+        }
+        return files::origin(global, &source, &loaded, unit);
+    }
     let units = loaded.specs.len();
     if !bad {
-        let state = State::of_specs(loaded.specs, &source.name);
+        let specs = std::mem::take(&mut loaded.specs);
+        let state = State::of_specs(specs, &source.name);
         if let Some(warning) = plan::budget_warning(&state.desired, args.shutdown_timeout) {
             output::note(&format!("warning: {warning}"));
         }
@@ -329,10 +346,11 @@ pub(super) fn check(args: &Check) -> Outcome {
         Format::Json => output::json(&loaded.diagnostics)?,
         Format::Text if loaded.diagnostics.is_empty() => {
             output::line(&format!("{units} units, no mistakes"))?;
+            files::left_out(&loaded)?;
         }
         Format::Text => {
             let colour = output::stderr_is_terminal();
-            output::note(config::render(&loaded.diagnostics, &source.files, colour).trim_end());
+            output::note(config::render(&loaded.diagnostics, &source.shown(), colour).trim_end());
         }
     }
     Ok(if bad { Exit::Bad } else { Exit::Done })

@@ -90,7 +90,7 @@ pub(super) enum Command {
     /// Show what units wrote
     Logs(Logs),
     /// Show all that is known of a unit
-    Show(Name),
+    Show(Show),
     /// Explain why a unit is as it is
     Why(Name),
     /// Explain a key of unit files, or print when a schedule is due
@@ -156,10 +156,33 @@ fn source_name(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
+/// Which files of a directory are read, and how.
+#[derive(Debug, Clone, PartialEq, Eq, Default, clap::Args)]
+pub(super) struct Files {
+    /// Read all directories below DIR too
+    #[arg(short = 'R', long, requires = "dir")]
+    pub(super) recursive: bool,
+    /// Lay the files UNIT.NAME.yaml over their units
+    #[arg(long, value_name = "NAME", requires = "dir")]
+    pub(super) profile: Vec<String>,
+}
+
+/// The same with settings, for commands of one moment.
+#[derive(Debug, Clone, PartialEq, Eq, Default, clap::Args)]
+pub(super) struct Composed {
+    #[command(flatten)]
+    pub(super) files: Files,
+    /// Give a key of a unit this value, over all files
+    #[arg(long, value_name = "UNIT.KEY=VALUE")]
+    pub(super) set: Vec<String>,
+}
+
 #[derive(Debug, clap::Args)]
 pub(super) struct Run {
     /// Directory of unit files
     pub(super) dir: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) files: Files,
     /// Longest time for a shutdown [default: 9s as PID 1, else as long as the units' own]
     #[arg(long, value_parser = span, value_name = "TIME")]
     pub(super) shutdown_timeout: Option<Span>,
@@ -175,6 +198,8 @@ pub(super) struct Run {
 pub(super) struct Daemon {
     /// Directory of unit files to apply
     pub(super) dir: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) files: Files,
     /// Longest time for a shutdown [default: as long as the units' own]
     #[arg(long, value_parser = span, value_name = "TIME")]
     pub(super) shutdown_timeout: Option<Span>,
@@ -187,6 +212,8 @@ pub(super) struct Apply {
     /// The source that owns these units [default: where they were found]
     #[arg(long, value_name = "NAME", value_parser = source_name)]
     pub(super) source: Option<String>,
+    #[command(flatten)]
+    pub(super) composed: Composed,
     /// Only show what would be done
     #[arg(long)]
     pub(super) dry_run: bool,
@@ -209,6 +236,13 @@ pub(super) struct Apply {
     pub(super) no_daemon: bool,
     #[command(flatten)]
     pub(super) waiting: Waiting,
+}
+
+impl Apply {
+    /// Whether the command line says which units these are, and of what.
+    pub(super) fn is_described(&self) -> bool {
+        self.source.is_some() || self.composed != Composed::default()
+    }
 }
 
 /// Whether and how long a command waits for what it asked for.
@@ -240,6 +274,8 @@ pub(super) struct Plan {
     /// Save the plan, for `opm apply FILE`
     #[arg(short, long, value_name = "FILE")]
     pub(super) out: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) composed: Composed,
     /// Exit 2 where there are changes
     #[arg(long)]
     pub(super) exit_code: bool,
@@ -295,9 +331,14 @@ pub(super) enum Format {
 pub(super) struct Check {
     /// Directory of unit files, one file, or - for standard input
     pub(super) dir: PathBuf,
+    #[command(flatten)]
+    pub(super) composed: Composed,
     /// How mistakes are printed
     #[arg(long, value_enum, default_value_t = Format::Text)]
     pub(super) format: Format,
+    /// Print every key of this unit, with the file and line that gave it
+    #[arg(long, value_name = "UNIT")]
+    pub(super) origin: Option<String>,
     /// Warn where the units may take longer to stop, one after the other
     #[arg(long, value_parser = span, value_name = "TIME")]
     pub(super) shutdown_timeout: Option<Span>,
@@ -391,6 +432,15 @@ pub(super) struct Names {
 pub(super) struct Name {
     /// Unit or instance
     pub(super) unit: String,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Show {
+    /// Unit or instance
+    pub(super) unit: String,
+    /// Say which line of which file gave each key
+    #[arg(long)]
+    pub(super) origin: bool,
 }
 
 #[derive(Debug, clap::Args)]

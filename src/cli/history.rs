@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use serde_json::{Value, json};
 
-use super::args::{Diff, Global, History, Rollback};
+use super::args::{Composed, Diff, Global, History, Rollback};
 use super::client::{Client, rows};
 use super::{Error, Exit, Outcome, apply, changes, output};
 
@@ -88,7 +88,7 @@ pub(super) fn diff(global: &Global, args: &Diff) -> Outcome {
         (_, Some([from])) => generations(global, *from, None, args.exit_code),
         (_, Some([from, to])) => generations(global, *from, Some(*to), args.exit_code),
         ([dir], _) => {
-            let source = apply::named_source(global, dir.as_ref(), None)?;
+            let source = apply::named_source(global, dir.as_ref(), None, &Composed::default())?;
             let reply = apply::show_plan(global, &source, &apply::Manner::default())?;
             let is_same = list(&reply, "changes").is_empty();
             Ok(if args.exit_code && !is_same { Exit::Bad } else { Exit::Done })

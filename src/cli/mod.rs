@@ -6,6 +6,7 @@ mod changes;
 mod client;
 mod draw;
 mod explain;
+mod files;
 mod graph;
 mod history;
 mod logs;
@@ -115,7 +116,7 @@ fn dispatch(global: &Global, command: &Command) -> Result<u8, Error> {
         Command::Confirm => history::confirm(global),
         Command::Rollback(rollback) => history::rollback(global, rollback),
         Command::History(history) => history::history(global, history),
-        Command::Check(check) => apply::check(check),
+        Command::Check(check) => apply::check(global, check),
         Command::Status(status) => query::status(global, status),
         Command::Show(unit) => query::show(global, unit),
         Command::Why(unit) => query::why(global, unit),

@@ -12,7 +12,7 @@ use serde_json::Value;
 use super::apply::Manner;
 use super::{Error, Exit};
 use crate::config::SourceFile;
-use crate::daemon::read_source;
+use crate::daemon::{SourceOptions, read_source};
 use crate::model::FilePath;
 use crate::plan::Basis;
 use crate::protocol::FileText;
@@ -29,8 +29,12 @@ pub(super) struct PlanFile {
     /// The version; the first field, by which the file is known.
     opm_plan: u32,
     source: String,
-    /// Where the source is; absent where it was standard input.
-    dir: Option<FilePath>,
+    /// The directory of the source by its name, where it has another one.
+    dir: Option<String>,
+    /// Where the files are; absent where they came from standard input.
+    path: Option<FilePath>,
+    /// How they are read and put together.
+    options: SourceOptions,
     files: Vec<File>,
     pub(super) manner: Manner,
     pub(super) basis: Basis,
@@ -48,7 +52,8 @@ impl PlanFile {
     /// A plan that the daemon has just made.
     pub(super) fn new(
         source: &Source,
-        dir: &Path,
+        path: &Path,
+        options: SourceOptions,
         manner: Manner,
         reply: &Value,
     ) -> Result<Self, Error> {
@@ -59,14 +64,16 @@ impl PlanFile {
             .files
             .iter()
             .map(|file| File { path: file.path.clone(), text: FileText::from(file.text.clone()) });
-        let dir = (dir != Path::new("-")).then(|| fs::canonicalize(dir).map(FilePath::from));
-        let dir = dir.transpose().map_err(|error| {
+        let path = (path != Path::new("-")).then(|| fs::canonicalize(path).map(FilePath::from));
+        let path = path.transpose().map_err(|error| {
             Error::new(Exit::Failed, format!("cannot find `{}`: {error}", source.name))
         })?;
         Ok(Self {
             opm_plan: VERSION,
             source: source.name.clone(),
-            dir,
+            dir: source.dir.clone(),
+            path,
+            options,
             files: files.collect(),
             manner,
             basis,
@@ -119,11 +126,13 @@ impl PlanFile {
             .into_iter()
             .map(|file| SourceFile { path: file.path, text: file.text.into() })
             .collect();
-        if let Some(dir) = &self.dir {
-            let now = read_source(dir.as_path()).map_err(|error| moved(&error.to_string()))?;
+        if let Some(path) = &self.path {
+            let now = read_source(path.as_path(), &self.options)
+                .map_err(|error| moved(&error.to_string()))?;
             unchanged(&files, &now.files).map_err(|what| moved(&what))?;
         }
-        Ok(Source { name: self.source, files })
+        let SourceOptions { profiles, sets, .. } = self.options;
+        Ok(Source { name: self.source, dir: self.dir, files, profiles, sets })
     }
 }
 

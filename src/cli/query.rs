@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::args::{Global, Name, Status, Wait};
+use super::args::{Global, Name, Show, Status, Wait};
 use super::client::{Client, result, rows};
 use super::{Error, Exit, Outcome, output, units};
 use crate::model::Span;
@@ -63,8 +63,9 @@ fn table(rows: &[Row]) -> String {
 }
 
 /// `opm show`.
-pub(super) fn show(global: &Global, args: &Name) -> Outcome {
-    let reply = Client::connect(global)?.call("Show", json!({ "unit": args.unit }))?;
+pub(super) fn show(global: &Global, args: &Show) -> Outcome {
+    let reply = Client::connect(global)?
+        .call("Show", json!({ "unit": args.unit, "origin": args.origin }))?;
     let unit = reply.get("unit").cloned().unwrap_or_default();
     if global.json {
         output::json(&unit)?;
@@ -81,8 +82,18 @@ pub(super) fn show(global: &Global, args: &Name) -> Outcome {
     for key in ["source", "hold", "epoch"] {
         say(key, unit.get(key).unwrap_or(&Value::Null));
     }
+    let origin = |key: &str| {
+        let place = unit.get("origins").filter(|origins| origins.is_object())?.get(key)?;
+        Some(place.as_str().unwrap_or("default").to_owned())
+    };
     for (key, value) in unit.get("spec").and_then(Value::as_object).into_iter().flatten() {
-        say(key, value);
+        match origin(key) {
+            None => say(key, value),
+            Some(place) => {
+                let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+                say(key, &json!(format!("{value}   {place}")));
+            }
+        }
     }
     text.push('\n');
     text.push_str(&table(&rows(&unit)));

@@ -2,7 +2,7 @@
 
 use super::args::{Daemon, Global, LogKeeper, Run};
 use super::{Error, Exit, client, output};
-use crate::daemon::{self, BootFailure, Options, Started};
+use crate::daemon::{self, BootFailure, Options, SourceOptions, Started};
 use crate::keeper;
 use crate::model::Span;
 use crate::system::{Environment, LockError};
@@ -20,10 +20,12 @@ pub(super) fn run(global: &Global, run: &Run) -> Result<u8, Error> {
         return Err(Error::new(Exit::Bad, message));
     }
     let pid_one = std::process::id() == 1;
+    let reading = (&run.files).into();
     let options = Options {
         dirs: client::dirs(global),
         stateless: run.dir.is_none() && global.root.is_none(),
         units: run.dir.as_ref().map(absolute),
+        reading,
         command: run.command.clone(),
         shutdown_budget: run.shutdown_timeout.or(pid_one.then_some(BUDGET_AS_PID_ONE)),
         console: !run.quiet,
@@ -51,7 +53,7 @@ fn absolute(dir: &PathBuf) -> PathBuf {
 /// `opm daemon`.
 pub(super) fn daemon(global: &Global, args: &Daemon) -> Result<u8, Error> {
     let units = args.dir.as_ref().map(absolute);
-    let options = background(global, units.clone(), args.shutdown_timeout);
+    let options = background(global, units.clone(), (&args.files).into(), args.shutdown_timeout);
     // After `opm reexec` we are the daemon already.
     if std::env::var_os("OPM_LOCK_FD").is_some() {
         return daemon::run(options, &mut || {}).map_err(|failure| boot_error(&failure));
@@ -64,7 +66,7 @@ pub(super) fn daemon(global: &Global, args: &Daemon) -> Result<u8, Error> {
         Started::Already(holder) => Err(Error::new(Exit::Refused, holder)),
         Started::BadUnits => Err(units.map_or_else(
             || Error::new(Exit::Bad, BootFailure::BadUnits),
-            |dir| super::apply::mistakes_in(&dir),
+            |dir| super::apply::mistakes_in(&dir, &(&args.files).into()),
         )),
         Started::Failed(reason) => {
             Err(Error::new(Exit::Failed, format!("cannot start the daemon: {reason}")))
@@ -77,6 +79,7 @@ pub(super) fn daemon(global: &Global, args: &Daemon) -> Result<u8, Error> {
 pub(super) fn background(
     global: &Global,
     units: Option<PathBuf>,
+    reading: SourceOptions,
     shutdown_budget: Option<Span>,
 ) -> Options {
     let mut arguments: Vec<OsString> = vec!["opm".into()];
@@ -86,6 +89,12 @@ pub(super) fn background(
     }
     arguments.push("daemon".into());
     arguments.extend(units.iter().map(|dir| dir.clone().into_os_string()));
+    if reading.recursive {
+        arguments.push("--recursive".into());
+    }
+    for profile in &reading.profiles {
+        arguments.extend(["--profile".into(), profile.into()]);
+    }
     if let Some(budget) = shutdown_budget {
         let millis = format!("{}ms", budget.as_millis_up());
         arguments.extend(["--shutdown-timeout".into(), millis.into()]);
@@ -94,6 +103,7 @@ pub(super) fn background(
         dirs: client::dirs(global),
         arguments,
         units,
+        reading,
         command: Vec::new(),
         shutdown_budget,
         console: false,

@@ -227,10 +227,15 @@ pub(super) fn save(global: &Global) -> Outcome {
 
 /// `opm restore`: a daemon that runs has restored already, so that there is nothing to do.
 pub(super) fn restore(global: &Global) -> Outcome {
-    use crate::daemon::Started;
+    use crate::daemon::{SourceOptions, Started};
     let mut client = match Client::try_connect(global)? {
         Some(client) => client,
-        None => match super::serve::start(super::serve::background(global, None, None))? {
+        None => match super::serve::start(super::serve::background(
+            global,
+            None,
+            SourceOptions::default(),
+            None,
+        ))? {
             Started::Over(_) => return Err(Error::new(Exit::Done, "")),
             Started::BadUnits => return Err(Error::new(Exit::Bad, "it has units with mistakes")),
             Started::Failed(reason) => {

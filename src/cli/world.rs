@@ -25,7 +25,7 @@ pub(super) fn of_source(source: &Source) -> Result<State, Error> {
     let loaded = apply::load(source)?;
     if !loaded.diagnostics.is_empty() {
         let colour = output::stderr_is_terminal();
-        let text = crate::config::render(&loaded.diagnostics, &source.files, colour);
+        let text = crate::config::render(&loaded.diagnostics, &source.shown(), colour);
         output::note(text.trim_end());
     }
     Ok(State::of_specs(loaded.specs, &source.name))

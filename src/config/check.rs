@@ -92,6 +92,8 @@ impl<'a> Set<'a> {
         let other_names = || self.other_specs.iter().map(|spec| &spec.name);
         let elsewhere: BTreeSet<&UnitName> = self.others.keys().chain(other_names()).collect();
         let mut told = 0;
+        // What a unit takes from the one it extends is one mistake.
+        let mut spots: BTreeSet<&Spot> = BTreeSet::new();
         for unit in units.values() {
             let Some(name) = &unit.name else { continue };
             for reference in &unit.references {
@@ -103,7 +105,7 @@ impl<'a> Set<'a> {
                 let is_known = units.contains_key(to)
                     || elsewhere.contains(to)
                     || self.unread.contains(to.as_str());
-                if is_known {
+                if is_known || !spots.insert(&reference.spot) {
                     continue;
                 }
                 let key = reference.key;

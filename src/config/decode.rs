@@ -17,10 +17,11 @@ mod value;
 mod watch;
 
 pub use command::command_words;
+pub(super) use value::described;
 
 use super::diagnostic::{Spot, quoted};
 use super::source::{At, Sink};
-use super::yaml::{Node, Tree, Value};
+use super::yaml::{Entry, Node, Tree, Value};
 use crate::model::{FilePath, Kind, Spec, UnitName};
 
 /// How the names of opm's own units begin.
@@ -67,29 +68,55 @@ pub(super) struct Reference {
     pub spot: Spot,
 }
 
-/// Reads one document. `stem` is the name of a unit that gives none; `None` where its file has
-/// several.
-pub(super) fn unit(
-    tree: &Tree,
-    sink: &mut Sink<'_>,
-    stem: Option<&str>,
-    base: &FilePath,
-) -> Decoded {
+/// What is read, and what is known of it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Reading<'a> {
+    /// The unit.
+    pub tree: &'a Tree,
+    /// The name of a unit that gives none; `None` where its file has several.
+    pub stem: Option<&'a str>,
+    /// The directory of its file.
+    pub base: &'a FilePath,
+    /// Whether something that may have been its command was complained of already.
+    pub is_excused: bool,
+    /// Whether parts of it may stand in other files.
+    pub is_merged: bool,
+}
+
+impl<'a> Reading<'a> {
+    /// A document that stands for itself.
+    pub(super) fn plain(tree: &'a Tree, stem: Option<&'a str>, base: &'a FilePath) -> Self {
+        Self { tree, stem, base, is_excused: false, is_merged: false }
+    }
+}
+
+/// A key of a map, with its value.
+pub(super) fn entry<'n>(node: &'n Node, key: &str) -> Option<&'n Entry> {
+    match &node.value {
+        Value::Map(entries) => entries.iter().find(|entry| entry.key == key),
+        Value::Null | Value::Text(_) | Value::List(_) => None,
+    }
+}
+
+/// Reads one unit.
+pub(super) fn unit(reading: &Reading<'_>, sink: &mut Sink<'_>) -> Decoded {
+    let Reading { tree, stem, base, is_excused, is_merged } = *reading;
     let node = &tree.root;
     let errors_before = sink.errors();
-    let spot = sink.source.spot(At::new(node.at.start, 0));
+    let spot = sink.spot(At::new(node.at.start, 0));
     let mut reader = Decoder {
         sink,
         kind: Kind::Service,
         unit: String::new(),
-        is_command_excused: !tree.complete,
+        is_command_excused: is_excused || !tree.complete,
+        dir: is_merged.then_some(base),
         references: Vec::new(),
         log_spot: None,
     };
     let mut decoded =
         Decoded { name: None, spec: None, spot, references: Vec::new(), log_spot: None };
     let Value::Map(_) = &node.value else {
-        let message = format!("a unit is a map of keys, not {}", value::described(node));
+        let message = format!("a unit is a map of keys, not {}", described(node));
         reader.sink.error(node.at, message).help("write it as `command: […]`, one key a line");
         return decoded;
     };
@@ -114,6 +141,8 @@ struct Decoder<'s, 'a> {
     unit: String,
     /// Whether something that may have been its command was complained of already.
     is_command_excused: bool,
+    /// The directory of its file, where parts of it may stand in others.
+    dir: Option<&'s FilePath>,
     references: Vec<Reference>,
     log_spot: Option<Spot>,
 }
@@ -123,7 +152,7 @@ impl Decoder<'_, '_> {
     fn name(&mut self, node: &Node, stem: Option<&str>, decoded: &mut Decoded) {
         let Value::Map(entries) = &node.value else { return };
         if let Some(entry) = entries.iter().find(|entry| entry.key == "name") {
-            decoded.spot = self.sink.source.spot(entry.value.at);
+            decoded.spot = self.sink.spot(entry.value.at);
             decoded.name = self.unit_name("name", &entry.value);
         } else if let Some(stem) = stem {
             decoded.name = UnitName::parse(stem).ok();
@@ -150,8 +179,7 @@ impl Decoder<'_, '_> {
         let Some(entry) = entries.iter().find(|entry| entry.key == "kind") else {
             return Some(Kind::Service);
         };
-        let kinds = [Kind::Service, Kind::Task, Kind::Socket, Kind::Target];
-        let kinds = kinds.map(|kind| (kind.as_str(), kind));
+        let kinds = Kind::ALL.map(|kind| (kind.as_str(), kind));
         self.choice("kind", &entry.value, &kinds, &[])
     }
 
@@ -175,6 +203,10 @@ impl Decoder<'_, '_> {
         }
         if let Some(node) = fields.get("labels") {
             spec.labels = self.labels(node);
+        }
+        if let Some(node) = fields.get("extends") {
+            // What it names was copied before.
+            self.unit_name("extends", node);
         }
         self.relations(&fields, &mut spec.relations);
         match self.kind {
@@ -243,7 +275,7 @@ impl Decoder<'_, '_> {
 
     /// Notes where the unit names another one.
     fn refer(&mut self, tie: Tie, key: &'static str, to: &UnitName, at: At) {
-        let spot = self.sink.source.spot(at);
+        let spot = self.sink.spot(at);
         self.references.push(Reference { tie, key, to: to.clone(), spot });
     }
 }

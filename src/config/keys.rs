@@ -91,9 +91,26 @@ impl Key {
         self.path.rsplit_once('.').map_or(self.path, |(_, name)| name)
     }
 
+    /// Whether this is its name alone. Asked a hundred times for each unit, so it looks at the end
+    /// first, which tells nearly all keys apart.
+    pub(super) fn is_named(&self, name: &str) -> bool {
+        let above = self.path.strip_suffix(name);
+        above.is_some_and(|above| above.is_empty() || above.ends_with('.'))
+    }
+
     /// The map it is in; empty for the unit itself.
     pub fn parent(&self) -> &'static str {
         self.path.rsplit_once('.').map_or("", |(parent, _)| parent)
+    }
+
+    /// Whether `null` is a value of it, and not its absence.
+    pub(super) fn takes_null(&self) -> bool {
+        self.types.split([' ', ',']).any(|word| word == "null")
+    }
+
+    /// Whether it is a map in which every key is the operator's own.
+    pub(super) fn is_free(&self) -> bool {
+        self.types == "map of texts"
     }
 
     /// What is left of the path in this map; nothing for a key of another one.
@@ -157,7 +174,7 @@ pub const KEYS: &[Key] = &[
     now("description", All, "text", "", Live, "one line for people"),
     now("documentation", All, "list of texts", "[]", Live, "where to read more"),
     now("enabled", All, "true or false", "true", Live, "false: known, but down until `opm start`"),
-    later("extends", All, "unit", "", Live, "copies another unit's keys, then these override"),
+    now("extends", All, "unit", "", Live, "copies another unit's keys, then these override"),
     now("labels", All, "map of texts", "{}", Live, "for choosing units, as in `opm status -l tier=front`"),
     now("command", Runs, "list of texts, or text", "needed, or shell", Restart, "the program and its arguments: a list as written, a text split by shell quoting, without a shell"),
     now("shell", Runs, "text", "", Restart, "instead of command: run by /bin/sh -c"),
@@ -367,6 +384,7 @@ mod tests {
             let parent = key(row.parent());
             assert!(parent.is_none_or(|parent| parent.supported || !row.supported), "{}", row.path);
             assert_eq!(child(row.parent(), row.name()), Some(row));
+            assert!(KEYS.iter().all(|key| key.is_named(row.name()) == (key.name() == row.name())));
             assert!(!row.meaning.is_empty() && !row.meaning.ends_with('.'), "{}", row.path);
         }
     }
@@ -384,5 +402,14 @@ mod tests {
         assert_eq!(key("web.restart"), None);
         assert!(children("stop").any(|key| key.name() == "leave" && !key.supported));
         assert_eq!(child("", "restart.delay"), None);
+    }
+
+    #[test]
+    fn the_words_for_values_tell_where_null_is_one_and_which_maps_are_free() {
+        let those = |is: fn(&Key) -> bool| -> Vec<&str> {
+            KEYS.iter().filter(|key| is(key)).map(|key| key.path).collect()
+        };
+        assert_eq!(those(Key::takes_null), ["stdin", "logs.to"]);
+        assert_eq!(those(Key::is_free), ["labels", "env"]);
     }
 }

@@ -7,25 +7,38 @@
 //! ```text
 //! source      bytes -> text with lines        keys     the one table of keys
 //! yaml        text -> trees with places       suggest  did you mean …?
-//! decode      tree -> spec                    diagnostic, render   a mistake, and its drawing
+//! layers      path -> what a file is for      diagnostic, render   a mistake, and its drawing
+//! compose     trees -> one tree for each unit: extends, drop_ins, sets, by the rules of merge
+//! decode      tree -> spec                    origin   which place gave which key
 //! check       what only the whole set shows
 //! ```
 
 mod check;
+mod compose;
 mod decode;
 mod diagnostic;
+mod drop_ins;
+mod extends;
 pub mod keys;
+mod layers;
+mod merge;
+mod origin;
 mod render;
+mod sets;
 mod sockets;
 mod source;
 mod suggest;
 mod yaml;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
+pub use compose::COMPOSED_NODES_MAX;
 pub use decode::command_words;
 pub use diagnostic::{Diagnostic, Place, Related, Severity, has_errors};
+pub use extends::EXTENDS_MAX;
 pub use keys::{Change, KEYS, Key, Units, key};
+pub use layers::{Layers, drop_in_unit, is_profile, source_name, with_words};
+pub use origin::Origins;
 pub use render::{DRAWN_MAX, render};
 pub use source::{FILE_BYTES_MAX, MISTAKES_MAX, SourceFile};
 pub use suggest::nearest;
@@ -33,8 +46,7 @@ pub use yaml::{ALIASES_MAX, DEPTH_MAX, DOCUMENTS_MAX, NODES_MAX};
 
 use crate::model::{FilePath, Spec, UnitName};
 use check::Set;
-use decode::Decoded;
-use source::{At, Sink, Source};
+use compose::{Composed, Words};
 
 /// Most units of one source. More is a directory that was not meant; the rest is not read.
 pub const UNITS_MAX: usize = 20_000;
@@ -46,8 +58,21 @@ pub struct Loaded {
     pub specs: Vec<Spec>,
     /// Where each unit is declared, those with a mistake too.
     pub places: BTreeMap<UnitName, Place>,
+    /// Where the keys of each unit were written, where [`Layers`] asks for it.
+    pub origins: BTreeMap<UnitName, Origins>,
+    /// The files of profiles that are not chosen.
+    pub left_out: Vec<LeftOut>,
     /// Every mistake, by file, line and column.
     pub diagnostics: Vec<Diagnostic>,
+}
+
+/// A file of a profile that is not chosen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LeftOut {
+    /// The file.
+    pub file: FilePath,
+    /// The profile.
+    pub profile: String,
 }
 
 /// The key whose path is closest to a text that is none.
@@ -59,19 +84,28 @@ pub fn nearest_key(text: &str) -> Option<&'static str> {
 ///
 /// `others` are units that other sources declare, with the name of their source: a unit of the same
 /// name is an error, a dependency on one is legal. `other_specs` are what those units say, for what
-/// only all units together show.
+/// only all units together show. Each file declares units; with [`load_with`] some may be laid over
+/// others.
 pub fn load(
     files: &[SourceFile],
     others: &BTreeMap<UnitName, String>,
     other_specs: &[&Spec],
 ) -> Loaded {
+    load_with(files, &Layers::default(), others, other_specs)
+}
+
+/// The same with what is laid over the units: drop-ins, profiles, settings.
+pub fn load_with(
+    files: &[SourceFile],
+    layers: &Layers<'_>,
+    others: &BTreeMap<UnitName, String>,
+    other_specs: &[&Spec],
+) -> Loaded {
     let mut order: Vec<&SourceFile> = files.iter().collect();
     order.sort_by(|a, b| a.path.cmp(&b.path));
-    let mut reader = Reader::default();
-    for file in order {
-        reader.read(file);
-    }
-    let Reader { units, unread, mut diagnostics, .. } = reader;
+    let words = Words::new(layers);
+    let read = compose::read(&order, &words, layers, others);
+    let Composed { units, unread, mut diagnostics, origins, left_out } = read;
     let set = Set { units: &units, unread: &unread, others, other_specs };
     diagnostics.extend(set.check());
     diagnostics.sort_by(Diagnostic::order);
@@ -82,60 +116,5 @@ pub fn load(
     let places = places.collect();
     let good = first.into_iter().filter(|(name, _)| !others.contains_key(*name));
     let specs = good.filter_map(|(_, unit)| unit.spec.clone()).collect();
-    Loaded { specs, places, diagnostics }
-}
-
-/// Reads one file after another.
-#[derive(Debug, Default)]
-struct Reader {
-    units: Vec<Decoded>,
-    /// Names of units that are declared in a way that could not be read.
-    unread: BTreeSet<String>,
-    diagnostics: Vec<Diagnostic>,
-    is_full: bool,
-}
-
-impl Reader {
-    fn read(&mut self, file: &SourceFile) {
-        if self.is_full {
-            return;
-        }
-        let source = Source::new(file);
-        let mut sink = Sink::new(&source);
-        let documents = yaml::parse(&mut sink, file.text.len());
-        let path = file.path.as_path();
-        let stem = path.file_stem().unwrap_or_default().to_string_lossy();
-        let base = FilePath::from(path.parent().unwrap_or(path));
-        let is_only = documents.complete && documents.trees.len() == 1;
-        for tree in &documents.trees {
-            if self.units.len() >= UNITS_MAX {
-                let message = format!("more than {UNITS_MAX} units in one source");
-                sink.error(At::new(tree.root.at.start, 0), message);
-                self.is_full = true;
-                break;
-            }
-            let stem = is_only.then_some(&*stem);
-            self.units.push(decode::unit(tree, &mut sink, stem, &base));
-            if sink.is_full() {
-                break;
-            }
-        }
-        let is_nameless =
-            self.units.iter().rev().take(documents.trees.len()).any(|u| u.name.is_none());
-        if !documents.complete || is_nameless || sink.is_full() {
-            self.unread.insert(stem.into_owned());
-            self.unread.extend(names_in(source.text));
-        }
-        self.diagnostics.extend(sink.finish());
-    }
-}
-
-/// What look like names of units in a text that is not YAML, so that nobody is told that these
-/// units do not exist.
-fn names_in(text: &str) -> impl Iterator<Item = String> + '_ {
-    let values = text.lines().filter_map(|line| line.strip_prefix("name:"));
-    values.map(|value| {
-        let value = value.split(" #").next().unwrap_or_default();
-        value.trim().trim_matches(['"', '\'']).to_owned()
-    })
+    Loaded { specs, places, origins, left_out, diagnostics }
 }

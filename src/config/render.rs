@@ -84,7 +84,7 @@ struct Sources<'a> {
 impl<'a> Sources<'a> {
     fn line(&mut self, place: &Place) -> Option<&'a str> {
         let file: &'a SourceFile = self.files.get(&place.file)?;
-        let source = self.read.entry(&file.path).or_insert_with(|| Source::new(file));
+        let source = self.read.entry(&file.path).or_insert_with(|| Source::new(file, 0));
         source.line(place.line)
     }
 }
@@ -154,8 +154,8 @@ mod tests {
 
     fn drawn(text: &str, n: usize, colour: bool) -> String {
         let files = [SourceFile { path: FilePath::from("/u/web.yaml"), text: text.into() }];
-        let source = Source::new(&files[0]);
-        let mut sink = Sink::new(&source);
+        let mut sink = Sink::new();
+        sink.open(&files[0]);
         for _ in 0..n {
             let start = text.find("restrat").unwrap();
             sink.error(At::new(start, 7), "unknown key `restrat`")

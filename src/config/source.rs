@@ -1,6 +1,10 @@
-//! One unit file as text: from a byte offset to line and column, and the file's mistakes.
+//! Unit files as texts: from a byte offset to file, line and column, and the mistakes in them.
 //!
-//! Reads no file: whoever calls brings the bytes.
+//! The texts of a load stand one behind the other, and a place ([`At`]) counts from the beginning of
+//! the first: so a value knows its file wherever it is carried. Reads no file: whoever calls brings
+//! the bytes.
+
+use std::collections::BTreeSet;
 
 use super::diagnostic::{Diagnostic, Place, Spot};
 use crate::model::FilePath;
@@ -22,7 +26,7 @@ pub struct SourceFile {
     pub text: Vec<u8>,
 }
 
-/// A piece of a text, in bytes from its beginning.
+/// A piece of a text, in bytes from the beginning of the first text of the load.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct At {
     /// Where it begins.
@@ -32,12 +36,14 @@ pub(super) struct At {
 }
 
 impl At {
-    /// The beginning of the text.
-    pub(super) const START: Self = Self { start: 0, end: 0 };
-
     /// From this byte, for so many bytes.
     pub(super) fn new(start: usize, length: usize) -> Self {
         Self { start, end: start.saturating_add(length) }
+    }
+
+    /// Whether another piece lies in it.
+    pub(super) fn holds(self, other: Self) -> bool {
+        self.start <= other.start && other.end <= self.end
     }
 }
 
@@ -50,6 +56,8 @@ pub(super) struct Source<'a> {
     pub text: &'a str,
     /// The first byte that is not UTF-8.
     pub bad_byte: Option<u8>,
+    /// Where it begins among all texts.
+    pub start: usize,
     lines: Vec<usize>,
     /// How many characters begin before each block of [`BLOCK_BYTES`]: a file may be one line, and
     /// counting each column from its beginning would take the square of its length.
@@ -60,8 +68,8 @@ pub(super) struct Source<'a> {
 const BLOCK_BYTES: usize = 1024;
 
 impl<'a> Source<'a> {
-    /// Takes the text of a file, as far as it is text.
-    pub(super) fn new(file: &'a SourceFile) -> Self {
+    /// Takes the text of a file, as far as it is text. Other texts of `start` bytes are before it.
+    pub(super) fn new(file: &'a SourceFile, start: usize) -> Self {
         let bytes = file.text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&file.text);
         let (text, bad_byte) = match std::str::from_utf8(bytes) {
             Ok(text) => (text, None),
@@ -78,7 +86,7 @@ impl<'a> Source<'a> {
             chars = chars.saturating_add(characters(block));
             before
         });
-        Self { path: &file.path, text, bad_byte, lines, blocks: blocks.collect() }
+        Self { path: &file.path, text, bad_byte, start, lines, blocks: blocks.collect() }
     }
 
     /// The index of the line that holds this byte.
@@ -103,8 +111,21 @@ impl<'a> Source<'a> {
         counted.saturating_add(rest.map_or(0, characters))
     }
 
+    /// What was written there.
+    fn written(&self, at: At) -> &'a str {
+        let at = self.own(at);
+        self.text.get(at.start..at.end).unwrap_or_default()
+    }
+
+    /// A piece of this text, counted from its own beginning.
+    fn own(&self, at: At) -> At {
+        let from = |offset: usize| offset.saturating_sub(self.start);
+        At { start: from(at.start), end: from(at.end) }
+    }
+
     /// The place of a piece of text, and how many characters of it are on its first line.
     pub(super) fn spot(&self, at: At) -> Spot {
+        let at = self.own(at);
         let index = self.line_index(at.start);
         let line_start = self.lines.get(index).copied().unwrap_or(0);
         let before = self.chars_before(at.start).saturating_sub(self.chars_before(line_start));
@@ -131,32 +152,140 @@ fn count(n: usize) -> u32 {
     u32::try_from(n).unwrap_or(u32::MAX)
 }
 
-/// Collects the mistakes of one file.
+/// A text, and how many of its mistakes were told and not told.
+#[derive(Debug)]
+struct Text<'a> {
+    source: Source<'a>,
+    noted: usize,
+    passed_over: usize,
+}
+
+/// A unit that has keys of another one, while it is read.
+#[derive(Debug)]
+struct Heir {
+    /// The texts that are its own.
+    own: Vec<At>,
+    /// Where it takes the other unit's keys.
+    spot: Spot,
+    /// What is said there.
+    text: String,
+}
+
+/// All texts of a load, and the mistakes in them.
 #[derive(Debug)]
 pub(super) struct Sink<'a> {
-    /// The file.
-    pub source: &'a Source<'a>,
+    texts: Vec<Text<'a>>,
+    /// A place where there is no text.
+    nowhere: Spot,
+    /// Which of them is being read.
+    current: usize,
     found: Vec<Diagnostic>,
+    /// Takes what is said beside a mistake that is not told.
     spare: Diagnostic,
-    passed_over: usize,
+    is_last_told: bool,
     errors: usize,
+    heir: Option<Heir>,
+    /// Where something is wrong: told once, and not again for each heir.
+    told: BTreeSet<At>,
 }
 
 impl<'a> Sink<'a> {
-    /// Nothing found yet.
-    pub(super) fn new(source: &'a Source<'a>) -> Self {
-        let spare = Diagnostic::error(source.spot(At::START), "");
-        Self { source, found: Vec::new(), spare, passed_over: 0, errors: 0 }
+    /// No text yet.
+    pub(super) fn new() -> Self {
+        let place = Place { file: FilePath::from(""), line: 1, column: 1 };
+        let nowhere = Spot { place, length: 0 };
+        Self {
+            texts: Vec::new(),
+            spare: Diagnostic::error(nowhere.clone(), ""),
+            nowhere,
+            current: 0,
+            found: Vec::new(),
+            is_last_told: false,
+            errors: 0,
+            heir: None,
+            told: BTreeSet::new(),
+        }
+    }
+
+    /// Takes one more file, which is now read.
+    pub(super) fn open(&mut self, file: &'a SourceFile) {
+        // One byte between two texts: the end of one is not the beginning of the next.
+        let end = |text: &Text<'_>| text.source.start.saturating_add(text.source.text.len());
+        let start = self.texts.last().map_or(0, |last| end(last).saturating_add(1));
+        self.current = self.texts.len();
+        let source = Source::new(file, start);
+        self.texts.push(Text { source, noted: 0, passed_over: 0 });
+    }
+
+    /// The number of the file that is read, for [`Sink::turn_to`].
+    pub(super) fn number(&self) -> usize {
+        self.current
+    }
+
+    /// Goes on with a file that was opened before.
+    pub(super) fn turn_to(&mut self, file: usize) {
+        self.current = file;
+    }
+
+    /// The text that is being read, its beginning among all texts, and its first bad byte.
+    pub(super) fn reading(&self) -> (&'a str, usize, Option<u8>) {
+        let source = self.texts.get(self.current).map(|text| &text.source);
+        source.map_or(("", 0, None), |source| (source.text, source.start, source.bad_byte))
+    }
+
+    /// The beginning of the text that is being read.
+    pub(super) fn start(&self) -> At {
+        At::new(self.reading().1, 0)
+    }
+
+    /// The number of the text that holds this piece.
+    fn index(&self, at: At) -> usize {
+        let is_in = |text: &Text<'_>| {
+            let start = text.source.start;
+            start <= at.start && at.start <= start.saturating_add(text.source.text.len())
+        };
+        if self.texts.get(self.current).is_some_and(is_in) {
+            return self.current;
+        }
+        self.texts.partition_point(|text| text.source.start <= at.start).saturating_sub(1)
+    }
+
+    /// The file in which a piece stands.
+    pub(super) fn file(&self, at: At) -> Option<&'a FilePath> {
+        self.texts.get(self.index(at)).map(|text| text.source.path)
+    }
+
+    /// What was written there.
+    pub(super) fn written(&self, at: At) -> &'a str {
+        self.texts.get(self.index(at)).map_or("", |text| text.source.written(at))
+    }
+
+    /// The place of a piece of text.
+    pub(super) fn spot(&self, at: At) -> Spot {
+        let text = self.texts.get(self.index(at));
+        text.map_or_else(|| self.nowhere.clone(), |text| text.source.spot(at))
     }
 
     /// Whether the file has had all the mistakes that are told.
     pub(super) fn is_full(&self) -> bool {
-        self.passed_over > 0
+        self.texts.get(self.current).is_some_and(|text| text.passed_over > 0)
     }
 
     /// How many errors there are so far; whoever sees it grow knows that something was wrong.
     pub(super) fn errors(&self) -> usize {
         self.errors
+    }
+
+    /// From now on a unit is read of which only `own` is its own: what is wrong elsewhere is told
+    /// once, whoever takes it over.
+    pub(super) fn begin_heir(&mut self, own: Vec<At>, at: At, text: String) {
+        let spot = self.spot(at);
+        self.heir = Some(Heir { own, spot, text });
+    }
+
+    /// The unit is read.
+    pub(super) fn end_heir(&mut self) {
+        self.heir = None;
     }
 
     /// Notes a mistake; what comes back can be given a label and help.
@@ -172,7 +301,7 @@ impl<'a> Sink<'a> {
 
     /// Adds help to what was noted last.
     pub(super) fn help_last(&mut self, text: &str) {
-        if let Some(found) = self.found.last_mut() {
+        if let Some(found) = self.found.last_mut().filter(|_| self.is_last_told) {
             found.help(text);
         }
     }
@@ -183,21 +312,38 @@ impl<'a> Sink<'a> {
         at: At,
         message: &str,
     ) -> &mut Diagnostic {
-        if self.found.len() >= MISTAKES_MAX {
-            self.passed_over = self.passed_over.saturating_add(1);
+        let heir = self.heir.as_ref().filter(|heir| !heir.own.iter().any(|own| own.holds(at)));
+        let is_told = heir.is_some() && self.told.contains(&at);
+        let index = self.index(at);
+        let text = self.texts.get_mut(index).filter(|_| !is_told);
+        let is_room = text.is_some_and(|text| {
+            let is_room = text.noted < MISTAKES_MAX;
+            let count = if is_room { &mut text.noted } else { &mut text.passed_over };
+            *count = count.saturating_add(1);
+            is_room
+        });
+        self.is_last_told = is_room;
+        if !is_room {
+            self.spare.help.clear();
+            self.spare.related.clear();
             return &mut self.spare;
         }
-        self.found.push(make(self.source.spot(at), message));
+        let mut found = make(self.spot(at), message);
+        if let Some(heir) = heir {
+            found.related(heir.spot.clone(), &heir.text);
+        }
+        self.told.insert(at);
+        self.found.push(found);
         self.found.last_mut().unwrap_or(&mut self.spare)
     }
 
     /// All that was found.
     pub(super) fn finish(mut self) -> Vec<Diagnostic> {
-        if self.passed_over > 0 {
-            let at = At::new(self.source.text.len(), 0);
+        for text in self.texts.iter().filter(|text| text.passed_over > 0) {
+            let end = text.source.start.saturating_add(text.source.text.len());
             let message =
                 format!("more than {MISTAKES_MAX} mistakes in this file; is it a unit file?");
-            self.found.push(Diagnostic::error(self.source.spot(at), &message));
+            self.found.push(Diagnostic::error(text.source.spot(At::new(end, 0)), &message));
         }
         self.found
     }
@@ -214,7 +360,7 @@ mod tests {
     #[test]
     fn columns_count_characters_and_begin_at_one() {
         let file = file("a: é\r\nwörk: x\n".as_bytes());
-        let source = Source::new(&file);
+        let source = Source::new(&file, 0);
         for (needle, line, column, length) in [("é", 1, 4, 1), ("wörk", 2, 1, 4), ("x", 2, 7, 1)]
         {
             let spot = source.spot(At::new(source.text.find(needle).unwrap(), needle.len()));
@@ -228,26 +374,61 @@ mod tests {
     #[test]
     fn columns_are_right_far_into_a_line() {
         let file = file(format!("first\n{}x", "é".repeat(5_000)).as_bytes());
-        let source = Source::new(&file);
+        let source = Source::new(&file, 0);
         let spot = source.spot(At::new(source.text.len() - 1, 1));
         assert_eq!((spot.place.line, spot.place.column), (2, 5_001));
     }
 
     #[test]
     fn a_byte_order_mark_is_no_text_and_a_bad_byte_ends_it() {
-        assert_eq!(Source::new(&file(b"\xef\xbb\xbfa: b")).text, "a: b");
+        assert_eq!(Source::new(&file(b"\xef\xbb\xbfa: b"), 0).text, "a: b");
         let latin = file(b"a: \xe9b");
-        let source = Source::new(&latin);
+        let source = Source::new(&latin, 0);
         assert_eq!((source.text, source.bad_byte), ("a: ", Some(0xe9)));
+    }
+
+    #[test]
+    fn a_place_is_of_the_file_in_which_it_stands() {
+        let one = file(b"a: b\n");
+        let two = SourceFile { path: FilePath::from("/u/b.yaml"), text: b"c: d".to_vec() };
+        let mut sink = Sink::new();
+        sink.open(&one);
+        sink.open(&two);
+        let (_, start, _) = sink.reading();
+        for (offset, file, line, column) in
+            [(0, "/u/a.yaml", 1, 1), (5, "/u/a.yaml", 2, 1), (start, "/u/b.yaml", 1, 1)]
+        {
+            let place = sink.spot(At::new(offset, 1)).place;
+            let file = FilePath::from(file);
+            assert_eq!(place, Place { file, line, column }, "{offset}");
+        }
+        assert_eq!((sink.written(At::new(start + 3, 1)), sink.written(At::new(3, 1))), ("d", "b"));
+    }
+
+    #[test]
+    fn what_an_heir_takes_over_is_wrong_once() {
+        let file = file(b"base\nheir");
+        let mut sink = Sink::new();
+        sink.open(&file);
+        sink.error(At::new(0, 4), "wrong");
+        sink.begin_heir(vec![At::new(5, 4)], At::new(5, 0), "taken over here".to_owned());
+        sink.error(At::new(0, 4), "wrong in the heir").help("x");
+        sink.error(At::new(1, 1), "wrong only there");
+        sink.error(At::new(5, 4), "its own");
+        assert_eq!(sink.errors(), 4);
+        let found = sink.finish();
+        let said: Vec<(&str, usize)> =
+            found.iter().map(|d| (d.message.as_str(), d.related.len())).collect();
+        assert_eq!(said, [("wrong", 0), ("wrong only there", 1), ("its own", 0)]);
     }
 
     #[test]
     fn the_mistakes_of_one_file_are_bounded() {
         let file = file(b"a");
-        let source = Source::new(&file);
-        let mut sink = Sink::new(&source);
+        let mut sink = Sink::new();
+        sink.open(&file);
         for n in 0..2 * MISTAKES_MAX {
-            sink.error(At::START, format!("{n}"));
+            sink.error(sink.start(), format!("{n}"));
         }
         assert_eq!(sink.finish().len(), MISTAKES_MAX + 1);
     }

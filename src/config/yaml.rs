@@ -65,6 +65,8 @@ pub(super) struct Entry {
 pub(super) struct Documents {
     /// One tree for each.
     pub trees: Vec<Tree>,
+    /// How many keys and values they have, with aliases filled in.
+    pub nodes: usize,
     /// False: there is a mistake after which nothing can be read.
     pub complete: bool,
 }
@@ -78,11 +80,17 @@ pub(super) struct Tree {
     pub complete: bool,
 }
 
-/// Reads a file.
+/// Reads the file that the sink has at hand.
 pub(super) fn parse(sink: &mut Sink<'_>, bytes: usize) -> Documents {
     if !is_readable(sink, bytes) {
-        return Documents { trees: Vec::new(), complete: false };
+        return Documents { trees: Vec::new(), nodes: 0, complete: false };
     }
+    let (text, start, _) = sink.reading();
+    parse_piece(sink, text, start)
+}
+
+/// Reads a piece of the file that the sink has at hand; `start` is where it begins.
+pub(super) fn parse_piece(sink: &mut Sink<'_>, text: &str, start: usize) -> Documents {
     let options = granit_parser::options! { emit_comments: false, emit_unresolved_aliases: true };
     let mut builder = Builder {
         trees: Vec::new(),
@@ -93,37 +101,37 @@ pub(super) fn parse(sink: &mut Sink<'_>, bytes: usize) -> Documents {
         aliases: 0,
     };
     let mut complete = true;
-    for next in Parser::new_from_str_with_options(sink.source.text, options) {
+    for next in Parser::new_from_str_with_options(text, options) {
         let step = match next {
             Ok((event, span)) => {
                 if let Some(tag) = event.tag() {
-                    refuse_tag(sink, tag, place(&span.tag_span().unwrap_or(span)));
+                    refuse_tag(sink, tag, place(&span.tag_span().unwrap_or(span), start));
                 }
-                builder.take(sink, event, place(&span))
+                builder.take(sink, event, place(&span, start))
             }
-            Err(error) => Err(syntax(sink, &error)),
+            Err(error) => Err(syntax(sink, text, start, &error)),
         };
         if step.is_err() || sink.is_full() {
             complete = false;
             break;
         }
     }
-    Documents { trees: builder.trees, complete }
+    Documents { trees: builder.trees, nodes: builder.nodes, complete }
 }
 
-/// Whether the bytes are text that YAML allows, in bounds.
-fn is_readable(sink: &mut Sink<'_>, bytes: usize) -> bool {
-    let text = sink.source.text;
+/// Whether the bytes of the file at hand are text that YAML allows, in bounds.
+pub(super) fn is_readable(sink: &mut Sink<'_>, bytes: usize) -> bool {
+    let (text, start, bad_byte) = sink.reading();
     if bytes > FILE_BYTES_MAX {
         sink.error(
-            At::START,
+            sink.start(),
             format!("file has {bytes} bytes, a unit file has at most {FILE_BYTES_MAX}"),
         );
         return false;
     }
-    if let Some(byte) = sink.source.bad_byte {
+    if let Some(byte) = bad_byte {
         sink.error(
-            At::new(text.len(), 0),
+            At::new(start.saturating_add(text.len()), 0),
             format!("byte 0x{byte:02x} is not UTF-8; unit files are UTF-8 text"),
         );
         return false;
@@ -132,7 +140,7 @@ fn is_readable(sink: &mut Sink<'_>, bytes: usize) -> bool {
     if let Some((at, c)) = text.char_indices().find(|(_, c)| is_forbidden(*c)) {
         let code = u32::from(c);
         sink.error(
-            At::new(at, c.len_utf8()),
+            At::new(start.saturating_add(at), c.len_utf8()),
             format!("control character U+{code:04X} may not stand in YAML"),
         )
         .help(format!("in double quotes it is written as `\\x{code:02x}`"));
@@ -141,19 +149,21 @@ fn is_readable(sink: &mut Sink<'_>, bytes: usize) -> bool {
     true
 }
 
-/// Where an event is. The parser reads a whole text and so always knows bytes.
-fn place(span: &granit_parser::Span) -> At {
+/// Where an event of a text is that begins at `base`. The parser reads a whole text and so always
+/// knows bytes.
+fn place(span: &granit_parser::Span, base: usize) -> At {
     let start = span.start.byte_offset().unwrap_or(0);
-    At { start, end: span.end.byte_offset().unwrap_or(start).max(start) }
+    let end = span.end.byte_offset().unwrap_or(start).max(start);
+    At { start: base.saturating_add(start), end: base.saturating_add(end) }
 }
 
 /// Notes what the parser could not read.
-fn syntax(sink: &mut Sink<'_>, error: &ScanError) -> Stop {
-    let text = sink.source.text;
+fn syntax(sink: &mut Sink<'_>, text: &str, base: usize, error: &ScanError) -> Stop {
     let mut start = error.marker().byte_offset().unwrap_or(0).min(text.len());
     while !text.is_char_boundary(start) {
         start = start.saturating_sub(1);
     }
+    let start = base.saturating_add(start);
     if *error.kind() == ErrorKind::RecursionLimitExceeded {
         sink.error(At::new(start, 0), format!("nested more than {DEPTH_MAX} deep"));
     } else {
@@ -377,9 +387,9 @@ fn refuse_duplicates(sink: &mut Sink<'_>, entries: &mut Vec<Entry>) {
         if sink.is_full() {
             break;
         }
-        let name = sink.source.text.get(at.start..at.end).unwrap_or_default();
-        let first = sink.source.spot(*first_at);
-        let line = sink.source.spot(*at).place.line;
+        let name = sink.written(*at);
+        let first = sink.spot(*first_at);
+        let line = sink.spot(*at).place.line;
         let message =
             format!("duplicate key {}: lines {} and {line}", quoted(name), first.place.line);
         sink.error(*at, message).label("again here").related(first, "first here");
@@ -398,14 +408,14 @@ fn refuse_tag(sink: &mut Sink<'_>, tag: &Tag, at: At) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::source::{Source, SourceFile};
+    use crate::config::source::SourceFile;
     use crate::model::FilePath;
 
     /// The trees in short, and the messages.
     fn read(text: &str) -> (Vec<String>, Vec<String>) {
         let file = SourceFile { path: FilePath::from("/u/a.yaml"), text: text.into() };
-        let source = Source::new(&file);
-        let mut sink = Sink::new(&source);
+        let mut sink = Sink::new();
+        sink.open(&file);
         let documents = parse(&mut sink, text.len());
         let trees = documents.trees.iter().map(|tree| short(&tree.root)).collect();
         let messages = sink.finish().into_iter().map(|found| found.message).collect();

@@ -111,7 +111,7 @@ fn control(
     match method {
         "Info" => Ok(info(supervisor)),
         "List" => list(supervisor, parameters),
-        "Show" => show(supervisor, &parameters.text("unit")?),
+        "Show" => show(supervisor, &parameters.text("unit")?, parameters.flag("origin")?),
         "Plan" => {
             let source = parameters.source()?;
             changes(&supervisor.plan(&source, &manner(parameters, by)?)?, &source)
@@ -182,7 +182,7 @@ fn list(supervisor: &Supervisor<Linux>, parameters: &Parameters<'_>) -> Result<V
     Ok(json!({ "instances": rows }))
 }
 
-fn show(supervisor: &Supervisor<Linux>, name: &str) -> Result<Value, Failure> {
+fn show(supervisor: &Supervisor<Linux>, name: &str, origin: bool) -> Result<Value, Failure> {
     let ids = supervisor.select(&[name.to_owned()])?;
     let unit = ids.first().and_then(|id| supervisor.view().unit(id));
     let unit = unit.ok_or_else(|| Failure::NoSuchUnit(format!("no unit `{name}`")))?;
@@ -191,9 +191,16 @@ fn show(supervisor: &Supervisor<Linux>, name: &str) -> Result<Value, Failure> {
         .map(|(key, (value, _))| (key.clone(), plan::conceal(&key, value)))
         .collect();
     let rows: Vec<Row> = ids.iter().map(|id| supervisor.row(id)).collect();
+    let origins: Option<Map<String, Value>> = if origin {
+        let origins = supervisor.origins(&unit.spec.name)?;
+        let place = |key: &String| origins.of(key).map(|at| format!("{}:{}", at.file, at.line));
+        Some(fields.keys().map(|key| (key.clone(), json!(place(key)))).collect())
+    } else {
+        None
+    };
     Ok(json!({ "unit": {
         "name": unit.spec.name, "source": unit.source, "hold": unit.hold, "epoch": unit.epoch,
-        "spec": fields, "instances": rows,
+        "spec": fields, "origins": origins, "instances": rows,
     } }))
 }
 
@@ -208,7 +215,7 @@ fn changes(applied: &Applied, source: &Source) -> Result<Value, Failure> {
     let mut text = if applied.diagnostics.is_empty() {
         String::new()
     } else {
-        config::render(&applied.diagnostics, &source.files, false)
+        config::render(&applied.diagnostics, &source.shown(), false)
     };
     if config::has_errors(&applied.diagnostics) {
         let all = serde_json::to_value(&applied.diagnostics).unwrap_or_default();
@@ -391,6 +398,8 @@ impl Parameters<'_> {
             .into_iter()
             .map(|file| SourceFile { path: file.path, text: file.text.into() })
             .collect();
-        Ok(Source { name, files })
+        let (profiles, sets) = (self.texts("profiles")?, self.texts("sets")?);
+        let dir = Some(self.optional_text("dir")?).filter(|dir| !dir.is_empty());
+        Ok(Source { name, dir, files, profiles, sets })
     }
 }

@@ -7,6 +7,7 @@
 mod background;
 mod calls;
 mod clients;
+mod files;
 mod report;
 mod setup;
 mod signals;
@@ -18,7 +19,8 @@ use std::path::PathBuf;
 use mio::{Events, Poll, Token};
 
 pub use background::{Started, start_in_background};
-pub use setup::{BootFailure, read_source};
+pub use files::{SourceOptions, read_source};
+pub use setup::BootFailure;
 
 use crate::model::{Monotonic, Signal, Span};
 use crate::supervisor::{Source, Supervisor};
@@ -53,6 +55,8 @@ pub struct Options {
     pub dirs: Dirs,
     /// The directory of units to apply after boot.
     pub units: Option<PathBuf>,
+    /// How that is read.
+    pub reading: SourceOptions,
     /// The command of `opm run -- CMD`: an essential unit without a file.
     pub command: Vec<OsString>,
     /// How long a shutdown may take; `None`: as long as the units' own times.
@@ -250,7 +254,7 @@ impl Daemon {
             log::info!("SIGHUP: there is no directory to read again");
             return;
         };
-        match read_source(&dir) {
+        match read_source(&dir, &self.options.reading) {
             Ok(source) => self.apply(&source),
             Err(error) => log::error!("{error}"),
         }

@@ -261,7 +261,7 @@ pub(super) fn event_json(notice: &Notice, own: bool) -> Value {
 /// Tells the log what an apply of the daemon's own did.
 pub(super) fn applied(applied: &Applied, source: &Source) {
     if !applied.diagnostics.is_empty() {
-        let text = config::render(&applied.diagnostics, &source.files, false);
+        let text = config::render(&applied.diagnostics, &source.shown(), false);
         if config::has_errors(&applied.diagnostics) {
             log::error!("cannot apply `{}`:\n{text}", source.name);
             return;

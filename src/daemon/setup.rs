@@ -1,29 +1,26 @@
 //! Building the daemon: what the process needs, the lock, the control socket, the first state.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::ffi::{CString, OsString};
 use std::fmt;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use mio::Poll;
 
 use super::clients::Clients;
+use super::files::read_source;
 use super::signals::Signals;
 use super::{Daemon, LISTENER, Options, SIGNALS, report};
-use crate::config::SourceFile;
 use crate::model::{
     Author, Command, FilePath, InheritEnv, Kind, Output, ProcessSpec, RestartPolicy, Spec, Stdin,
     Template, Unit, UnitName,
 };
-use crate::supervisor::{Boot, COMMAND_SOURCE, KeeperOptions, Manner, Source};
+use crate::supervisor::{Boot, COMMAND_SOURCE, KeeperOptions, Manner};
 use crate::system::{self, Linux, LockError, SystemError};
 
-/// Largest unit file that is read, in bytes; the loader says what is wrong with a larger one.
-const FILE_BYTES_MAX: u64 = 4 * 1024 * 1024;
 /// Name of the unit of `opm run -- CMD`.
 const COMMAND_UNIT: &str = "command";
 
@@ -149,7 +146,7 @@ impl Daemon {
     /// Applies the directory that the daemon was started with. With mistakes in it, what was saved
     /// runs on; where nothing was, there is no daemon.
     fn apply_first(&mut self, dir: &Path, had_state: bool) -> Result<(), BootFailure> {
-        let source = read_source(dir)?;
+        let source = read_source(dir, &self.options.reading)?;
         match self.supervisor.apply_source(&source, &own_manner("at the start of opm")) {
             Ok(applied) => {
                 let bad = crate::config::has_errors(&applied.diagnostics);
@@ -201,49 +198,6 @@ fn command_unit(command: &[OsString], alone: bool) -> Result<Unit, BootFailure> 
     let mut unit = Unit::new(Arc::new(spec), COMMAND_SOURCE.to_owned());
     unit.started = true;
     Ok(unit)
-}
-
-/// Reads every `*.yaml` and `*.yml` of a directory, in the order of their names.
-pub fn read_source(dir: &Path) -> Result<Source, SystemError> {
-    let fail = |path: &Path, error: &dyn fmt::Display| {
-        SystemError::new("read units from", path.display(), error)
-    };
-    let dir = fs::canonicalize(dir).map_err(|error| fail(dir, &error))?;
-    let mut paths = BTreeSet::new();
-    if fs::metadata(&dir).map_err(|error| fail(&dir, &error))?.is_file() {
-        paths.insert(dir.clone());
-    } else {
-        for entry in fs::read_dir(&dir).map_err(|error| fail(&dir, &error))? {
-            let path = entry.map_err(|error| fail(&dir, &error))?.path();
-            let hidden = path.file_name().is_some_and(|name| name.as_bytes().starts_with(b"."));
-            let yaml = path.extension().is_some_and(|end| end == "yaml" || end == "yml");
-            if yaml && !hidden {
-                paths.insert(path);
-            }
-        }
-    }
-    let mut files = Vec::with_capacity(paths.len());
-    for path in paths {
-        let metadata = fs::metadata(&path).map_err(|error| fail(&path, &error))?;
-        if metadata.size() > FILE_BYTES_MAX {
-            let reason = format!("it has {} bytes, more than {FILE_BYTES_MAX}", metadata.size());
-            return Err(fail(&path, &reason));
-        }
-        let text = fs::read(&path).map_err(|error| fail(&path, &error))?;
-        files.push(SourceFile { path: path.into(), text });
-    }
-    Ok(Source { name: source_name(&dir), files })
-}
-
-/// A directory's path as the name of a source. Bytes that are no text are written out: two
-/// directories that differ in one of them are two sources.
-fn source_name(dir: &Path) -> String {
-    let mut name = String::new();
-    for chunk in dir.as_os_str().as_bytes().utf8_chunks() {
-        name.push_str(chunk.valid());
-        name.extend(chunk.invalid().iter().map(|byte| format!("\\x{byte:02x}")));
-    }
-    name
 }
 
 /// Runs the program on disk in our place, with the same arguments, and hands over the lock.

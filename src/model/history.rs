@@ -68,7 +68,7 @@ pub enum Cause {
 }
 
 /// A source as it was applied once.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
 pub struct Revision {
     /// Its name.
     pub source: String,
@@ -76,6 +76,15 @@ pub struct Revision {
     pub specs: Vec<Spec>,
     /// The files that said so.
     pub files: Vec<KeptFile>,
+    /// The directory of these files, where that is not the source's name.
+    #[serde(default)]
+    pub dir: Option<String>,
+    /// The profiles that were chosen, in order.
+    #[serde(default)]
+    pub profiles: Vec<String>,
+    /// The settings of the command line.
+    #[serde(default)]
+    pub sets: Vec<String>,
 }
 
 /// A file of a revision.

@@ -36,6 +36,9 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Service, Self::Task, Self::Socket, Self::Target];
+
     /// The word for it in unit files and output.
     pub fn as_str(self) -> &'static str {
         match self {

@@ -100,6 +100,19 @@ impl Template {
         Self { parts: parts.into_iter().collect(), raw: text.replace("${", "$${") }
     }
 
+    /// The same path from a directory on. One that begins with a variable may be a whole path, and
+    /// stays as it is.
+    #[must_use]
+    pub fn from_dir(self, dir: &str) -> Self {
+        match self.parts.first() {
+            Some(Part::Literal(text)) if !text.starts_with('/') => {
+                let raw = format!("{}/{}", Self::literal(dir.trim_end_matches('/')).raw, self.raw);
+                Self::parse(&raw).unwrap_or(self)
+            }
+            Some(Part::Literal(_) | Part::Variable(_)) | None => self,
+        }
+    }
+
     /// The text as it was written.
     pub fn raw(&self) -> &str {
         &self.raw
@@ -213,6 +226,21 @@ mod tests {
     fn a_wrong_variable_is_refused_where_it_stands() {
         for (raw, at) in [("ab${", 2), ("${x}", 0), ("ü ${env:}", 3), ("${unit.state_dir}", 0)] {
             assert_eq!(Template::parse(raw).unwrap_err().at, at, "{raw}");
+        }
+    }
+
+    #[test]
+    fn a_relative_path_starts_at_a_directory() {
+        for (raw, path) in [
+            ("data", "/u/${x}/data"),
+            ("./a", "/u/${x}/./a"),
+            ("/data", "/data"),
+            ("$${a}", "/u/${x}/${a}"),
+            ("${env:HOME}/a", "<Env { name: \"HOME\", default: \"\" }>/a"),
+        ] {
+            let template = Template::parse(raw).unwrap().from_dir("/u/${x}");
+            let filled = template.fill(&|variable| format!("<{variable:?}>").into());
+            assert_eq!(filled, path, "{raw}");
         }
     }
 

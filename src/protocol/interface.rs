@@ -85,11 +85,17 @@ method Info() -> (
 # Instances of the named units, or of all
 method List(units: []string, internal: ?bool) -> (instances: []Instance)
 
-# What is wanted of a unit: its spec with every default, source, hold and epoch
-method Show(unit: string) -> (unit: object)
+# What is wanted of a unit: its spec with every default, source, hold and epoch; with origin also
+# the file and line that gave each key
+method Show(unit: string, origin: ?bool) -> (unit: object)
 
-# What applying a source would do, or only these units of it
-method Plan(source: string, files: []File, only: ?[]string, rolling: ?int) -> (
+# What applying a source would do, or only these units of it. Where dir, or else the source, is a
+# directory by its path, profiles chooses files that are laid over units; sets are settings of the
+# form UNIT.KEY=VALUE, laid over all else
+method Plan(
+  source: string, dir: ?string, files: []File, profiles: ?[]string, sets: ?[]string,
+  only: ?[]string, rolling: ?int
+) -> (
   changes: []Change, generation: int, units: []string, warnings: string, basis: Basis
 )
 
@@ -97,8 +103,8 @@ method Plan(source: string, files: []File, only: ?[]string, rolling: ?int) -> (
 # taken back unless Confirm follows in time; with a basis it is refused where things have moved.
 # Of the instances of a unit so many are away at a time as rolling says
 method Apply(
-  source: string, files: []File, only: ?[]string, rolling: ?int, message: ?string, confirm_ms: ?int,
-  basis: ?Basis
+  source: string, dir: ?string, files: []File, profiles: ?[]string, sets: ?[]string,
+  only: ?[]string, rolling: ?int, message: ?string, confirm_ms: ?int, basis: ?Basis
 ) -> (changes: []Change, generation: int, units: []string, warnings: string, basis: Basis)
 
 # What was applied on trial stays

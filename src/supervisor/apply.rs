@@ -16,12 +16,18 @@ use crate::plan::{self, Plan};
 use crate::system::System;
 
 /// A source as it is to be from now on.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Source {
-    /// Its name: a directory's path, or `-`.
+    /// Its name: a directory's path, `-`, or what it was given.
     pub name: String,
+    /// The directory of its files, where that is not its name.
+    pub dir: Option<String>,
     /// All its files.
     pub files: Vec<SourceFile>,
+    /// The chosen profiles, in order.
+    pub profiles: Vec<String>,
+    /// Settings of the command line, `UNIT.KEY=VALUE`.
+    pub sets: Vec<String>,
 }
 
 /// How a source is applied.
@@ -85,8 +91,14 @@ impl<S: System> Supervisor<S> {
         desired.sources.clone_from(&self.desired.sources);
         desired.applied = self.desired.applied;
         self.try_out(&mut desired, manner)?;
-        let specs = declared(&desired, &source.name);
-        let revision = Revision { source: source.name.clone(), specs, files: kept(&source.files) };
+        let revision = Revision {
+            source: source.name.clone(),
+            specs: declared(&desired, &source.name),
+            files: kept(&source.files),
+            dir: source.dir.clone(),
+            profiles: source.profiles.clone(),
+            sets: source.sets.clone(),
+        };
         let cause = Cause::Apply { source: source.name.clone() };
         self.put_in_force(desired, &applied.plan, &manner.author, cause, &[revision])?;
         applied.generation = self.desired.generation;
@@ -106,7 +118,7 @@ impl<S: System> Supervisor<S> {
             .collect();
         let specs: Vec<_> =
             self.desired.units.values().filter(foreign).map(|unit| &*unit.spec).collect();
-        let loaded = config::load(&source.files, &others, &specs);
+        let loaded = config::load_with(&source.files, &source.layers(), &others, &specs);
         let diagnostics = loaded.diagnostics;
         let mut desired = self.desired.clone();
         let mut units = loaded.specs.iter().map(|spec| spec.name.clone()).collect();

@@ -7,11 +7,13 @@
 use std::collections::BTreeSet;
 
 use super::Supervisor;
-use super::apply::{Declared, Manner, declared};
+use super::apply::{Declared, Manner, Source, declared};
 use super::keeper_unit::{COMMAND_SOURCE, is_internal};
 use super::requests::Refusal;
+use crate::config::Origins;
 use crate::model::{
     Author, Cause, Desired, Monotonic, Observed, Record, Revision, Sources, Span, Trial, Unit,
+    UnitName,
 };
 use crate::plan::{self, Class, Effect, Plan};
 use crate::system::System;
@@ -55,6 +57,16 @@ impl<S: System> Supervisor<S> {
             revision.map_err(|error| Refusal::Impossible(error.to_string()))
         };
         record.sources.iter().map(read).collect()
+    }
+
+    /// Which place of its files gave which key of a unit, when it was last applied.
+    pub fn origins(&self, unit: &UnitName) -> Result<Origins, Refusal> {
+        let untold = || Refusal::Impossible(format!("the history has no file of `{unit}`"));
+        let source = &self.desired.units.get(unit).ok_or_else(untold)?.source;
+        let generation = *self.desired.sources.get(source).ok_or_else(untold)?;
+        let revision = self.system.revision(source, generation);
+        let revision = revision.map_err(|error| Refusal::Impossible(error.to_string()))?;
+        Source::from(revision).origins().remove(unit).ok_or_else(untold)
     }
 
     /// The record of a generation, or the one that was in force then.
@@ -231,7 +243,7 @@ impl<S: System> Supervisor<S> {
             .map(|source| Revision {
                 source: source.clone(),
                 specs: declared(&self.desired, source),
-                files: Vec::new(),
+                ..Revision::default()
             })
             .collect();
         let first = revisions.first().map(|revision| revision.source.clone()).unwrap_or_default();

@@ -16,6 +16,7 @@ mod holds;
 mod keeper_unit;
 mod requests;
 mod sockets;
+mod source;
 mod state;
 mod status;
 mod wakes;

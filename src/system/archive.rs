@@ -180,7 +180,7 @@ mod tests {
     }
 
     fn revision(source: &str) -> Revision {
-        Revision { source: source.to_owned(), specs: Vec::new(), files: Vec::new() }
+        Revision { source: source.to_owned(), ..Revision::default() }
     }
 
     fn names(dir: &Path) -> usize {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
-use opm::config::{self, Diagnostic, Loaded, MISTAKES_MAX, SourceFile};
+use opm::config::{self, Diagnostic, Layers, Loaded, MISTAKES_MAX, SourceFile};
 use opm::model::{Command, Desired, FilePath, Kind, Spec, Unit, find_loop};
 use opm::system::{decode_saved, encode_saved};
 
@@ -12,6 +12,8 @@ use opm::system::{decode_saved, encode_saved};
 const NEXT_FILE: u8 = 0x1c;
 /// Most files; the rest of the bytes belongs to the last one.
 const FILES_MAX: usize = 4;
+/// Most settings of a command line that are tried.
+const SETS_MAX: usize = 8;
 /// Longest text of a mistake, in bytes: a few names and quoted pieces, each with escapes in it.
 const MESSAGE_BYTES_MAX: usize = 2 * 1024;
 /// Longest text about a loop, in bytes: it names the units in it.
@@ -36,6 +38,33 @@ pub fn yaml(bytes: &[u8]) {
     check_specs(&loaded);
     files.reverse();
     let again = config::load(&files, &BTreeMap::new(), &[]);
+    assert_eq!(loaded.diagnostics, again.diagnostics, "the order of the files counts");
+    assert_eq!(loaded.specs, again.specs, "the order of the files counts");
+    composed(bytes);
+}
+
+/// The same files where some are laid over others, and the last one is what a command line sets.
+fn composed(bytes: &[u8]) {
+    let names = ["unit.yaml", "more/b.yaml", "unit.d/c.yaml", "unit.prod.yaml"];
+    let mut files: Vec<SourceFile> = bytes
+        .splitn(FILES_MAX, |byte| *byte == NEXT_FILE)
+        .zip(names)
+        .map(|(text, name)| SourceFile {
+            path: FilePath::from(Path::new("/units").join(name)),
+            text: text.to_vec(),
+        })
+        .collect();
+    let last = files.last().map(|file| super::text(&file.text).to_owned()).unwrap_or_default();
+    let sets: Vec<String> = last.lines().take(SETS_MAX).map(str::to_owned).collect();
+    let profiles = ["prod".to_owned()];
+    let layers = Layers { source: Some("/units"), profiles: &profiles, sets: &sets, origins: true };
+    let loaded = config::load_with(&files, &layers, &BTreeMap::new(), &[]);
+    let all = config::with_words(&files, &profiles, &sets).into_owned();
+    let drawn = config::render(&loaded.diagnostics, &all, false);
+    check_said(&all, &loaded.diagnostics, &drawn);
+    check_specs(&loaded);
+    files.reverse();
+    let again = config::load_with(&files, &layers, &BTreeMap::new(), &[]);
     assert_eq!(loaded.diagnostics, again.diagnostics, "the order of the files counts");
     assert_eq!(loaded.specs, again.specs, "the order of the files counts");
 }

@@ -167,7 +167,7 @@ impl Story {
             path: FilePath::from(format!("/units/{}.yaml", NAMES[place]).as_str()),
             text: file.text(NAMES[place], &self.exists).into_bytes(),
         });
-        Source { name: "/units".to_owned(), files: files.collect() }
+        Source { name: "/units".to_owned(), files: files.collect(), ..Source::default() }
     }
 
     /// Returns whether it was acknowledged.

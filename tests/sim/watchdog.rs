@@ -65,7 +65,7 @@ fn world(program: &str, is_pid_one: bool) -> World {
     );
     let path = FilePath::from("/units/a.yaml");
     let files = vec![SourceFile { path, text: text.into_bytes() }];
-    let source = Source { name: "/units".to_owned(), files };
+    let source = Source { name: "/units".to_owned(), files, ..Source::default() };
     world.act(|supervisor| supervisor.apply_source(&source, &Manner::default()).unwrap()).unwrap();
     world
 }

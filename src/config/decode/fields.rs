@@ -17,7 +17,7 @@ pub(super) struct Fields<'n> {
 impl<'n> Fields<'n> {
     /// The value of a key, where it is given.
     pub(super) fn get(&self, name: &str) -> Option<&'n Node> {
-        self.known.iter().find(|(key, _)| key.name() == name).map(|(_, entry)| &entry.value)
+        self.known.iter().find(|(key, _)| key.is_named(name)).map(|(_, entry)| &entry.value)
     }
 }
 

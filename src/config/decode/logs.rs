@@ -41,7 +41,7 @@ impl Decoder<'_, '_> {
             let (output, target) =
                 self.log_target(node).unwrap_or((Output::Keeper, LogTarget::File));
             if let LogTarget::Path(_) = &target {
-                self.log_spot = Some(self.sink.source.spot(node.at));
+                self.log_spot = Some(self.sink.spot(node.at));
             }
             spec.logs.to = target;
             if let Some(process) = &mut spec.process {

@@ -3,6 +3,7 @@
 //! Quotes change nothing, with one exception: `null` in quotes is a text.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
 use super::Decoder;
 use crate::config::diagnostic::quoted;
@@ -12,7 +13,7 @@ use crate::config::yaml::{Node, Value};
 use crate::model::{Signal, Span, Template, UnitName};
 
 /// What a node is, in words.
-pub(super) fn described(node: &Node) -> String {
+pub(in crate::config) fn described(node: &Node) -> String {
     match &node.value {
         Value::Null => "empty".to_owned(),
         Value::Text(text) if text.is_empty() => "an empty text".to_owned(),
@@ -22,7 +23,7 @@ pub(super) fn described(node: &Node) -> String {
     }
 }
 
-impl Decoder<'_, '_> {
+impl<'a> Decoder<'_, 'a> {
     /// A text as it was written.
     pub(super) fn text<'n>(&mut self, key: &str, node: &'n Node) -> Option<&'n str> {
         self.scalar(key, "a text", node)
@@ -87,7 +88,7 @@ impl Decoder<'_, '_> {
 
     /// The place of a byte of a scalar, where the scalar stands in the file as it is.
     pub(super) fn inside(&self, node: &Node, text: &str, offset: usize) -> At {
-        let written = self.sink.source.text.get(node.at.start..node.at.end).unwrap_or_default();
+        let written = self.sink.written(node.at);
         let quote = usize::from(written.starts_with(['"', '\'']));
         let is_same = written.get(quote..).is_some_and(|written| written.starts_with(text));
         if !is_same {
@@ -105,7 +106,22 @@ impl Decoder<'_, '_> {
             self.sink.error(node.at, format!("`{key}` must be a path, not empty"));
             return None;
         }
-        Some(path)
+        let Some(dir) = self.foreign_dir(node) else { return Some(path) };
+        let from_there = dir.to_str().map(|dir| path.from_dir(dir));
+        if from_there.is_none() {
+            let message = format!("`{key}` starts at a directory whose name is not UTF-8");
+            self.sink.error(node.at, message).help("write it from `/` on");
+        }
+        from_there
+    }
+
+    /// The directory of the file in which a value stands, where it is not that of the unit. The
+    /// command line is in none.
+    fn foreign_dir(&self, node: &Node) -> Option<&'a Path> {
+        let own = self.dir?.as_path();
+        let file = self.sink.file(node.at)?.as_path();
+        let dir = file.parent().filter(|dir| file.is_absolute() && *dir != own)?;
+        Some(dir)
     }
 
     /// `true` or `false`.
