@@ -169,8 +169,8 @@ fn units_are_put_together_from_the_command_line() {
     check(
         &world,
         &["plan", "units"],
-        "exit 0\n- b (remove)\n± a (restart)\n    env.B: \"prod\" → \"drop-in\" (restart)\n    \
-         env.C: \"8080\" → - (restart)\n2 to change\n",
+        "exit 0\n- b (remove)\n± a (restart, down for 1m10s at most)\n    env.B: \"prod\" → \"drop-in\" (restart)\n    \
+         env.C: \"8080\" → - (restart)\n2 to change: 1 remove, 1 restart\n",
     );
     let said = world.opm(&["apply", "--set", "a.nice=99", "units"]);
     assert!(said.code == 2 && said.err.contains("--set:1:8"), "{said:?}");
