@@ -1,5 +1,7 @@
 //! The arguments, and the text of `--help`. The manual is opm(1).
 
+mod deploy;
+
 use std::ffi::OsString;
 use std::path::PathBuf;
 
@@ -8,6 +10,9 @@ use clap::{Parser, Subcommand};
 use super::ssh;
 use crate::model::Span;
 use crate::simulate::Wish;
+pub(super) use deploy::{
+    Apply, Check, Composed, Diff, Files, Format, History, Plan, Rollback, Rolling, Waiting,
+};
 
 /// A declarative init and supervisor: YAML units in, running processes out.
 #[derive(Debug, Parser)]
@@ -142,41 +147,6 @@ fn span(text: &str) -> Result<Span, String> {
     Span::parse(text).map_err(|error| error.to_string())
 }
 
-/// Longest name of a source, in bytes: as long as a file's. It stands in messages.
-const SOURCE_NAME_BYTES_MAX: usize = 255;
-
-/// A name for a source: words for people, on one line, and none that opm gives itself.
-fn source_name(text: &str) -> Result<String, String> {
-    if text.is_empty() || text.len() > SOURCE_NAME_BYTES_MAX {
-        return Err(format!("a name has 1 to {SOURCE_NAME_BYTES_MAX} bytes"));
-    }
-    if text.starts_with('(') || text.chars().any(char::is_control) {
-        return Err("a name begins with no `(` and has no control characters".to_owned());
-    }
-    Ok(text.to_owned())
-}
-
-/// Which files of a directory are read, and how.
-#[derive(Debug, Clone, PartialEq, Eq, Default, clap::Args)]
-pub(super) struct Files {
-    /// Read all directories below DIR too
-    #[arg(short = 'R', long, requires = "dir")]
-    pub(super) recursive: bool,
-    /// Lay the files UNIT.NAME.yaml over their units
-    #[arg(long, value_name = "NAME", requires = "dir")]
-    pub(super) profile: Vec<String>,
-}
-
-/// The same with settings, for commands of one moment.
-#[derive(Debug, Clone, PartialEq, Eq, Default, clap::Args)]
-pub(super) struct Composed {
-    #[command(flatten)]
-    pub(super) files: Files,
-    /// Give a key of a unit this value, over all files
-    #[arg(long, value_name = "UNIT.KEY=VALUE")]
-    pub(super) set: Vec<String>,
-}
-
 #[derive(Debug, clap::Args)]
 pub(super) struct Run {
     /// Directory of unit files
@@ -206,145 +176,6 @@ pub(super) struct Daemon {
 }
 
 #[derive(Debug, clap::Args)]
-pub(super) struct Apply {
-    /// Directory of unit files, one file, a saved plan, or - for standard input
-    pub(super) dir: PathBuf,
-    /// The source that owns these units [default: where they were found]
-    #[arg(long, value_name = "NAME", value_parser = source_name)]
-    pub(super) source: Option<String>,
-    #[command(flatten)]
-    pub(super) composed: Composed,
-    /// Only show what would be done
-    #[arg(long)]
-    pub(super) dry_run: bool,
-    /// Only these units of it; the others stay as they are
-    #[arg(long, value_name = "UNIT")]
-    pub(super) only: Vec<String>,
-    /// Why, for those who read the history
-    #[arg(short, long, default_value = "", hide_default_value = true)]
-    pub(super) message: String,
-    /// Take it back unless `opm confirm` follows in so long a time
-    #[arg(long, value_parser = span, value_name = "TIME", conflicts_with = "dry_run")]
-    pub(super) confirm: Option<Span>,
-    /// Take it back where a unit does not come up
-    #[arg(long, conflicts_with_all = ["dry_run", "no_wait"])]
-    pub(super) rollback_on_failure: bool,
-    #[command(flatten)]
-    pub(super) rolling: Rolling,
-    /// Do not start a daemon where none runs
-    #[arg(long)]
-    pub(super) no_daemon: bool,
-    #[command(flatten)]
-    pub(super) waiting: Waiting,
-}
-
-impl Apply {
-    /// Whether the command line says which units these are, and of what.
-    pub(super) fn is_described(&self) -> bool {
-        self.source.is_some() || self.composed != Composed::default()
-    }
-}
-
-/// Whether and how long a command waits for what it asked for.
-#[derive(Debug, Clone, Copy, clap::Args)]
-pub(super) struct Waiting {
-    /// Wait until it is done (this is the default)
-    #[arg(long, conflicts_with = "no_wait")]
-    pub(super) wait: bool,
-    /// Return as soon as the new desired state is saved
-    #[arg(long)]
-    pub(super) no_wait: bool,
-    /// Wait so long at most; then exit 5
-    #[arg(long, value_parser = span, value_name = "TIME")]
-    pub(super) timeout: Option<Span>,
-}
-
-#[derive(Debug, clap::Args)]
-pub(super) struct Plan {
-    /// Directory of unit files, one file, or - for standard input
-    pub(super) dir: PathBuf,
-    /// The source that owns these units [default: where they were found]
-    #[arg(long, value_name = "NAME", value_parser = source_name)]
-    pub(super) source: Option<String>,
-    /// Only these units of it; the others stay as they are
-    #[arg(long, value_name = "UNIT")]
-    pub(super) only: Vec<String>,
-    #[command(flatten)]
-    pub(super) rolling: Rolling,
-    /// Save the plan, for `opm apply FILE`
-    #[arg(short, long, value_name = "FILE")]
-    pub(super) out: Option<PathBuf>,
-    #[command(flatten)]
-    pub(super) composed: Composed,
-    /// Exit 2 where there are changes
-    #[arg(long)]
-    pub(super) exit_code: bool,
-}
-
-#[derive(Debug, clap::Args)]
-pub(super) struct Diff {
-    /// A directory, or one or two generations [default: what is applied now]
-    #[arg(value_names = ["DIR|N", "M"], num_args = 0..=2)]
-    pub(super) what: Vec<String>,
-    /// What runs otherwise than it is wanted
-    #[arg(long, conflicts_with = "what")]
-    pub(super) live: bool,
-    /// Exit 2 where there is a difference
-    #[arg(long)]
-    pub(super) exit_code: bool,
-}
-
-#[derive(Debug, clap::Args)]
-pub(super) struct Rollback {
-    /// To what was applied at this generation [default: before the last change]
-    pub(super) generation: Option<u64>,
-    /// Only show what would be done
-    #[arg(long)]
-    pub(super) dry_run: bool,
-    /// Why, for those who read the history
-    #[arg(short, long, default_value = "", hide_default_value = true)]
-    pub(super) message: String,
-    #[command(flatten)]
-    pub(super) rolling: Rolling,
-    #[command(flatten)]
-    pub(super) waiting: Waiting,
-}
-
-#[derive(Debug, clap::Args)]
-pub(super) struct History {
-    /// Show this generation, and how it differs from the one before
-    pub(super) generation: Option<u64>,
-    /// Print the unit files as they were then
-    #[arg(long, requires = "generation")]
-    pub(super) files: bool,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub(super) enum Format {
-    /// Snippets for people
-    Text,
-    /// One JSON array
-    Json,
-}
-
-#[derive(Debug, clap::Args)]
-pub(super) struct Check {
-    /// Directory of unit files, one file, or - for standard input
-    pub(super) dir: PathBuf,
-    #[command(flatten)]
-    pub(super) composed: Composed,
-    /// How mistakes are printed
-    #[arg(long, value_enum, default_value_t = Format::Text)]
-    pub(super) format: Format,
-    /// Print every key of this unit, with the file and line that gave it
-    #[arg(long, value_name = "UNIT")]
-    pub(super) origin: Option<String>,
-    /// Warn where the units may take longer to stop, one after the other
-    #[arg(long, value_parser = span, value_name = "TIME")]
-    pub(super) shutdown_timeout: Option<Span>,
-}
-
-#[derive(Debug, clap::Args)]
 pub(super) struct Status {
     /// Units or instances; one of them sets the exit code: 0 up, 3 not up, 4 unknown
     pub(super) units: Vec<String>,
@@ -363,24 +194,6 @@ pub(super) struct Change {
     pub(super) units: Vec<String>,
     #[command(flatten)]
     pub(super) waiting: Waiting,
-}
-
-/// In turns, or all at once.
-#[derive(Debug, Clone, Copy, clap::Args)]
-pub(super) struct Rolling {
-    /// Of a unit's instances one after the other, each when the one before is ready
-    #[arg(long)]
-    rolling: bool,
-    /// So many at a time
-    #[arg(long, value_name = "N", requires = "rolling", value_parser = clap::value_parser!(u32).range(1..))]
-    batch: Option<u32>,
-}
-
-impl Rolling {
-    /// How many instances may be away at a time; all where it is not said.
-    pub(super) fn batch(self) -> Option<u32> {
-        self.rolling.then(|| self.batch.unwrap_or(1))
-    }
 }
 
 #[derive(Debug, clap::Args)]

@@ -93,7 +93,7 @@ method Show(unit: string, origin: ?bool) -> (unit: object)
 # directory by its path, profiles chooses files that are laid over units; sets are settings of the
 # form UNIT.KEY=VALUE, laid over all else
 method Plan(
-  source: string, dir: ?string, files: []File, profiles: ?[]string, sets: ?[]string,
+  source: string, files: []File, dir: ?string, profiles: ?[]string, sets: ?[]string,
   only: ?[]string, rolling: ?int
 ) -> (
   changes: []Change, generation: int, units: []string, warnings: string, basis: Basis
@@ -103,7 +103,7 @@ method Plan(
 # taken back unless Confirm follows in time; with a basis it is refused where things have moved.
 # Of the instances of a unit so many are away at a time as rolling says
 method Apply(
-  source: string, dir: ?string, files: []File, profiles: ?[]string, sets: ?[]string,
+  source: string, files: []File, dir: ?string, profiles: ?[]string, sets: ?[]string,
   only: ?[]string, rolling: ?int, message: ?string, confirm_ms: ?int, basis: ?Basis
 ) -> (changes: []Change, generation: int, units: []string, warnings: string, basis: Basis)
 
@@ -111,7 +111,7 @@ method Apply(
 method Confirm() -> (generation: int)
 
 # Go back to what was applied at a generation, or before the last change. To 0: nothing was
-method Rollback(to: ?int, rolling: ?int, message: ?string, dry_run: ?bool) -> (
+method Rollback(to: ?int, message: ?string, dry_run: ?bool, rolling: ?int) -> (
   to: int, changes: []Change, generation: int, units: []string
 )
 
