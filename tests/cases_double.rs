@@ -88,7 +88,11 @@ fn case_005_a_lost_lock_file_lets_no_second_supervisor_in() {
     let Some(world) = with_web() else { return };
     let (pid, daemon) = (world.pid("web"), world.daemon_pid().unwrap());
     for entry in fs::read_dir(world.root().join("state")).unwrap().flatten() {
-        fs::remove_file(entry.path()).unwrap();
+        if entry.path().is_dir() {
+            fs::remove_dir_all(entry.path()).unwrap();
+        } else {
+            fs::remove_file(entry.path()).unwrap();
+        }
     }
     for args in [&["daemon"][..], &["run", "units"]] {
         // One that wrongly comes up ends by timeout(1), so that the test does not hang.

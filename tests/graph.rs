@@ -104,7 +104,7 @@ fn a_daemon_tells_how_each_unit_is_and_no_secret() {
 fn graphviz_takes_it() {
     let world = World::bare();
     units(&world);
-    world.unit("end.x-1", &format!("{SLEEP}conflicts: [other]\nenabled: false\n"));
+    world.unit("end.x-1", &format!("name: end.x-1\n{SLEEP}conflicts: [other]\nenabled: false\n"));
     let dot = world.opm(&["graph", "--dot", "units"]).out;
     let child = Command::new("dot")
         .arg("-Tsvg")

@@ -50,6 +50,10 @@ pub(super) fn after(
             let reason = if instance.last.is_some() { anew } else { None };
             Next::Begin { fresh: true, reason: reason.unwrap_or(Reason::Wanted) }
         }
+        // It waited to run by another definition, which was taken back before it could.
+        Phase::Waiting { .. } if anew.is_none() && is_done_task(unit, instance) => {
+            Next::Settle(Verdict::Done, Reason::Changed)
+        }
         Phase::Waiting { fresh, .. } => {
             // Counters begin anew too where it was asked for, or changed, while it waited.
             let fresh = *fresh || (instance.last.is_some() && anew.is_some());
@@ -195,6 +199,12 @@ fn final_verdict(unit: &Unit, end: &End) -> Option<Verdict> {
         (false, true) => Some(Verdict::Done),
         (false, false) => Some(Verdict::Failed { at_limit: false }),
     }
+}
+
+/// Whether a task has done what it should, and nobody asked for more.
+fn is_done_task(unit: &Unit, instance: &Instance) -> bool {
+    let last = instance.last.as_ref().filter(|_| unit.spec.kind == Kind::Task);
+    last.and_then(|end| final_verdict(unit, end)) == Some(Verdict::Done)
 }
 
 /// Whether a start failed for want of something that may be there again soon.

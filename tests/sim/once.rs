@@ -1,9 +1,10 @@
 //! What must hold of tasks: each runs as often as it should.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use opm::model::{
     Happening, InstanceId, Kind, Monotonic, Reason, RestartPolicy, RunId, SpecHash, Verdict, Wall,
+    When,
 };
 
 use crate::check::Check;
@@ -85,6 +86,8 @@ impl Check for Once {
 pub(crate) struct DueOnce {
     /// The due time that the latest run of an instance served, by which schedule.
     served: BTreeMap<InstanceId, (Wall, SpecHash)>,
+    /// Those whose schedule is an interval.
+    intervals: BTreeSet<InstanceId>,
 }
 
 impl Check for DueOnce {
@@ -99,6 +102,11 @@ impl Check for DueOnce {
                 let Some(schedule) = schedule else { return Ok(()) };
                 let is_due = matches!(notice.reason, Some(Reason::Due | Reason::Missed));
                 let this = (due, schedule.hash());
+                if matches!(schedule.when, When::Every(_)) {
+                    self.intervals.insert(id.clone());
+                } else {
+                    self.intervals.remove(id);
+                }
                 let last = self.served.insert(id.clone(), this);
                 // The clock may have been set back by so much that it begins anew.
                 if is_due && last == Some(this) {
@@ -113,6 +121,12 @@ impl Check for DueOnce {
             // What could not be saved anywhere is not known to the next one.
             Seen::SupervisorDies if scene.is_agenda_lost && !scene.is_written => {
                 self.served.clear();
+            }
+            // An interval goes along with a clock that is set while somebody sees it; by how much it was
+            // set in the moment of a crash nobody knows.
+            Seen::SupervisorDies => {
+                let intervals = std::mem::take(&mut self.intervals);
+                self.served.retain(|id, _| !intervals.contains(id));
             }
             Seen::AllEnd if scene.is_agenda_lost => self.served.clear(),
             _ => {}
