@@ -224,3 +224,19 @@ fn directories_are_read_once_and_in_bounds() {
     let said = world.opm(&["check", "-R", "units"]);
     assert!(said.err.contains("more than 32 directories deep"), "{said:?}");
 }
+
+#[test]
+fn an_interrupt_ends_the_wait_and_says_that_it_goes_on() {
+    let Some(world) = World::new() else { return };
+    world.unit("slow", "command: [sleep, '1000']\nready: {delay: 600s}\nstart_timeout: 700s\n");
+    let script = format!(
+        "{} --root {} apply units 2> err & apply=$!; until grep -q starting err; do :; done; \
+         kill -INT $apply; wait $apply; echo $? > code",
+        common::OPM,
+        world.root().display()
+    );
+    assert!(world.command("sh").args(["-c", &script]).status().is_ok_and(|s| s.success()));
+    assert_eq!(world.read("code"), "130\n");
+    assert!(world.read("err").contains("it goes on; `opm status`"), "{}", world.read("err"));
+    assert_eq!(world.phase("slow"), "starting");
+}

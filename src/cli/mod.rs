@@ -13,6 +13,7 @@ mod logs;
 mod output;
 mod plan_file;
 mod probe;
+mod progress;
 mod proxy;
 mod query;
 mod remote;

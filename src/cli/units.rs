@@ -1,11 +1,10 @@
 //! Commands that change what is wanted: `start`, `stop`, `restart` and their kin.
 
-use std::collections::BTreeMap;
-
 use serde_json::{Value, json};
 
 use super::args::{Change, Global, Kill, Names, Restart, Stop, Until, Waiting};
 use super::client::{Client, dirs};
+use super::progress::{self, Progress};
 use super::{Error, Exit, Outcome, logs, output, remote};
 use crate::model::{Span, Wall};
 use crate::supervisor::Row;
@@ -62,6 +61,7 @@ pub(super) fn wait_settled(
     condition: &str,
     timeout: Option<Span>,
 ) -> Outcome {
+    progress::tell_at_interrupt();
     let mut progress = Progress::new(global);
     let waited = client.wait(units, condition, timeout, &mut |rows| progress.show(rows))?;
     progress.end();
@@ -114,79 +114,6 @@ fn last_lines(global: &Global, instance: &str, place: usize) -> Vec<String> {
             remote::last_lines(global, host, instance, LAST_LINES)
         }
         Some(_) => Vec::new(),
-    }
-}
-
-/// What is under way: on a terminal a line that changes, elsewhere a line for each change.
-struct Progress {
-    silent: bool,
-    terminal: bool,
-    /// What was shown of each instance.
-    shown: BTreeMap<String, String>,
-    /// How each instance is, as far as was told.
-    rows: BTreeMap<String, Row>,
-    drawn: bool,
-}
-
-impl Progress {
-    fn new(global: &Global) -> Self {
-        let terminal = output::stderr_is_terminal();
-        Self {
-            silent: global.json,
-            terminal,
-            shown: BTreeMap::new(),
-            rows: BTreeMap::new(),
-            drawn: false,
-        }
-    }
-
-    fn show(&mut self, rows: &[Row]) {
-        if self.silent {
-            return;
-        }
-        if self.terminal {
-            self.rows.extend(rows.iter().map(|row| (row.instance.clone(), row.clone())));
-            let done = self.rows.values().filter(|row| row.settled).count();
-            let open: Vec<String> = self
-                .rows
-                .values()
-                .filter(|row| !row.settled)
-                .take(3)
-                .map(|row| format!("{} {} {}", row.instance, row.phase, output::plain(&row.why)))
-                .collect();
-            let line: String = format!("{done}/{} {}", self.rows.len(), open.join("; "))
-                .chars()
-                .take(100)
-                .collect();
-            draw(&format!("\r\x1b[K{line}"));
-            self.drawn = true;
-            return;
-        }
-        for row in rows {
-            let state = if row.phase == "waiting" {
-                format!("{} ({})", row.phase, row.why)
-            } else {
-                row.phase.clone()
-            };
-            if self.shown.get(&row.instance) != Some(&state) {
-                output::note(&format!("{}: {}", row.instance, output::plain(&state)));
-                self.shown.insert(row.instance.clone(), state);
-            }
-        }
-    }
-
-    fn end(&mut self) {
-        if self.drawn {
-            draw("\r\x1b[K");
-        }
-    }
-}
-
-fn draw(text: &str) {
-    use std::io::Write;
-    let mut err = std::io::stderr();
-    if let Err(error) = err.write_all(text.as_bytes()).and_then(|()| err.flush()) {
-        log::trace!("nobody looks: {error}");
     }
 }
 

@@ -24,11 +24,10 @@ impl<S: System> Supervisor<S> {
             }
         };
         let mut desired = self.desired.clone();
-        for said in lift(&mut desired, wall) {
-            log::info!("{said}");
-        }
-        if let Err(refusal) = self.commit(desired) {
-            log::error!("cannot lift holds that are over: {refusal}");
+        let lifted = lift(&mut desired, wall);
+        match self.commit(desired) {
+            Ok(()) => lifted.iter().for_each(|said| log::info!("{said}")),
+            Err(refusal) => log::error!("cannot lift holds that are over: {refusal}"),
         }
     }
 }
