@@ -77,3 +77,126 @@ fn is_moving(phase: Option<&Phase>) -> bool {
         ) => false,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::model::{
+        Agenda, Blocker, Condition, Desired, Event, Graph, Happening, Instances, Monotonic,
+        Observed, RunId, Spec, UnitName, Until, Wall,
+    };
+
+    fn id(text: &str) -> InstanceId {
+        InstanceId::parse(text).unwrap()
+    }
+
+    /// Four instances that are up, of a unit of which a restart is wanted.
+    fn scene(rolling: Option<u32>) -> (Desired, Observed) {
+        let mut spec = Spec::new(Kind::Service, UnitName::parse("web").unwrap());
+        spec.instances = Instances::Count(4);
+        let mut unit = Unit::new(Arc::new(spec), "-".to_owned());
+        (unit.epoch, unit.rolling) = (1, rolling);
+        let mut observed = Observed::default();
+        for instance in unit.spec.instance_ids() {
+            up(&mut observed, &instance, 0, unit.hash);
+        }
+        let mut desired = Desired::default();
+        desired.units.insert(unit.spec.name.clone(), unit);
+        (desired, observed)
+    }
+
+    fn up(
+        observed: &mut Observed,
+        instance: &InstanceId,
+        epoch: u64,
+        hash: crate::model::SpecHash,
+    ) {
+        let (run, wall) = (RunId(epoch), Wall(0));
+        let began = Happening::Began { run, epoch, hash, wall, fresh: true, due: None };
+        for what in [began, Happening::Ready { run }, Happening::Up { run }] {
+            let event = Event { instance: instance.clone(), at: Monotonic::default(), what };
+            assert!(observed.apply(&event));
+        }
+    }
+
+    fn turns(desired: &Desired, observed: &Observed) -> Vec<Option<Turn>> {
+        let (graph, agenda) = (Graph::build(desired), Agenda::default());
+        let (shutdown, wall, agenda) = (None, Wall(0), &agenda);
+        let view = View { desired, graph: &graph, observed, shutdown, agenda, wall };
+        ["web@1", "web@2", "web@3", "web@4"].map(|name| turn(&view, &id(name))).to_vec()
+    }
+
+    fn put(observed: &mut Observed, name: &str, phase: Phase) {
+        let mut instance = observed.get(&id(name)).unwrap().clone();
+        (instance.phase, instance.epoch, instance.run) = (phase, 1, None);
+        observed.insert(id(name), instance);
+    }
+
+    #[test]
+    fn so_many_go_at_once_as_the_batch_says() {
+        let later = Some(Turn::Later);
+        for batch in 1..=5 {
+            let (desired, observed) = scene(Some(batch));
+            let now = turns(&desired, &observed).iter().filter(|t| **t == Some(Turn::Now)).count();
+            assert_eq!(now, usize::try_from(batch.min(4)).unwrap());
+        }
+        let (desired, observed) = scene(Some(1));
+        assert_eq!(turns(&desired, &observed), [Some(Turn::Now), later, later, later]);
+        let (desired, observed) = scene(None);
+        assert_eq!(turns(&desired, &observed), [None; 4], "they restart as one");
+    }
+
+    #[test]
+    fn the_next_goes_when_the_one_before_is_up_and_none_while_it_is_away() {
+        let (later, now) = (Some(Turn::Later), Some(Turn::Now));
+        let (desired, mut observed) = scene(Some(1));
+        for phase in [Phase::Down, Phase::Starting] {
+            put(&mut observed, "web@1", phase);
+            assert_eq!(turns(&desired, &observed), [None, later, later, later]);
+        }
+        put(&mut observed, "web@1", Phase::Up);
+        assert_eq!(turns(&desired, &observed), [None, now, later, later]);
+    }
+
+    #[test]
+    fn who_does_not_come_up_halts_the_others() {
+        let halted = Some(Turn::Halted);
+        let (desired, mut observed) = scene(Some(1));
+        let blocker = Blocker {
+            unit: UnitName::parse("db").unwrap(),
+            until: Until::Is(Condition::Ready),
+            stuck: true,
+        };
+        for phase in [
+            Phase::Failed { at_limit: true },
+            Phase::Backoff { until: Monotonic::default() },
+            Phase::Waiting { on: vec![blocker], fresh: true },
+        ] {
+            put(&mut observed, "web@1", phase);
+            assert_eq!(turns(&desired, &observed), [None, halted, halted, halted]);
+        }
+        // Another one that is up in time lets them go on.
+        let (desired, mut observed) = scene(Some(2));
+        put(&mut observed, "web@1", Phase::Failed { at_limit: true });
+        let later = Some(Turn::Later);
+        assert_eq!(turns(&desired, &observed), [None, Some(Turn::Now), later, later]);
+    }
+
+    #[test]
+    fn who_is_held_is_not_waited_for() {
+        let (mut desired, mut observed) = scene(Some(1));
+        put(&mut observed, "web@1", Phase::Down);
+        let unit = desired.units.values_mut().next().unwrap();
+        let hold = crate::model::Hold {
+            by: "me".to_owned(),
+            reason: String::new(),
+            at: Wall(0),
+            until: None,
+        };
+        unit.instances.entry(id("web@1")).or_default().hold = Some(hold);
+        let later = Some(Turn::Later);
+        assert_eq!(turns(&desired, &observed), [None, Some(Turn::Now), later, later]);
+    }
+}
