@@ -1,89 +1,31 @@
 //! Programs that others wrote and that speak `sd_notify(3)` by themselves: `PostgreSQL`, and Python's
 //! client of it.
-#![expect(
-    clippy::unwrap_used,
-    clippy::disallowed_methods,
-    reason = "a test stops at the first surprise, and runs programs"
-)]
 
 mod common;
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
-use common::{World, is_root, skip};
-
-/// `PostgreSQL`'s programs, where one is installed that was built with systemd's library.
-fn postgres() -> Option<String> {
-    let script = "for bin in /usr/lib/postgresql/*/bin /usr/pgsql-*/bin; do \
-                  ldd $bin/postgres 2>/dev/null | grep -q libsystemd && echo $bin && break; done";
-    let output = common::shell(std::path::Path::new("/"), script);
-    let bin = String::from_utf8(output.stdout).unwrap().trim().to_owned();
-    if bin.is_empty() {
-        skip("no PostgreSQL with systemd support is installed");
-        return None;
-    }
-    Some(bin)
-}
-
-/// A program of `PostgreSQL`, which never runs as root.
-fn as_postgres(world: &World, program: &str) -> Command {
-    let mut command = Command::new(if is_root() { "setpriv" } else { program });
-    if is_root() {
-        command.args(["--reuid=postgres", "--regid=postgres", "--clear-groups", program]);
-    }
-    command.current_dir(world.path("pg")).stdin(Stdio::null());
-    command
-}
+use common::postgres::Postgres;
+use common::{World, skip};
 
 struct Database {
     world: World,
-    bin: String,
+    postgres: Postgres,
 }
 
 impl Database {
     fn new() -> Option<Self> {
-        let bin = postgres()?;
         let mut world = World::new()?;
-        let dir = world.path("pg");
-        fs::create_dir(&dir).unwrap();
-        fs::set_permissions(world.dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        if is_root() {
-            let chown = common::shell(world.dir.path(), "chown postgres pg");
-            assert!(chown.status.success(), "{chown:?}");
-        }
-        let mut initdb = as_postgres(&world, &format!("{bin}/initdb"));
-        let made = initdb.args(["-D", "data", "-A", "trust", "-U", "postgres", "--no-sync"]);
-        let made = made.output().unwrap();
-        assert!(made.status.success(), "{made:?}");
-        let user = if is_root() { "user: postgres\n" } else { "" };
-        let dir = dir.display();
-        world.unit(
-            "db",
-            &format!(
-                "command: [{bin}/postgres, -D, data, -k, {dir}, -c, \"listen_addresses=\", \
-                 -c, logging_collector=off]\nworking_dir: {dir}\n{user}ready: {{notify: true}}\n\
-                 stop: {{signal: INT, to: main, timeout: 1m}}\nreload: {{signal: HUP}}\n\
-                 restart: {{policy: always, delay: 10ms}}\nlogs: {{to: {{path: {dir}/log}}}}\n"
-            ),
-        );
+        let postgres = Postgres::new(&world)?;
+        postgres.unit(&world);
         world.run();
         world.until_phase("db", "up");
-        Some(Self { world, bin })
+        Some(Self { world, postgres })
     }
 
-    fn psql(&self, statement: &str) -> Command {
-        let mut psql = as_postgres(&self.world, &format!("{}/psql", self.bin));
-        psql.arg("-h").arg(self.world.path("pg")).args(["-U", "postgres", "-Atc", statement]);
-        psql
-    }
-
-    /// What a statement gives: the database is there, or the test is over.
     fn ask(&self, statement: &str) -> String {
-        let output = self.psql(statement).output().unwrap();
-        assert!(output.status.success(), "{output:?}\n{}", self.world.log());
-        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+        self.postgres.ask(&self.world, statement)
     }
 }
 
@@ -113,7 +55,7 @@ fn postgresql_is_up_when_it_answers_and_comes_back_with_all_that_was_committed()
 #[test]
 fn postgresql_is_stopped_by_its_fast_shutdown_whoever_is_connected() {
     let Some(db) = Database::new() else { return };
-    let mut sleeper = db.psql("select pg_sleep(1000)");
+    let mut sleeper = db.postgres.psql(&db.world, "select pg_sleep(1000)");
     let mut sleeper = sleeper.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let asleep = "select count(*) from pg_stat_activity where query = 'select pg_sleep(1000)'";
     db.world.until("a session", || db.ask(asleep) == "1");

@@ -15,6 +15,7 @@
 
 pub mod far;
 mod look;
+pub mod postgres;
 pub mod random;
 
 use std::fs;
