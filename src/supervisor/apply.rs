@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::Supervisor;
 use super::keeper_unit::{self, is_internal, without_internal};
 use super::requests::{Refusal, raise_epoch};
+use super::source::Source;
 use crate::config::{self, Diagnostic, SourceFile};
 use crate::model::{
     Author, Cause, Desired, InstanceId, KeptFile, Phase, Revision, Span, Spec, Unit, UnitName,
@@ -14,21 +15,6 @@ use crate::model::{
 };
 use crate::plan::{self, Plan};
 use crate::system::System;
-
-/// A source as it is to be from now on.
-#[derive(Debug, Clone, Default)]
-pub struct Source {
-    /// Its name: a directory's path, `-`, or what it was given.
-    pub name: String,
-    /// The directory of its files, where that is not its name.
-    pub dir: Option<String>,
-    /// All its files.
-    pub files: Vec<SourceFile>,
-    /// The chosen profiles, in order.
-    pub profiles: Vec<String>,
-    /// Settings of the command line, `UNIT.KEY=VALUE`.
-    pub sets: Vec<String>,
-}
 
 /// How a source is applied.
 #[derive(Debug, Clone, Default)]

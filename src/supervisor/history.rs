@@ -7,9 +7,10 @@
 use std::collections::BTreeSet;
 
 use super::Supervisor;
-use super::apply::{Declared, Manner, Source, declared};
+use super::apply::{Declared, Manner, declared};
 use super::keeper_unit::{COMMAND_SOURCE, is_internal};
 use super::requests::Refusal;
+use super::source::Source;
 use crate::config::Origins;
 use crate::model::{
     Author, Cause, Desired, Monotonic, Observed, Record, Revision, Sources, Span, Trial, Unit,

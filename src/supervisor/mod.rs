@@ -23,11 +23,12 @@ mod wakes;
 
 use std::collections::BTreeSet;
 
-pub use apply::{Applied, Manner, Source};
+pub use apply::{Applied, Manner};
 pub use boot::Boot;
 pub use history::{History, RolledBack};
 pub use keeper_unit::{COMMAND_SOURCE, KeeperOptions};
 pub use requests::Refusal;
+pub use source::Source;
 pub use state::State;
 pub use status::Row;
 

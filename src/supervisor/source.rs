@@ -3,9 +3,23 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use super::Source;
 use crate::config::{self, Layers, Loaded, Origins, SourceFile};
 use crate::model::{KeptFile, Revision, UnitName};
+
+/// A source as it is to be from now on.
+#[derive(Debug, Clone, Default)]
+pub struct Source {
+    /// Its name: a directory's path, `-`, or what it was given.
+    pub name: String,
+    /// The directory of its files, where that is not its name.
+    pub dir: Option<String>,
+    /// All its files.
+    pub files: Vec<SourceFile>,
+    /// The chosen profiles, in order.
+    pub profiles: Vec<String>,
+    /// Settings of the command line, `UNIT.KEY=VALUE`.
+    pub sets: Vec<String>,
+}
 
 impl From<Revision> for Source {
     fn from(revision: Revision) -> Self {
