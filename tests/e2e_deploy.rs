@@ -195,6 +195,8 @@ fn a_queue_is_scaled_and_rolled_under_load_and_each_job_is_done_once() {
     let plan = done(&queue.world, &["plan", "units"]);
     assert!(plan.contains("worker") && !plan.contains("front"), "{plan}");
     assert_eq!(queue.changed(&apply), workers(5..=6));
+    let all = WORKERS_MAX.to_string();
+    queue.world.until("each worker to do some", || queue.redis(&["hlen", "by"]) == all);
     queue.workers(2, "1");
     assert_eq!(queue.changed(&apply), workers(3..=6));
     queue.workers(4, "1");
@@ -246,8 +248,6 @@ fn a_queue_is_scaled_and_rolled_under_load_and_each_job_is_done_once() {
     // The workers take a moment to write down the last one.
     queue.world.until("nothing to be at work", || queue.redis(&["keys", "doing:*"]).is_empty());
     queue.assert_each_once(pushed);
-    let by = queue.redis(&["hlen", "by"]);
-    assert_eq!(by, WORKERS_MAX.to_string(), "each worker did some");
 }
 
 /// `PostgreSQL`, a migration, a web program and a worker.

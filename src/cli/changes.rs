@@ -26,7 +26,9 @@ pub(super) fn print(changes: &[Value]) -> Result<(), Error> {
 pub(super) fn summary(changes: &[Value]) -> String {
     let words = [
         ("create", "create"),
+        ("start", "start"),
         ("remove", "remove"),
+        ("stop", "stop"),
         ("restart", "restart"),
         ("live", "change live"),
     ];
@@ -63,6 +65,8 @@ impl Paint {
         let (sign, word, colour) = match text(change, "effect") {
             "create" => ("+", "create", 32),
             "remove" => ("-", "remove", 31),
+            "stop" => ("-", "stop", 31),
+            "start" => ("+", "start", 32),
             "restart" => ("±", "restart", 33),
             _ => ("~", "change live", 36),
         };

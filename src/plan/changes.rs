@@ -7,7 +7,8 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::fields::{Fields, conceal, fields_of};
-use crate::model::{Desired, Graph, Kind, Observed, Span, Spec, Strength, UnitName};
+use super::ripple;
+use crate::model::{Desired, Graph, Kind, Observed, Span, Spec, UnitName};
 
 /// What an apply will do.
 #[derive(Debug, Clone, PartialEq, Serialize, Default)]
@@ -46,10 +47,14 @@ pub struct Change {
 pub enum Effect {
     /// It goes away.
     Remove,
+    /// It is known and not to be up any more.
+    Stop,
     /// It restarts.
     Restart,
     /// It changes without a restart.
     Live,
+    /// It was known, and is to be up now.
+    Start,
     /// It is new.
     Create,
 }
@@ -58,10 +63,10 @@ impl Effect {
     /// The mark before its line in a plan.
     pub fn sign(self) -> &'static str {
         match self {
-            Self::Remove => "-",
+            Self::Remove | Self::Stop => "-",
             Self::Restart => "±",
             Self::Live => "~",
-            Self::Create => "+",
+            Self::Create | Self::Start => "+",
         }
     }
 
@@ -69,9 +74,11 @@ impl Effect {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Remove => "remove",
+            Self::Stop => "stop",
             Self::Restart => "restart",
             Self::Live => "change live",
             Self::Create => "create",
+            Self::Start => "start",
         }
     }
 }
@@ -103,25 +110,28 @@ pub struct FieldChange {
 
 /// What going from `old` to `new` does to what runs.
 pub fn plan(old: &Desired, new: &Desired, observed: &Observed) -> Plan {
-    let graph = Graph::build(new);
+    let (was, graph) = (Graph::build(old), Graph::build(new));
+    let wanted = |name: &UnitName| (was.is_wanted(name), graph.is_wanted(name));
     let names: BTreeSet<&UnitName> = old.units.keys().chain(new.units.keys()).collect();
-    let mut changes: Vec<Change> =
-        names.into_iter().filter_map(|name| change(old, new, observed, name)).collect();
-    add_dependents(&mut changes, new, &graph, observed);
+    let mut changes: Vec<Change> = names
+        .into_iter()
+        .filter_map(|name| change(old, new, observed, name, wanted(name)))
+        .collect();
+    ripple::add_dependents(&mut changes, new, &graph, observed);
     for change in &mut changes {
-        change.rolling = rolling(change, new);
+        change.rolling = ripple::rolling(change, new);
         change.down_ms = down_time(change, old, new).map(Span::as_millis_up);
     }
     changes.sort_by_key(|change| {
         let depth = graph.node(&change.unit).map_or(1, |node| node.depth);
         // What goes down does so dependents first, what comes up does so the other way round.
         let stage = match change.effect {
-            Effect::Remove => u32::MAX.saturating_sub(depth),
-            Effect::Restart | Effect::Live | Effect::Create => depth,
+            Effect::Remove | Effect::Stop => u32::MAX.saturating_sub(depth),
+            Effect::Restart | Effect::Live | Effect::Start | Effect::Create => depth,
         };
         (
-            change.effect == Effect::Create,
-            change.effect != Effect::Remove,
+            matches!(change.effect, Effect::Create | Effect::Start),
+            !matches!(change.effect, Effect::Remove | Effect::Stop),
             stage,
             change.unit.clone(),
         )
@@ -129,7 +139,14 @@ pub fn plan(old: &Desired, new: &Desired, observed: &Observed) -> Plan {
     Plan { changes }
 }
 
-fn change(old: &Desired, new: &Desired, observed: &Observed, name: &UnitName) -> Option<Change> {
+/// What happens to a unit, which was wanted up and is wanted up, or not.
+fn change(
+    old: &Desired,
+    new: &Desired,
+    observed: &Observed,
+    name: &UnitName,
+    wanted: (bool, bool),
+) -> Option<Change> {
     let before = old.units.get(name).filter(|unit| !unit.removed);
     let after = new.units.get(name).filter(|unit| !unit.removed);
     let held = after.and_then(|unit| unit.hold.as_ref()).map(|hold| hold.by.clone());
@@ -142,10 +159,13 @@ fn change(old: &Desired, new: &Desired, observed: &Observed, name: &UnitName) ->
             let runs = observed.of_unit(name).any(|(_, instance)| instance.run.is_some());
             let is_task = before.spec.kind == Kind::Task && after.spec.kind == Kind::Task;
             let restarts = before.hash != after.hash && !is_task;
-            match (fields.is_empty(), restarts && runs) {
-                (true, _) => return None,
-                (false, true) => (Effect::Restart, fields),
-                (false, false) => (Effect::Live, fields),
+            // A unit may come or go without a change of its own, as with those that want it.
+            match wanted {
+                (true, false) if runs => (Effect::Stop, fields),
+                (false, true) if !runs => (Effect::Start, fields),
+                _ if fields.is_empty() => return None,
+                _ if restarts && runs => (Effect::Restart, fields),
+                _ => (Effect::Live, fields),
             }
         }
     };
@@ -160,13 +180,6 @@ fn change(old: &Desired, new: &Desired, observed: &Observed, name: &UnitName) ->
     })
 }
 
-/// How many instances restart at a time, where others go on meanwhile.
-fn rolling(change: &Change, new: &Desired) -> Option<u32> {
-    let unit = new.units.get(&change.unit).filter(|_| change.effect == Effect::Restart)?;
-    let batch = usize::try_from(unit.rolling?).unwrap_or(usize::MAX);
-    unit.rolling.filter(|_| batch < unit.spec.instance_ids().len())
-}
-
 /// For how long a restart takes a unit away at most, as far as its own times go.
 fn down_time(change: &Change, old: &Desired, new: &Desired) -> Option<Span> {
     if change.effect != Effect::Restart || change.rolling.is_some() {
@@ -177,54 +190,6 @@ fn down_time(change: &Change, old: &Desired, new: &Desired) -> Option<Span> {
     let (stop, start) = (old.spec.stop.time(), new.spec.start_timeout);
     let is_endless = stop == Span::FOREVER || start == Span::FOREVER;
     (!is_endless).then(|| Span::nanos(stop.as_nanos().saturating_add(start.as_nanos())))
-}
-
-/// Units that have to go down and come back because one that they require does.
-fn add_dependents(changes: &mut Vec<Change>, new: &Desired, graph: &Graph, observed: &Observed) {
-    let mut known: BTreeSet<UnitName> = changes
-        .iter()
-        .filter(|change| {
-            // A service that runs is given a new socket by a restart.
-            let is_socket =
-                new.units.get(&change.unit).is_some_and(|unit| unit.spec.socket.is_some());
-            match change.effect {
-                Effect::Restart => rolling(change, new).is_none(),
-                Effect::Remove => true,
-                Effect::Create => is_socket,
-                Effect::Live => false,
-            }
-        })
-        .map(|change| change.unit.clone())
-        .collect();
-    let mut queue: Vec<UnitName> = known.iter().cloned().collect();
-    while let Some(cause) = queue.pop() {
-        let dependents = graph.node(&cause).map(|node| node.dependents.clone()).unwrap_or_default();
-        for (unit, strength) in dependents {
-            let runs = observed.of_unit(&unit).any(|(_, instance)| instance.run.is_some());
-            if strength != Strength::Requires || !runs || !new.units.contains_key(&unit) {
-                continue;
-            }
-            if !known.insert(unit.clone()) {
-                continue;
-            }
-            queue.push(unit.clone());
-            match changes.iter_mut().find(|change| change.unit == unit) {
-                Some(change) => {
-                    change.effect = Effect::Restart;
-                    change.because = Some(cause.clone());
-                }
-                None => changes.push(Change {
-                    unit,
-                    effect: Effect::Restart,
-                    fields: Vec::new(),
-                    because: Some(cause.clone()),
-                    rolling: None,
-                    down_ms: None,
-                    held: None,
-                }),
-            }
-        }
-    }
 }
 
 /// The keys in which two specs differ.

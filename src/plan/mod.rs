@@ -16,6 +16,7 @@ mod lazy;
 mod order;
 mod probe;
 mod restart;
+mod ripple;
 mod roll;
 mod schedule;
 mod start;

@@ -57,7 +57,7 @@ type Instance (
 # A unit file: its absolute path, and its text (or its bytes as numbers)
 type File (path: string, text: string)
 
-# What an apply does to one unit: remove, restart, live or create
+# What an apply does to one unit: remove, stop, restart, live, start or create
 type Change (
   unit: string, effect: string, fields: []object, because: ?string, rolling: ?int, down_ms: ?int,
   held: ?string

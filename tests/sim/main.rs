@@ -31,6 +31,7 @@ mod check;
 mod conformance;
 mod drive;
 mod file;
+mod foretold;
 mod goal;
 mod machine;
 mod once;

@@ -81,6 +81,11 @@ impl Story {
         Self { world, chance, files, exists, troubles, flavour, goes_back, known }
     }
 
+    /// The same, and nothing goes wrong.
+    pub(crate) fn calm(seed: u64) -> Self {
+        Self { troubles: Vec::new(), ..Self::new(seed, None) }
+    }
+
     fn file(place: usize, flavour: Flavour, chance: &mut Chance) -> File {
         match flavour {
             Flavour::More if chance.one_in(2) => File::scheduled(place, chance),
@@ -161,7 +166,7 @@ impl Story {
         all
     }
 
-    fn source(&self) -> Source {
+    pub(crate) fn source(&self) -> Source {
         let units = self.files.iter().enumerate().filter(|(place, _)| self.exists[*place]);
         let files = units.map(|(place, file)| SourceFile {
             path: FilePath::from(format!("/units/{}.yaml", NAMES[place]).as_str()),
@@ -440,7 +445,7 @@ impl Story {
     }
 
     /// Whether every unit has come to a rest that only a wish ends.
-    fn is_at_rest(&mut self) -> bool {
+    pub(crate) fn is_at_rest(&mut self) -> bool {
         self.world.supervisor().is_some_and(|supervisor| {
             supervisor.observed().iter().all(|(_, instance)| match instance.phase {
                 Phase::Down
