@@ -48,9 +48,10 @@ impl Check for Once {
                         self.begun.insert(id.clone(), (*run, wish));
                         self.told.remove(id);
                         let Some(unit) = scene.desired.units.get(&id.unit) else { return Ok(()) };
+                        let was_done = self.done.remove(id).is_some_and(|done| done == wish);
                         let runs_again = unit.spec.kind == Kind::Task
                             && unit.spec.schedule.is_none()
-                            && self.done.remove(id).is_some_and(|done| done == wish);
+                            && was_done;
                         if runs_again && unit.spec.restart.policy != RestartPolicy::Always {
                             return Err(format!("{id} was done, and runs again"));
                         }
@@ -66,10 +67,12 @@ impl Check for Once {
                     self.done.extend(told);
                 }
             }
-            // A unit that was removed and comes back is another one.
+            // A unit or an instance that was removed and comes back is another one.
             Seen::Saved { desired } => {
-                let is_there =
-                    |id: &InstanceId| desired.units.get(&id.unit).is_some_and(|unit| !unit.removed);
+                let is_there = |id: &InstanceId| {
+                    let unit = desired.units.get(&id.unit).filter(|unit| !unit.removed);
+                    unit.is_some_and(|unit| unit.spec.has_instance(id))
+                };
                 self.begun.retain(|id, _| is_there(id));
                 self.told.retain(|id, _| is_there(id));
                 self.done.retain(|id, _| is_there(id));
