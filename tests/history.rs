@@ -104,13 +104,14 @@ fn what_nobody_confirms_goes_back_by_itself_after_a_crash_too() {
     version(&world, "web", "1");
     done(&world, &["apply", "units"]);
     version(&world, "web", "2");
-    let said = world.opm(&["apply", "units", "--confirm", "1500ms"]);
-    assert!(said.err.contains("taken back in 1.5s unless `opm confirm` follows"), "{said:?}");
+    let said = world.opm(&["apply", "units", "--confirm", "1h"]);
+    assert!(said.err.contains("taken back in 1h unless `opm confirm` follows"), "{said:?}");
     assert_eq!(wanted(&world, "web"), "2");
     version(&world, "web", "3");
     let refused = world.opm(&["apply", "units"]);
     assert_eq!(refused.code, 4, "{refused:?}");
     assert!(refused.err.contains("generation 2 waits to be confirmed"), "{refused:?}");
+    done(&world, &["apply", "units", "--confirm", "1500ms", "--no-wait"]);
     world.crash();
     // What its own directory says is no reason to end a trial.
     world.run();
@@ -128,7 +129,7 @@ fn what_is_confirmed_stays_and_a_rollback_ends_a_trial() {
     version(&world, "web", "1");
     done(&world, &["apply", "units"]);
     version(&world, "web", "2");
-    done(&world, &["apply", "units", "--confirm", "300ms", "--no-wait"]);
+    done(&world, &["apply", "units", "--confirm", "1h", "--no-wait"]);
     assert_eq!(done(&world, &["confirm"]), "generation 2 stays\n");
     version(&world, "web", "3");
     done(&world, &["apply", "units", "--confirm", "1h"]);
@@ -222,9 +223,13 @@ fn a_hold_with_an_end_ends_by_itself_after_a_crash_too() {
     let Some(mut world) = World::new() else { return };
     version(&world, "web", "1");
     done(&world, &["apply", "units"]);
-    done(&world, &["stop", "web", "--until", "1s"]);
+    done(&world, &["stop", "web", "--until", "1h"]);
     assert_eq!(world.phase("web"), "down");
     assert!(done(&world, &["diff", "--live"]).contains("web: held down by"));
+    // Who stops it last says for how long.
+    done(&world, &["stop", "web"]);
+    assert_eq!(world.row("web")["held_until"], Value::Null);
+    done(&world, &["stop", "web", "--until", "1s", "--no-wait"]);
     world.crash();
     done(&world, &["restore"]);
     world.until_phase("web", "up");

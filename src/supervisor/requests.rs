@@ -140,12 +140,15 @@ impl<S: System> Supervisor<S> {
         for target in &targets {
             let Some(unit) = desired.units.get_mut(target.unit()) else { continue };
             let hold = Hold { by: by.to_owned(), reason: reason.to_owned(), at, until };
-            match target {
-                Target::Unit(_) => unit.hold.get_or_insert(hold),
-                Target::Instance(id) => {
-                    unit.instances.entry(id.clone()).or_default().hold.get_or_insert(hold)
-                }
+            let known = match target {
+                Target::Unit(_) => &mut unit.hold,
+                Target::Instance(id) => &mut unit.instances.entry(id.clone()).or_default().hold,
             };
+            // Who stops it last says for how long; where that is the same, who stopped it first stays
+            // named.
+            if known.as_ref().is_none_or(|known| known.until != until) {
+                *known = Some(hold);
+            }
             unit.started = false;
         }
         self.commit_changed(desired)?;
