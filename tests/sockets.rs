@@ -126,15 +126,16 @@ fn end_client(world: &World, mut client: Child) -> (u64, u64, u64) {
     (all[0], all[1], all[2])
 }
 
-/// The sockets that a process has.
+/// The sockets that a process was given; what it has accepted itself is none of them.
 fn inodes(world: &World, pid: i32) -> Vec<String> {
-    let fds = world.proc().unwrap().join(format!("{pid}/fd"));
-    let entries = std::fs::read_dir(fds).unwrap();
-    let links = entries.map(|entry| std::fs::read_link(entry.unwrap().path()));
-    let links = links.filter_map(|link| link.ok()?.to_str().map(str::to_owned));
-    let mut links: Vec<String> = links.filter(|link| link.starts_with("socket:")).collect();
+    let process = world.proc().unwrap().join(pid.to_string());
+    let env = std::fs::read(process.join("environ")).unwrap();
+    let count = env.split(|byte| *byte == 0).find_map(|pair| pair.strip_prefix(b"LISTEN_FDS="));
+    let count: usize = String::from_utf8_lossy(count.unwrap()).parse().unwrap();
+    let link = |fd: usize| std::fs::read_link(process.join(format!("fd/{fd}"))).unwrap();
+    let mut links: Vec<String> =
+        (3..3 + count).map(|fd| link(fd).to_string_lossy().into_owned()).collect();
     links.sort();
-    links.dedup();
     links
 }
 
