@@ -18,7 +18,7 @@ pub(crate) struct Calls {
     /// Those that are to start again by themselves.
     again: BTreeSet<InstanceId>,
     /// Those that a new definition lets begin anew.
-    ended: BTreeSet<UnitName>,
+    ended: BTreeSet<InstanceId>,
 }
 
 impl Calls {
@@ -68,7 +68,8 @@ impl Check for Calls {
                 for (name, unit) in &desired.units {
                     let old = scene.spec(name).filter(|old| **old != *unit.spec);
                     let is_other = old.is_some_and(|old| old.kind != unit.spec.kind);
-                    if is_other || (old.is_some() && self.ended.contains(name)) {
+                    let has_ended = self.ended.iter().any(|id| id.unit == *name);
+                    if is_other || (old.is_some() && has_ended) {
                         self.reason(name, at);
                     }
                 }
@@ -90,9 +91,9 @@ impl Check for Calls {
                     }
                     Happening::Settled { verdict } => {
                         if matches!(verdict, Verdict::Down | Verdict::Done) {
-                            self.ended.remove(&id.unit);
+                            self.ended.remove(id);
                         } else {
-                            self.ended.insert(id.unit.clone());
+                            self.ended.insert(id.clone());
                         }
                         if matches!(verdict, Verdict::Backoff { .. }) {
                             self.again.insert(id.clone());
