@@ -158,8 +158,9 @@ impl<S: System> Supervisor<S> {
         if any && spec.is_some_and(|spec| spec.watch.is_some()) {
             self.watch_paths(id);
         }
-        // Nobody listened for a while: the silence is not the run's.
-        if self.is_watched(id) {
+        // Nobody listened for a while: the silence is not the run's. Also where nobody asks now, since the
+        // definition that it began with may come back.
+        if any {
             self.happened(id, Happening::Word { run: run_id, word: Word::Well });
         }
         any
@@ -174,13 +175,6 @@ impl<S: System> Supervisor<S> {
         if let Some(launch) = self.launch(id, run_id, Role::Main) {
             self.system.await_main(&launch, &first);
         }
-    }
-
-    /// Whether an instance's run has a watchdog.
-    fn is_watched(&self, id: &InstanceId) -> bool {
-        let process = self.desired.units.get(&id.unit).and_then(|unit| unit.spec.process.as_ref());
-        let said = self.instance(id).and_then(|instance| instance.run.as_ref()?.words.silence);
-        said.is_some() || process.is_some_and(|process| process.watchdog.is_some())
     }
 
     fn adopt_process(&mut self, id: &InstanceId, claim: &Claim) -> bool {
