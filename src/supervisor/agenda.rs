@@ -52,7 +52,7 @@ impl<S: System> Supervisor<S> {
         // What was asked for by hand is still to be done under another schedule.
         let epoch = old.map_or(epoch, |entry| entry.epoch);
         let (run, ran) = old.map_or((None, None), |entry| (entry.run, entry.ran));
-        let last = self.system.wall();
+        let last = self.schedule_wall();
         let next = self.due_after(id, last);
         let entry = Entry { schedule, last, run, ran, epoch, queued: false, next };
         self.times.agenda.insert(id.clone(), entry);
@@ -63,7 +63,7 @@ impl<S: System> Supervisor<S> {
     /// Notes that the latest due time that has come is served: by a run that begins, by one that is
     /// to begin later, or by none.
     pub(super) fn serve(&mut self, id: &InstanceId, change: impl FnOnce(&mut Entry)) {
-        let wall = self.system.wall();
+        let wall = self.schedule_wall();
         let Some(entry) = self.times.agenda.get(id) else { return };
         let mut last = entry.last;
         if let Some(due) = entry.next.filter(|due| due.at <= wall)
@@ -84,7 +84,7 @@ impl<S: System> Supervisor<S> {
     /// Notes that a run begins. Returns the due time that it serves.
     pub(super) fn serve_by_run(&mut self, id: &InstanceId, run: RunId, epoch: u64) -> Option<Wall> {
         self.schedule_of(id)?;
-        let wall = self.system.wall();
+        let wall = self.schedule_wall();
         self.serve(id, |entry| {
             (entry.epoch, entry.queued) = (epoch, false);
             (entry.run, entry.ran) = (Some(run), Some(wall));
@@ -125,17 +125,19 @@ impl<S: System> Supervisor<S> {
 
     /// Looks who is due by the wall clock, and whether that was set.
     pub(super) fn look_at_the_wall(&mut self) {
-        if self.times.agenda.is_empty() {
-            return;
-        }
         let offset = self.offset();
         let step = offset.saturating_sub(self.times.offset);
+        if self.times.agenda.is_empty() {
+            self.times.offset = offset;
+            return;
+        }
         if step.unsigned_abs() > STEP_MIN.as_nanos() / 1_000 {
             log::info!("the wall clock was set; schedules are worked out anew");
             self.shift_intervals(step);
             self.work_out();
         }
-        let now = self.system.wall();
+        self.times.offset = offset;
+        let now = self.schedule_wall();
         while let Some(id) = self.times.alarms.pop(now) {
             self.touch(&id);
         }
@@ -174,8 +176,17 @@ impl<S: System> Supervisor<S> {
 
     /// The wall clock less the time that passed, in microseconds.
     fn offset(&self) -> i64 {
-        let passed = i64::try_from(self.system.steady().as_nanos() / 1_000).unwrap_or(i64::MAX);
-        self.system.wall().0.saturating_sub(passed)
+        self.system.wall().0.saturating_sub(self.passed())
+    }
+
+    fn passed(&self) -> i64 {
+        i64::try_from(self.system.steady().as_nanos() / 1_000).unwrap_or(i64::MAX)
+    }
+
+    /// The wall clock as it was when due times were last looked at, and the time that passed since: one
+    /// that is set in the middle of a turn makes nobody due before all is worked out anew.
+    pub(super) fn schedule_wall(&self) -> Wall {
+        Wall(self.times.offset.saturating_add(self.passed()))
     }
 
     /// Forgets the due times of what has no schedule any more.

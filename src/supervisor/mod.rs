@@ -132,7 +132,7 @@ impl<S: System> Supervisor<S> {
             observed: &self.observed,
             shutdown: self.shutdown.as_ref(),
             agenda: &self.times.agenda,
-            wall: if self.times.agenda.is_empty() { Wall::default() } else { self.system.wall() },
+            wall: if self.times.agenda.is_empty() { Wall::default() } else { self.schedule_wall() },
         }
     }
 

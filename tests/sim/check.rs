@@ -104,7 +104,7 @@ impl Check for Starts {
             Seen::Held { units } => self.held.extend(units.iter().cloned()),
             // What is asked for in this moment may be done or not.
             Seen::Asks { units: Some(units) } => self.held.retain(|unit| !units.contains(unit)),
-            Seen::Saved { desired } | Seen::Boots { desired } => {
+            Seen::Saved { desired } | Seen::Boots { desired, .. } => {
                 // A unit that was removed and comes back is another one; and one that conflicts
                 // with what was started, or whose instance was started, is held otherwise.
                 self.held.retain(|unit| desired.units.get(unit).is_some_and(|unit| !unit.removed));
@@ -374,7 +374,7 @@ impl Check for Kept {
                 self.acknowledged = Some(desired.clone());
                 self.possible.clear();
             }
-            Seen::Boots { desired } => {
+            Seen::Boots { desired, is_sure } => {
                 let known = units_of(desired);
                 let is_kept = self.acknowledged.as_ref().is_none_or(|d| units_of(d) == known);
                 if !is_kept && !self.possible.iter().any(|other| units_of(other) == known) {
@@ -382,8 +382,11 @@ impl Check for Kept {
                     let is = desired.generation;
                     return Err(format!("generation {was} was acknowledged, {is} is found"));
                 }
-                self.acknowledged = Some(desired.clone());
-                self.possible.clear();
+                // What was found and cannot be synced is in force, and acknowledged to nobody.
+                if *is_sure {
+                    self.acknowledged = Some(desired.clone());
+                    self.possible.clear();
+                }
             }
             _ => {}
         }

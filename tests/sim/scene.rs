@@ -90,6 +90,8 @@ pub(crate) enum Seen {
     /// A supervisor begins with this.
     Boots {
         desired: Desired,
+        /// Whether that survives a loss of power.
+        is_sure: bool,
     },
     SupervisorDies,
     /// All processes are gone at once, and the ledger means nothing any more.
@@ -213,7 +215,7 @@ impl Scene {
                 self.told(&notice.event);
             }
             Seen::Saved { desired } => self.desired.clone_from(desired),
-            Seen::Boots { desired } => {
+            Seen::Boots { desired, .. } => {
                 self.proves_anew(desired);
                 self.is_ordered = None;
             }

@@ -155,6 +155,11 @@ impl Simulated {
         Ok((system, loaded, replay))
     }
 
+    /// Whether the saved state survives a loss of power.
+    pub(crate) fn is_sure(&self) -> bool {
+        !self.store.is_lost()
+    }
+
     /// Whether this machine's supervisor has a log keeper.
     pub(crate) fn has_keeper(&self) -> bool {
         self.machine.borrow().setting.has_keeper
@@ -604,6 +609,7 @@ impl System for Simulated {
         }
         if self.store.is_lost() && desired.generation > 0 {
             self.store.save(desired)?;
+            self.machine.borrow_mut().see(Seen::Saved { desired: desired.clone() });
         }
         Ok(())
     }

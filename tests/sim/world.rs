@@ -120,7 +120,8 @@ impl World {
         let booted = catch_unwind(AssertUnwindSafe(|| {
             let (system, mut loaded, replay) = Simulated::open(&self.machine)?;
             let desired = loaded.desired.clone().unwrap_or_default();
-            self.machine.borrow_mut().see(Seen::Boots { desired });
+            let is_sure = system.is_sure();
+            self.machine.borrow_mut().see(Seen::Boots { desired, is_sure });
             if self.machine.borrow().has_fault(Fault::HoldsForgotten) {
                 let units =
                     loaded.desired.iter_mut().flat_map(|desired| desired.units.values_mut());
@@ -424,7 +425,9 @@ fn words(seen: &Seen) -> Option<String> {
         }
         Seen::Saves { desired } => format!("saves generation {}", desired.generation),
         Seen::Saved { desired } => format!("saved generation {}", desired.generation),
-        Seen::Boots { desired } => format!("a supervisor boots, generation {}", desired.generation),
+        Seen::Boots { desired, .. } => {
+            format!("a supervisor boots, generation {}", desired.generation)
+        }
         Seen::Told(_)
         | Seen::TurnOver
         | Seen::Pings { .. }
