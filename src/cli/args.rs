@@ -285,6 +285,12 @@ pub(super) struct Logs {
     /// Of this time or earlier
     #[arg(long, value_name = "TIME", allow_hyphen_values = true, conflicts_with = "follow")]
     pub(super) until: Option<String>,
+    /// Since the machine, or the container, was started
+    #[arg(short, long, conflicts_with = "since")]
+    pub(super) boot: bool,
+    /// Of one run: 0 the latest, -1 the one before, or the first digits of its number
+    #[arg(long, value_name = "RUN", allow_hyphen_values = true, conflicts_with = "follow")]
+    pub(super) run: Option<String>,
     /// In which this regular expression matches
     #[arg(short, long, value_name = "RE")]
     pub(super) grep: Option<String>,

@@ -14,7 +14,8 @@ use super::args::{Global, LogOutput, Logs, Stream};
 use super::client::{Client, dirs, rows};
 use super::{Error, Exit, Outcome, output, query, when};
 use crate::keeper::colour_of;
-use crate::logs::{self, LogsError, Pattern, Query, Record, Select, Whose};
+use crate::logs::record::{Json, JsonLine};
+use crate::logs::{self, LogsError, Pattern, Query, Record, Select, Which, Whose};
 use crate::system::{self, Dirs};
 
 /// How often, and how long each time, a message waits for a unit's last words.
@@ -30,6 +31,8 @@ pub(super) fn logs(global: &Global, args: &Logs) -> Outcome {
         lines: args.lines,
         follow: args.follow,
         select: Arc::new(select(args)?),
+        run: args.run.as_deref().map(run).transpose()?,
+        names_runs: global.json || args.form.output == Some(LogOutput::Json),
     };
     if let Some(unknown) = args.units.iter().find(|name| !args.follow && !is_known(&dirs, name)) {
         let message = format!("no log of `{unknown}` in {}", dirs.logs.display());
@@ -104,7 +107,28 @@ fn select(args: &Logs) -> Result<Select, Error> {
         Some(Stream::Opm) => Whose::Opm,
     };
     let (since, until) = (time("--since", &args.since)?, time("--until", &args.until)?);
+    let since = if args.boot { Some(boot()?) } else { since };
     Ok(Select { since, until, grep, whose })
+}
+
+/// The stamp of the time at which the machine was started, or the container.
+fn boot() -> Result<String, Error> {
+    let began = system::first_process_began();
+    let time = began.and_then(|began| Timestamp::from_microsecond(began.0).ok());
+    time.and_then(when::stamp).ok_or_else(|| {
+        let message = "cannot read from /proc/1/stat when this machine was started";
+        Error::new(Exit::Failed, message)
+    })
+}
+
+/// Which run `--run` names.
+fn run(text: &str) -> Result<Which, Error> {
+    Which::parse(text).ok_or_else(|| {
+        let message = format!("cannot use --run `{text}`");
+        let help =
+            "write 0 for the latest run, -1 for the one before, or 4 digits of its number or more";
+        Error::new(Exit::Bad, format!("{message}: {help}"))
+    })
 }
 
 fn failed(error: &dyn std::fmt::Display) -> Error {
@@ -130,14 +154,19 @@ struct Form {
 
 impl Form {
     fn write(&self, out: &mut dyn Write, record: &Record) -> io::Result<()> {
-        let Record { time, instance, stream, partial, bytes } = record;
+        let Record { time, instance, stream, partial, bytes, run } = record;
         match self.output {
             LogOutput::Json => {
-                let line = json!({
-                    "time": time, "instance": instance, "stream": stream,
-                    "partial": partial, "line": String::from_utf8_lossy(bytes),
-                });
-                return writeln!(out, "{line}");
+                let json = Json {
+                    time: time.into(),
+                    instance: instance.into(),
+                    run: run.map(|run| run.to_string().into()),
+                    stream: stream.into(),
+                    partial: *partial,
+                    line: JsonLine(bytes.into()),
+                };
+                serde_json::to_writer(&mut *out, &json)?;
+                return out.write_all(b"\n");
             }
             LogOutput::Cat => {
                 out.write_all(bytes)?;

@@ -24,7 +24,7 @@ pub(super) fn parse(text: &str, now: Timestamp, zone: &TimeZone) -> Result<Strin
 }
 
 /// A time as it stands at the head of a record.
-fn stamp(time: Timestamp) -> Option<String> {
+pub(super) fn stamp(time: Timestamp) -> Option<String> {
     let year = time.to_zoned_datetime(TimeZone::UTC).year();
     // The stamps of logs have years of four digits.
     (0..=9999).contains(&year).then(|| time.strftime("%Y-%m-%dT%H:%M:%S.%6fZ").to_string())

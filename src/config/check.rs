@@ -65,6 +65,7 @@ impl<'a> Set<'a> {
         self.conflicts(&units, &mut found);
         self.log_files(&units, &mut found);
         self.sockets(&units, &mut found);
+        self.shippers(&units, &mut found);
         found
     }
 

@@ -25,6 +25,7 @@ mod merge;
 mod origin;
 mod render;
 mod sets;
+mod shippers;
 mod sockets;
 mod source;
 mod suggest;

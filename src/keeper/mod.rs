@@ -5,14 +5,19 @@
 //!
 //! - It sleeps until there is something to do: no timer runs while no line is unfinished.
 //! - Turns go round: at most 64 KiB of one instance, then the next. A flood slows its own writer.
-//! - Memory is bounded: one part of a line per instance, one read, one batch, the console's queue.
+//! - Memory is bounded: one part of a line per instance, one read, one batch, the queues of the console
+//!   and of each destination that is no file ([`outlet`]).
 //! - Nothing that happens to a log file or to standard output stops it ([`store`], [`console`]).
 //! - Where a keeper was killed, each log says so: a missing line means something.
 //! - One keeper per directory, by a lock: two readers of a FIFO would tear its lines.
 
+mod batch;
 mod console;
+mod courier;
 mod fifo;
+mod form;
 mod limit;
+mod outlet;
 mod packer;
 mod place;
 mod ready;
@@ -34,7 +39,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use mio::{Events, Interest, Poll, Token};
+use mio::{Events, Interest, Poll, Token, Waker};
 use nix::fcntl::{Flock, FlockArg};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook_mio::v1_0::Signals;
@@ -46,6 +51,7 @@ use crate::system::{
 };
 use console::Console;
 pub use console::colour_of;
+use outlet::Outlets;
 use packer::Packer;
 use room::Room;
 use sink::now_ms;
@@ -55,10 +61,12 @@ use watch::Watch;
 const WATCH: Token = Token(0);
 const SIGNALS: Token = Token(1);
 const CONSOLE: Token = Token(2);
+/// Something was sent, so that there is room for more.
+const SENT: Token = Token(3);
 /// Name of the file that is there while a keeper runs. Found at the start: one was killed.
 const RUNNING: &str = ".keeper";
 /// The first token of an instance; they are not used again.
-const FIRST_UNIT: usize = 3;
+const FIRST_UNIT: usize = 4;
 /// Most events taken from the kernel at once; others wait for the next round.
 const EVENTS_MAX: usize = 256;
 
@@ -99,6 +107,8 @@ struct Keeper {
     next_token: usize,
     /// Those that may have something to read, in the order of their turns.
     ready: VecDeque<Token>,
+    /// Those that are not read until something was sent.
+    blocked: Vec<Token>,
     shared: Shared,
     /// When something is due of an instance, such as an unfinished line.
     unit_due: Option<u64>,
@@ -131,6 +141,8 @@ impl Keeper {
             copy_all: options.console,
             room: Room::new(),
             packer: Packer::default(),
+            outlets: Outlets::new(Waker::new(poll.registry(), SENT)?),
+            run_dir: options.run_dir.clone(),
         };
         Ok(Self {
             run_dir: options.run_dir.clone(),
@@ -141,6 +153,7 @@ impl Keeper {
             tokens: BTreeMap::new(),
             next_token: FIRST_UNIT,
             ready: VecDeque::new(),
+            blocked: Vec::new(),
             shared,
             unit_due: None,
             stopping: false,
@@ -169,6 +182,11 @@ impl Keeper {
                     WATCH => changed = true,
                     SIGNALS => signalled = true,
                     CONSOLE => {}
+                    SENT => {
+                        for token in std::mem::take(&mut self.blocked) {
+                            self.wake(token);
+                        }
+                    }
                     token => self.wake(token),
                 }
             }
@@ -186,6 +204,7 @@ impl Keeper {
             self.shared.console.flush();
         }
         self.shared.console.finish();
+        self.shared.outlets.finish();
         if self.is_gone {
             return Err(io::Error::other("it was removed or moved"));
         }
@@ -322,6 +341,10 @@ impl Keeper {
             match unit.turn(&mut self.shared) {
                 Turn::Again => self.ready.push_back(token),
                 Turn::Idle => unit.is_queued = false,
+                Turn::Blocked => {
+                    unit.is_queued = false;
+                    self.blocked.push(token);
+                }
                 Turn::Over => {
                     // Closing the FIFO takes it out of the poll set: nobody else has it.
                     unit.end(&mut self.shared);

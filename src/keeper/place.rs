@@ -14,14 +14,19 @@ use nix::fcntl::OFlag;
 
 use super::split::PART_BYTES_MAX;
 use super::stamp::{STAMP_BYTES, Stamp};
-use super::store::Failure;
+use super::store::{Failure, RUN_EVERY_BYTES};
+use crate::logs::record::{self, Record};
 use crate::logs::segment::{self, FileId, NUMBER_DIGITS_MIN, packed_path};
-use crate::model::{Span, Wall};
+use crate::model::{LogFormat, RunId, Span, Wall};
 use crate::system::instruction::{Destination, Instruction};
 
 /// Most bytes behind the last newline that are taken for a torn record and cut off. More were not
 /// written by a keeper: they get a newline and stay.
 const TORN_BYTES_MAX: u64 = PART_BYTES_MAX as u64 + 64;
+/// The same of what begins as a JSON object: a control character is an escape of six.
+const TORN_JSON_BYTES_MAX: u64 = 6 * PART_BYTES_MAX as u64 + 256;
+/// How far back from the end of a file a run is looked for, in bytes.
+const RUN_SCAN_BYTES: u64 = RUN_EVERY_BYTES + 64 * 1024;
 /// Mode of a log file.
 const FILE_MODE: u32 = 0o640;
 /// Mode of a log directory.
@@ -36,6 +41,8 @@ pub(super) struct Open {
     pub(super) length: u64,
     /// When its first record was written, in microseconds since 1970, where that is known.
     pub(super) first: Option<i64>,
+    /// The run that it tells of last, where it does near its end.
+    pub(super) run: Option<RunId>,
     /// False for devices and FIFOs: they are not rotated, and nothing can be cut off.
     pub(super) regular: bool,
 }
@@ -48,6 +55,8 @@ pub(super) struct Place {
     keep: usize,
     max_age: Option<Span>,
     compress: bool,
+    /// Whether each line is a record with a stamp.
+    is_stamped: bool,
     /// The number of the next finished file, where no larger one is found.
     next: u64,
 }
@@ -58,14 +67,15 @@ impl Place {
         let path = path_of(instruction);
         let Instruction { to, max_age, compress, .. } = instruction;
         let (max_age, compress) = (*max_age, *compress);
-        Self { to: to.clone(), path, keep, max_age, compress, next: 1 }
+        let is_stamped = instruction.format != LogFormat::Raw;
+        Self { to: to.clone(), path, keep, max_age, compress, is_stamped, next: 1 }
     }
 
     /// Takes over a changed instruction; whether the open file is still the right one.
     pub(super) fn change(&mut self, instruction: &Instruction) -> bool {
         let new = Self::new(instruction);
         (self.keep, self.max_age, self.compress) = (new.keep, new.max_age, new.compress);
-        let same = (&self.path, &self.to) == (&new.path, &new.to);
+        let same = (&self.path, &self.to, self.is_stamped) == (&new.path, &new.to, new.is_stamped);
         if !same {
             *self = new;
         }
@@ -76,13 +86,13 @@ impl Place {
         &self.path
     }
 
-    /// Whether nothing is kept at all.
+    /// Whether there are no files at all.
     pub(super) fn is_nowhere(&self) -> bool {
-        self.to == Destination::Console
+        self.path.as_os_str().is_empty()
     }
 
-    /// Whether each line is a record with a stamp.
-    pub(super) fn is_stamped(&self) -> bool {
+    /// Whether it is in a directory of opm's own.
+    fn is_ours(&self) -> bool {
         self.to == Destination::File
     }
 
@@ -122,9 +132,10 @@ impl Place {
             id: FileId::of(&metadata),
             length: if regular { metadata.size() } else { 0 },
             first: None,
+            run: None,
             regular,
         };
-        if regular && self.is_stamped() {
+        if regular && self.is_stamped {
             let torn = mend(&mut open).map_err(Failure::of("mend log"))?;
             if torn > 0 {
                 log::warn!("cut {torn} bytes of a torn record off `{}`", self.path.display());
@@ -132,6 +143,7 @@ impl Place {
             if self.max_age.is_some() {
                 open.first = first_stamp(&open).map_err(Failure::of("look at log"))?;
             }
+            open.run = last_run(&open).map_err(Failure::of("look at log"))?;
         }
         Ok(open)
     }
@@ -140,7 +152,7 @@ impl Place {
         // O_NONBLOCK: a FIFO or a terminal at this path must not stop us.
         let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
         OpenOptions::new()
-            .read(self.is_stamped())
+            .read(self.is_stamped)
             .append(true)
             .create(true)
             .mode(FILE_MODE)
@@ -208,7 +220,7 @@ impl Place {
     }
 
     fn finished(&self) -> Finished {
-        Finished { path: self.path.clone(), is_ours: self.is_stamped() }
+        Finished { path: self.path.clone(), is_ours: self.is_ours() }
     }
 
     fn numbers(&self) -> io::Result<Vec<u64>> {
@@ -265,7 +277,7 @@ fn path_of(instruction: &Instruction) -> PathBuf {
     match &instruction.to {
         Destination::File => instruction.dir.as_path().join(segment::CURRENT),
         Destination::Path(path) => path.0.clone(),
-        Destination::Console => PathBuf::new(),
+        Destination::Console | Destination::Syslog(_) | Destination::Unit(_) => PathBuf::new(),
     }
 }
 
@@ -275,19 +287,30 @@ fn micros(span: Span) -> i64 {
 
 /// When the first record of a file was written; `None` where it has none.
 fn first_stamp(open: &Open) -> io::Result<Option<i64>> {
-    let mut head = [0; STAMP_BYTES];
-    match open.file.read_exact_at(&mut head, 0) {
-        Err(error) if error.kind() == ErrorKind::UnexpectedEof => return Ok(None),
-        read => read?,
-    }
-    let text = str::from_utf8(&head).unwrap_or_default();
-    Ok(text.parse::<Timestamp>().ok().map(Timestamp::as_microsecond))
+    let mut head = [0; 2 * STAMP_BYTES];
+    let count = open.file.read_at(&mut head, 0)?;
+    let time = record::time_of(head.get(..count).unwrap_or_default());
+    Ok(time.and_then(|time| time.parse::<Timestamp>().ok()).map(Timestamp::as_microsecond))
+}
+
+/// The run that the last records are of: the keeper before knew it.
+fn last_run(open: &Open) -> io::Result<Option<RunId>> {
+    let from = open.length.saturating_sub(RUN_SCAN_BYTES);
+    let mut tail = vec![0; usize::try_from(open.length - from).unwrap_or(0)];
+    open.file.read_exact_at(&mut tail, from)?;
+    let lines = tail.split(|byte| *byte == b'\n').rev();
+    Ok(lines.map(|line| Record::parse(line, "", "")).find_map(|record| record.run))
 }
 
 /// Cuts off what a killed keeper left of a record; how many bytes that were.
 fn mend(open: &mut Open) -> io::Result<u64> {
     let torn = torn_bytes(open)?;
-    if torn > TORN_BYTES_MAX {
+    let mut first = [0];
+    if torn > 0 {
+        open.file.read_exact_at(&mut first, open.length.saturating_sub(torn))?;
+    }
+    let most = if first == *b"{" { TORN_JSON_BYTES_MAX } else { TORN_BYTES_MAX };
+    if torn > most {
         open.file.write_all(b"\n")?;
         open.length += 1;
         return Ok(0);
@@ -299,7 +322,7 @@ fn mend(open: &mut Open) -> io::Result<u64> {
     Ok(torn)
 }
 
-/// How many bytes stand behind the last newline; not counted far beyond [`TORN_BYTES_MAX`].
+/// How many bytes stand behind the last newline; not counted far beyond [`TORN_JSON_BYTES_MAX`].
 fn torn_bytes(open: &Open) -> io::Result<u64> {
     let mut last = [b'\n'];
     if let Some(end) = open.length.checked_sub(1) {
@@ -308,7 +331,7 @@ fn torn_bytes(open: &Open) -> io::Result<u64> {
     if last == *b"\n" {
         return Ok(0);
     }
-    let from = open.length.saturating_sub(TORN_BYTES_MAX + 1);
+    let from = open.length.saturating_sub(TORN_JSON_BYTES_MAX + 1);
     let mut tail = vec![0; usize::try_from(open.length - from).unwrap_or(0)];
     open.file.read_exact_at(&mut tail, from)?;
     let kept = tail.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);

@@ -10,7 +10,7 @@ use std::os::unix::fs::OpenOptionsExt;
 
 use regex_lite::Regex;
 
-use crate::system::instruction::{self, ReadyLine};
+use crate::system::instruction::ReadyLine;
 
 /// What a keeper answers that was started in the middle of a run, whose number it does not know.
 const ANY: &str = "any";
@@ -68,13 +68,4 @@ impl ReadyWatch {
         }
         self.answer.as_mut().map_or(Ok(()), |file| file.write_all(answer.as_bytes()))
     }
-}
-
-/// The run whose mark this line ends with, and what of the line is before that.
-pub(super) fn mark_in(line: &[u8]) -> Option<(&[u8], &str)> {
-    let rest = line.strip_suffix(instruction::RUN_MARK_END)?;
-    let place = rest.len().checked_sub(instruction::RUN_MARK.len() + instruction::RUN_DIGITS)?;
-    let (before, mark) = rest.split_at_checked(place)?;
-    let run = std::str::from_utf8(mark.strip_prefix(instruction::RUN_MARK)?).ok()?;
-    Some((before, run))
 }

@@ -7,13 +7,14 @@ use std::path::{Path, PathBuf};
 use super::split::Part;
 use super::stamp::Stamp;
 use super::store::Store;
-use crate::model::{FilePath, Span};
+use crate::model::{FilePath, LogFormat, RunId, Span};
 use crate::system::instruction::{Destination, Instruction};
 
 const STAMP: &str = "2026-11-25T10:32:00.123456Z";
 
 fn instruction(dir: &Path, to: Destination, max_size: u64, keep: u32) -> Instruction {
-    Instruction { to, max_size, keep, ..Instruction::in_dir(dir) }
+    let format = if to == Destination::File { LogFormat::Text } else { LogFormat::Raw };
+    Instruction { to, format, max_size, keep, ..Instruction::in_dir(dir) }
 }
 
 fn put(store: &mut Store, lines: &[&[u8]]) {
@@ -309,4 +310,77 @@ fn the_current_file_is_finished_when_its_first_record_is_too_old() {
         put_at(&mut store, second, &[b"x\n"]);
         assert_eq!(names(&dir).len(), files, "{second}");
     }
+}
+
+#[test]
+fn each_file_of_a_text_log_says_which_run_it_is_about_and_again_from_time_to_time() {
+    let (_root, dir) = place();
+    let mut store = Store::new("web", &instruction(&dir, Destination::File, 200_000, 5));
+    let line = [&[b'x'; 10_000][..], b"\n"].concat();
+    let run = |run: u64, store: &mut Store| {
+        let mut out = Vec::new();
+        let mut batch = store.batch(&mut out, Stamp::at(1_795_602_720, 123_456_000));
+        batch.begin_run(Some(RunId(run)));
+        batch.finish();
+        for _ in 0..15 {
+            put(store, &[&line]);
+        }
+    };
+    run(1, &mut store);
+    run(2, &mut store);
+    let mut runs = Vec::new();
+    for name in ["00000001.log", "current"] {
+        let text = fs::read_to_string(dir.join(name)).unwrap();
+        assert!(text.len() <= 200_000, "{}", text.len());
+        let marks = text.lines().map(|line| line.split(' ').nth(2).unwrap());
+        let told: Vec<(usize, &str)> = marks.enumerate().filter(|(_, mark)| *mark != "F").collect();
+        runs.extend(told.into_iter().map(|(index, mark)| (name, index, mark.to_owned())));
+    }
+    let (one, two) = ("F:0000000000000001", "F:0000000000000002");
+    let expected = [
+        ("00000001.log", 0, one),
+        ("00000001.log", 8, one),
+        ("00000001.log", 15, two),
+        ("current", 0, two),
+        ("current", 8, two),
+    ];
+    assert_eq!(runs, expected.map(|(name, index, mark)| (name, index, mark.to_owned())));
+    // The next keeper goes on where this one was.
+    let mut next = Store::new("web", &instruction(&dir, Destination::File, 200_000, 5));
+    put(&mut next, &[b"after\n"]);
+    let text = fs::read_to_string(dir.join("current")).unwrap();
+    assert!(text.ends_with(&format!("{STAMP} stdout {two} after\n")), "{}", text.len());
+}
+
+#[test]
+fn a_json_log_has_whole_objects_of_exact_size() {
+    let (_root, dir) = place();
+    let to = Destination::File;
+    let json = Instruction { format: LogFormat::Json, ..instruction(&dir, to, 300, 5) };
+    let mut store = Store::new("web", &json);
+    put(&mut store, &[b"one\n", b"two \"\xff\"\n", b"three"]);
+    let mut found = Vec::new();
+    for name in names(&dir) {
+        let text = fs::read_to_string(dir.join(&name)).unwrap();
+        assert!(text.len() <= 300);
+        for line in text.lines() {
+            let json: serde_json::Value = serde_json::from_str(line).unwrap();
+            found.push((name.clone(), json["line"].to_string(), json["partial"].to_string()));
+        }
+    }
+    let expected = [
+        ("00000001.log", "\"one\"", "false"),
+        ("00000001.log", "[116,119,111,32,34,255,34]", "false"),
+        ("current", "\"three\"", "true"),
+    ];
+    let expected = expected.map(|(n, l, p)| (n.to_owned(), l.to_owned(), p.to_owned()));
+    assert_eq!(found, expected);
+    // What a killed keeper left of an object is cut off, however long its escapes are.
+    let torn = format!("{{\"time\":\"{STAMP}\",\"line\":\"{}", "\\u0000".repeat(40_000));
+    let whole = fs::read_to_string(dir.join("current")).unwrap();
+    fs::write(dir.join("current"), format!("{whole}{torn}")).unwrap();
+    let larger = Instruction { max_size: 1_000_000, ..json };
+    put(&mut Store::new("web", &larger), &[b"four\n"]);
+    let text = fs::read_to_string(dir.join("current")).unwrap();
+    assert!(text.starts_with(&whole) && text.lines().count() == 2, "{text}");
 }

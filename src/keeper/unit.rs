@@ -1,21 +1,24 @@
 //! One instance in the keeper: its FIFO, its unfinished line and its log.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use mio::{Registry, Token};
 
 use super::console::Console;
 use super::fifo::{Fifo, Input};
 use super::limit::Limit;
+use super::outlet::{Address, Outlets};
 use super::packer::Packer;
-use super::ready::{ReadyWatch, mark_in};
+use super::ready::ReadyWatch;
 use super::room::{self, Room};
 use super::sink::now_ms;
 use super::split::{Part, Splitter};
 use super::stamp::Stamp;
 use super::store::Store;
-use crate::system::instruction::{Destination, Instruction};
+use crate::model::RunId;
+use crate::system::instruction::{self, Destination, Instruction};
+use crate::system::run_mark::{self, Begin};
 
 /// Most bytes of one instance in one turn. The others come before it has the next.
 pub(super) const TURN_BYTES_MAX: usize = 64 * 1024;
@@ -44,6 +47,24 @@ pub(super) struct Shared {
     pub(super) room: Room,
     /// Compresses finished files.
     pub(super) packer: Packer,
+    /// What goes elsewhere than into files.
+    pub(super) outlets: Outlets,
+    /// Where the inputs of units are that read what others write.
+    pub(super) run_dir: PathBuf,
+}
+
+impl Shared {
+    /// The way to where an instruction sends records, where that is no file.
+    fn address(&self, instruction: &Instruction) -> Option<Address> {
+        match &instruction.to {
+            Destination::File | Destination::Console | Destination::Path(_) => None,
+            Destination::Syslog(syslog) => Some(Address::Syslog(syslog.address.clone())),
+            Destination::Unit(unit) => {
+                let path = instruction::input_path(&self.run_dir, unit);
+                Some(Address::Input(unit.to_string(), path))
+            }
+        }
+    }
 }
 
 /// Whether an instance needs another turn.
@@ -53,6 +74,8 @@ pub(super) enum Turn {
     Again,
     /// There is nothing to read until an event says so.
     Idle,
+    /// What was read before has yet to be sent: nothing is read until the keeper is woken for that.
+    Blocked,
     /// It is drained and can be forgotten.
     Over,
 }
@@ -66,6 +89,8 @@ pub(super) struct Unit {
     /// Whether the last part that was stored has no newline yet.
     in_line: bool,
     store: Store,
+    /// Where the records go, if not into a file.
+    address: Option<Address>,
     to_console_only: bool,
     /// How many lines are taken, where not all are.
     limit: Option<Limit>,
@@ -83,14 +108,17 @@ pub(super) struct Unit {
 
 impl Unit {
     pub(super) fn new(name: String, instruction: &Instruction, shared: &mut Shared) -> Self {
-        let store = Store::new(&name, instruction);
+        let mut store = Store::new(&name, instruction);
         store.pack(&mut shared.packer);
+        let address = shared.address(instruction);
+        store.go_to(address.as_ref().map(|address| shared.outlets.open(address)));
         Self {
             name,
             fifo: None,
             splitter: Splitter::default(),
             in_line: false,
             store,
+            address,
             to_console_only: instruction.to == Destination::Console,
             limit: instruction.rate.map(Limit::new),
             ready: instruction.ready.as_ref().map(ReadyWatch::new),
@@ -106,6 +134,11 @@ impl Unit {
         self.last_bytes = None;
         self.to_console_only = instruction.to == Destination::Console;
         self.store.change(instruction);
+        let address = shared.address(instruction);
+        if address != self.address {
+            self.store.go_to(address.as_ref().map(|address| shared.outlets.open(address)));
+            self.address = address;
+        }
         self.store.pack(&mut shared.packer);
         match (&mut self.limit, instruction.rate) {
             (Some(limit), Some(rate)) => limit.change(rate),
@@ -164,6 +197,9 @@ impl Unit {
 
     /// Reads up to [`TURN_BYTES_MAX`] and stores what was read.
     pub(super) fn turn(&mut self, shared: &mut Shared) -> Turn {
+        if self.store.is_full() {
+            return Turn::Blocked;
+        }
         let Some(fifo) = &self.fifo else { return self.idle() };
         let (count, input) = fifo.read(&mut shared.buffer);
         if count > 0 {
@@ -273,19 +309,22 @@ impl Unit {
             self.tell_limited(shared);
         }
         let Self { name, splitter, in_line, store, to_console_only, limit, ready, .. } = self;
-        let Shared { buffer, out, console, copy_all, room, packer } = shared;
+        let Shared { buffer, out, console, copy_all, room, packer, .. } = shared;
         let copy = *copy_all || *to_console_only;
         let mut gave = false;
         let mut batch = store.batch(out, Stamp::now());
         split(splitter, buffer, &mut |part| {
             gave = true;
             let mut part = part;
-            if let Some((before, run)) = mark_in(part.bytes).filter(|_| part.full) {
-                if let Some(ready) = ready {
+            let mut begun = None;
+            if let Some((before, begin, run)) = run_mark::find(part.bytes).filter(|_| part.full) {
+                if let Some(ready) = ready.as_mut().filter(|_| begin == Begin::Main) {
                     ready.begin(run);
                 }
+                begun = u64::from_str_radix(run, 16).ok().map(RunId);
                 // It ends the line that it stands in, and is none itself.
                 if before.is_empty() && !*in_line {
+                    batch.begin_run(begun);
                     return;
                 }
                 part.bytes = before;
@@ -297,9 +336,11 @@ impl Unit {
             {
                 batch.limit(part, !*in_line, limit);
                 *in_line = !part.full;
+                batch.begin_run(begun);
                 return;
             }
             batch.push(part);
+            batch.begin_run(begun);
             // A newline that came after the text of its line adds no empty one to the console.
             if copy && !(*in_line && part.bytes.is_empty()) {
                 console.push(name, part.bytes);

@@ -195,6 +195,13 @@ impl Backward {
         at.segment.number.is_some_and(|number| number <= first.after)
     }
 
+    /// Where the record that was looked at last starts.
+    pub(super) fn place(&self) -> io::Result<Option<Start>> {
+        let start = self.base + self.block.len() as u64;
+        let place = self.at.as_ref().map(Start::try_clone).transpose()?;
+        Ok(place.map(|place| Start { offset: start, ..place }))
+    }
+
     /// Takes the record that was looked at last: reading begins with it, or with one before.
     pub(super) fn take(&mut self) {
         self.taken = None;

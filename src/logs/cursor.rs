@@ -12,8 +12,10 @@ use std::sync::Arc;
 use super::LogsError;
 use super::backward::Start;
 use super::record::{Record, STREAM_OPM};
+use super::runs;
 use super::segment::{self, Segment, packed_path};
 use super::select::Select;
+use crate::model::RunId;
 
 /// How much is read at once, in bytes.
 const BLOCK_BYTES: usize = 32 * 1024;
@@ -39,6 +41,8 @@ pub(super) struct Cursor {
     next: Option<Record>,
     /// The time of the last record that had one.
     time: String,
+    /// The run that was named last.
+    run: Option<RunId>,
     select: Arc<Select>,
     /// Where to end for good.
     end: Option<Start>,
@@ -59,6 +63,7 @@ impl Cursor {
             began: false,
             next: None,
             time: String::new(),
+            run: None,
             select: Arc::clone(select),
             end: None,
             is_over: false,
@@ -73,6 +78,23 @@ impl Cursor {
             self.began = true;
             self.segment = Some(start.segment);
         }
+    }
+
+    /// Says which run the next record is of.
+    pub(super) fn is_of(&mut self, run: Option<RunId>) {
+        self.run = run;
+    }
+
+    /// Finds out which run the next record is of, where it does not say so itself.
+    pub(super) fn find_run(&mut self) -> io::Result<()> {
+        if self.run.is_none()
+            && let Some(segment) = &self.segment
+        {
+            let (offset, after) = (self.offset, self.after);
+            let place = Start { segment: segment.try_clone()?, offset, after };
+            self.run = runs::before(&self.dir, &place)?;
+        }
+        Ok(())
     }
 
     /// Has it end at a place that was found.
@@ -206,8 +228,10 @@ impl Cursor {
     fn give(&mut self, length: usize) {
         let rest = self.buffer.get(self.given..).unwrap_or_default();
         let line = rest.get(..length).unwrap_or(rest);
-        let record = Record::parse(line, &self.instance, &self.time);
+        let mut record = Record::parse(line, &self.instance, &self.time);
         self.time.clone_from(&record.time);
+        self.run = record.run.or(self.run);
+        record.run = self.run;
         self.next = Some(record).filter(|record| self.select.wants(record));
     }
 
@@ -342,6 +366,7 @@ impl Cursor {
             partial: false,
             bytes: format!("[opm: {text}]").into_bytes(),
             instance: self.instance.clone(),
+            run: self.run,
         };
         self.next = Some(record).filter(|record| self.select.wants(record));
     }

@@ -16,6 +16,7 @@ mod find;
 mod follow;
 pub(crate) mod packed;
 pub mod record;
+mod runs;
 pub mod segment;
 mod select;
 
@@ -34,6 +35,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use record::Record;
+pub use runs::Which;
 pub use select::{BadPattern, Pattern, Select, Whose};
 
 use backward::Backward;
@@ -53,6 +55,10 @@ pub struct Query {
     pub follow: bool,
     /// What the records have to be like.
     pub select: Arc<Select>,
+    /// Only those of one run of each instance.
+    pub run: Option<Which>,
+    /// Whether each record is to say which run it is of, where reading begins in the middle.
+    pub names_runs: bool,
 }
 
 impl Query {
@@ -64,6 +70,8 @@ impl Query {
             lines: None,
             follow: false,
             select: Arc::default(),
+            run: None,
+            names_runs: false,
         }
     }
 
@@ -178,7 +186,15 @@ fn start(query: &Query, names: &[String]) -> Result<Vec<Cursor>, LogsError> {
     for name in names {
         let fail = |error| LogsError::Read { path: query.dir.join(name), error };
         let mut cursor = Cursor::at_begin(&query.dir, name, &query.select);
-        let mut bounds = Bounds::of(&query.dir.join(name), &query.select).map_err(fail)?;
+        let dir = query.dir.join(name);
+        let mut bounds = match &query.run {
+            Some(which) => {
+                let (bounds, run) = runs::bounds(&dir, which).map_err(fail)?;
+                cursor.is_of(run);
+                bounds
+            }
+            None => Bounds::of(&dir, &query.select).map_err(fail)?,
+        };
         if bounds.is_empty {
             cursor.end_at_once();
             // Nothing is looked at.
@@ -189,7 +205,7 @@ fn start(query: &Query, names: &[String]) -> Result<Vec<Cursor>, LogsError> {
         if query.lines.is_none() {
             cursor.go_to(bounds.first);
         } else if !bounds.is_empty {
-            let back = Backward::new(&query.dir.join(name), bounds).map_err(fail)?;
+            let back = Backward::new(&dir, bounds).map_err(fail)?;
             backs.push((cursors.len(), back));
         }
         cursors.push(cursor);
@@ -200,6 +216,11 @@ fn start(query: &Query, names: &[String]) -> Result<Vec<Cursor>, LogsError> {
     for (index, back) in backs {
         if let Some(cursor) = cursors.get_mut(index) {
             cursor.go_to(back.into_start());
+        }
+    }
+    if query.names_runs {
+        for cursor in &mut cursors {
+            cursor.find_run().map_err(|error| cursor.error(error))?;
         }
     }
     Ok(cursors)

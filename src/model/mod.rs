@@ -32,6 +32,7 @@ mod desired;
 mod event;
 mod graph;
 mod history;
+mod logs;
 mod name;
 mod observed;
 mod outcome;
@@ -53,6 +54,10 @@ pub use event::{
 };
 pub use graph::{DEFAULT_TARGET, Graph, Need, Node, Strength, find_loop, needs_of};
 pub use history::{Author, Cause, KeptFile, MESSAGE_BYTES_MAX, Record, Revision, Sources, Trial};
+pub use logs::{
+    FACILITIES, LogFormat, LogRate, LogTarget, Logs, NoSyslogAddress, Syslog, SyslogAddress,
+    SyslogForm,
+};
 pub use name::{InstanceId, NAME_BYTES_MAX, NameError, UnitName};
 pub use observed::{
     Asked, End, Instance, Life, Observed, Phase, Process, Run, STATUS_BYTES_MAX, Words,
@@ -65,9 +70,9 @@ pub use signal::Signal;
 pub use socket::{Accept, Address, Bound, LISTEN_MAX, Listen, Socket, UNIX_MODE};
 pub use spec::{
     AtLimit, Command, Condition, Conditions, Dependency, EndAction, EnvFile, Hook, Hooks,
-    INSTANCES_MAX, InheritEnv, Instances, Kind, Limit, LogRate, LogTarget, Logs,
-    OnDependencyRestart, Output, Process as ProcessSpec, Ready, Relations, Reload, Resource,
-    Restart, RestartPolicy, Spec, SpecHash, StartLimit, Stdin, Stop, StopAction, StopStep, StopTo,
+    INSTANCES_MAX, InheritEnv, Instances, Kind, Limit, OnDependencyRestart, Output,
+    Process as ProcessSpec, Ready, Relations, Reload, Resource, Restart, RestartPolicy, Spec,
+    SpecHash, StartLimit, Stdin, Stop, StopAction, StopStep, StopTo,
 };
 pub use step::{Action, Reason, Step};
 pub use template::{Template, TemplateError, Variable};

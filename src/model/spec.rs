@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::logs::Logs;
 use super::name::{InstanceId, UnitName};
 use super::outcome::{ExitMatch, Outcome};
 use super::path::FilePath;
@@ -215,6 +216,11 @@ impl Spec {
     pub fn needs_keeper(&self) -> bool {
         self.process.as_ref().is_some_and(|process| process.output == Output::Keeper)
     }
+
+    /// Whether it reads what other units write.
+    pub fn reads_logs(&self) -> bool {
+        self.process.as_ref().is_some_and(|process| process.stdin == Stdin::Logs)
+    }
 }
 
 impl Default for Spec {
@@ -373,6 +379,8 @@ pub enum Stdin {
     Null,
     /// This file.
     File(Template),
+    /// A FIFO, in which the log keeper puts what others write whose `logs.to` names the unit.
+    Logs,
     /// The supervisor's own; only for the command of `opm run -- CMD`.
     Inherit,
 }
@@ -746,56 +754,6 @@ pub struct Hook {
     pub ignore_failure: bool,
     /// As whom, where not as the unit's user.
     pub user: Option<String>,
-}
-
-/// What the log keeper does with a unit's output.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Logs {
-    /// Where it goes.
-    pub to: LogTarget,
-    /// How large one file may become, in bytes.
-    pub max_size: u64,
-    /// How many finished files are kept.
-    pub keep: u32,
-    /// How long finished files are kept.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub max_age: Option<Span>,
-    /// Whether finished files are compressed.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    pub compress: bool,
-    /// How many lines are taken; `None`: all.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub rate: Option<LogRate>,
-}
-
-impl Default for Logs {
-    fn default() -> Self {
-        let max_size = 10 * 1024 * 1024;
-        let to = LogTarget::File;
-        Self { to, max_size, keep: 5, max_age: None, compress: false, rate: None }
-    }
-}
-
-/// How many lines of an instance are taken. What comes on top is dropped.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LogRate {
-    /// So many lines.
-    pub lines: u32,
-    /// In this time.
-    pub per: Span,
-}
-
-/// Where the log keeper writes.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum LogTarget {
-    /// To the instance's directory under opm's log directory, stamped.
-    File,
-    /// Only to opm's own standard output.
-    Console,
-    /// To this file, as the bytes came.
-    Path(Template),
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
 use std::io::{self, ErrorKind, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -52,6 +52,12 @@ pub(super) fn let_openers_write(fifo: &OwnedFd) -> io::Result<()> {
         return Ok(());
     }
     fchmod(fifo, Mode::S_IWUSR | Mode::S_IWGRP | Mode::S_IWOTH).map_err(io::Error::from)
+}
+
+/// Lets the owner of a FIFO open it again for reading, as `/dev/stdin`.
+pub(super) fn let_owner_read(fifo: BorrowedFd<'_>) -> io::Result<()> {
+    use nix::sys::stat::{Mode, fchmod};
+    fchmod(fifo, Mode::S_IRUSR | Mode::S_IWUSR).map_err(io::Error::from)
 }
 
 /// A second opening of a FIFO that a child gets: blocking, whatever ours is.

@@ -11,18 +11,12 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::{FilePath, InstanceId, LogRate, LogTarget, Logs, Span, Template};
+use crate::model::{
+    FilePath, InstanceId, LogFormat, LogRate, LogTarget, Logs, Span, Syslog, Template, UnitName,
+};
 
 /// Largest instruction that is read, in bytes: two paths fit. A larger file is refused.
 const INSTRUCTION_BYTES_MAX: u64 = 64 * 1024;
-
-/// Stands, with the run's number and [`RUN_MARK_END`], in the output of an instance before the first
-/// line of a run whose readiness is looked for there. The keeper does not store it.
-pub const RUN_MARK: &[u8] = b"\0opm run ";
-/// So many digits has the number.
-pub const RUN_DIGITS: usize = 16;
-/// Ends the mark; a newline follows.
-pub const RUN_MARK_END: &[u8] = b"\0";
 
 /// The line by which a run says that it is ready.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,12 +31,16 @@ pub struct ReadyLine {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Destination {
-    /// To `current` in the instance's log directory, stamped.
+    /// To `current` in the instance's log directory.
     File,
     /// Only to the keeper's standard output.
     Console,
-    /// To this file, as the bytes came.
+    /// To this file.
     Path(FilePath),
+    /// To a syslog daemon.
+    Syslog(Syslog),
+    /// To the FIFO that is the standard input of this unit.
+    Unit(UnitName),
 }
 
 /// How the keeper treats an instance's output.
@@ -50,6 +48,9 @@ pub enum Destination {
 pub struct Instruction {
     /// Where it goes.
     pub to: Destination,
+    /// How a line stands there.
+    #[serde(default = "text", skip_serializing_if = "is_text")]
+    pub format: LogFormat,
     /// How large one file may become, in bytes; only a single record that is larger exceeds it.
     pub max_size: u64,
     /// How many finished files are kept.
@@ -82,11 +83,19 @@ impl Instruction {
             LogTarget::File => Destination::File,
             LogTarget::Console => Destination::Console,
             LogTarget::Path(template) => Destination::Path(path(template).into()),
+            LogTarget::Syslog(syslog) => Destination::Syslog(syslog.clone()),
+            LogTarget::Unit(unit) => Destination::Unit(unit.clone()),
         };
-        let Logs { max_size, keep, max_age, compress, rate, to: _ } = logs;
+        let usual = match &to {
+            Destination::File | Destination::Console | Destination::Syslog(_) => LogFormat::Text,
+            Destination::Path(_) => LogFormat::Raw,
+            Destination::Unit(_) => LogFormat::Json,
+        };
+        let format = logs.format.unwrap_or(usual);
+        let Logs { max_size, keep, max_age, compress, rate, to: _, format: _ } = logs;
         let (max_size, keep, max_age, compress, rate) =
             (*max_size, *keep, *max_age, *compress, *rate);
-        Self { to, max_size, keep, max_age, compress, rate, dir: dir.into(), ready }
+        Self { to, format, max_size, keep, max_age, compress, rate, dir: dir.into(), ready }
     }
 
     /// All of the output into `current` in a directory, with what a unit file need not say.
@@ -131,6 +140,15 @@ impl Instruction {
     }
 }
 
+fn text() -> LogFormat {
+    LogFormat::Text
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
+fn is_text(format: &LogFormat) -> bool {
+    *format == LogFormat::Text
+}
+
 /// The directory of instructions and FIFOs.
 pub fn log_dir(run_dir: &Path) -> PathBuf {
     run_dir.join("log")
@@ -139,6 +157,11 @@ pub fn log_dir(run_dir: &Path) -> PathBuf {
 /// The FIFO that an instance writes to.
 pub fn fifo_path(run_dir: &Path, instance: &InstanceId) -> PathBuf {
     log_dir(run_dir).join(format!("{instance}.fifo"))
+}
+
+/// The FIFO that a unit reads which has `stdin: logs`.
+pub fn input_path(run_dir: &Path, unit: &UnitName) -> PathBuf {
+    log_dir(run_dir).join(format!("{unit}.in"))
 }
 
 /// The file with an instance's instruction.

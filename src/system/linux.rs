@@ -2,6 +2,7 @@
 //! registers with the daemon's poll, and from reaping.
 
 mod listening;
+mod outputs;
 mod pid_file;
 mod readiness;
 mod said;
@@ -40,9 +41,9 @@ use super::{
     SystemError, accounts, plain, process, sys, tree,
 };
 use crate::model::{
-    Agenda, Bound, Desired, EXIT_NEVER_STARTED, Event, Happening, Identity, InstanceId, Monotonic,
-    Observed, Outcome, Output, Ready, Record, Revision, Role, RunId, Signal, Sources, Spec, Stage,
-    StartError, Stdin, Wall,
+    Agenda, Bound, Desired, EXIT_NEVER_STARTED, Event, Happening, Identity, InstanceId, LogTarget,
+    Monotonic, Observed, Outcome, Output, Ready, Record, Revision, Role, RunId, Signal, Sources,
+    Spec, Stage, StartError, Stdin, UnitName, Wall,
 };
 use pid_file::Awaited;
 use readiness::Readiness;
@@ -87,6 +88,8 @@ pub struct Linux {
     children: BTreeMap<i32, (InstanceId, RunId, Role)>,
     /// Both ends of the instances' output FIFOs, so that nothing in them is lost with their writer.
     outputs: BTreeMap<InstanceId, OwnedFd>,
+    /// Open while their units are known: what is in them outlives all who write and read it.
+    inputs: BTreeMap<UnitName, OwnedFd>,
     /// Open for services, whether or not these run.
     sockets: Sockets,
     /// By its number, what is watched for the end of a process that is not our child.
@@ -124,6 +127,8 @@ struct Kept {
     awaited: Option<Awaited>,
     /// Whether an earlier supervisor began it.
     is_adopted: bool,
+    /// Whether the log keeper was told where in the output it begins.
+    is_marked: bool,
 }
 
 /// A descriptor that tells something.
@@ -200,6 +205,7 @@ impl Linux {
             runs: BTreeMap::new(),
             children: BTreeMap::new(),
             outputs: BTreeMap::new(),
+            inputs: BTreeMap::new(),
             sockets: Sockets::new(),
             foreign: BTreeMap::new(),
             files: FileWaits::default(),
@@ -537,24 +543,8 @@ impl Linux {
             said: Said::default(),
             awaited: None,
             is_adopted: false,
+            is_marked: false,
         })
-    }
-
-    /// The output FIFO of an instance, made or opened once.
-    fn output(&mut self, launch: &Launch) -> Result<OwnedFd, StartError> {
-        let id = &launch.instance;
-        let fail = |error: std::io::Error| prepare_error(format!("output FIFO of {id}"), &error);
-        if !self.outputs.contains_key(id) {
-            let owner = owner_of(&launch.spec);
-            let path = instruction::fifo_path(&self.dirs.run, id);
-            let fifo = channels::open_fifo(&path, owner).map_err(fail)?;
-            channels::let_openers_write(&fifo).map_err(fail)?;
-            self.outputs.insert(id.clone(), fifo);
-        }
-        let Some(fifo) = self.outputs.get(id) else {
-            return Err(fail(std::io::Error::from_raw_os_error(libc::EBADF)));
-        };
-        channels::child_end(fifo).map_err(fail)
     }
 
     fn path_of(&self, launch: &Launch, template: &crate::model::Template) -> PathBuf {
@@ -767,12 +757,17 @@ impl System for Linux {
             Output::Keeper => Some(self.output(launch)?),
             Output::Inherit | Output::Null => None,
         };
+        if output.is_some() {
+            self.mark_run(launch, spec);
+        }
         let Readiness { owned, mut extra } =
             if is_main { self.open_channels(launch, spec)? } else { Readiness::default() };
         let null = self.null.as_raw_fd();
+        let input =
+            if is_main && spec.stdin == Stdin::Logs { Some(self.input(launch)?) } else { None };
         let mut descriptors = Vec::new();
         if !(is_main && spec.stdin == Stdin::Inherit) {
-            descriptors.push((null, 0));
+            descriptors.push((input.as_ref().map_or(null, AsRawFd::as_raw_fd), 0));
         }
         match (&output, to) {
             (Some(fd), _) => descriptors.extend([(fd.as_raw_fd(), 1), (fd.as_raw_fd(), 2)]),
@@ -929,7 +924,9 @@ impl System for Linux {
 
     fn forget(&mut self, instance: &InstanceId) {
         self.outputs.remove(instance);
+        self.inputs.remove(&instance.unit);
         for path in [
+            instruction::input_path(&self.dirs.run, &instance.unit),
             instruction::instruction_path(&self.dirs.run, instance),
             instruction::fifo_path(&self.dirs.run, instance),
             self.dirs.notify().join(format!("{instance}.ready")),
@@ -964,6 +961,12 @@ impl System for Linux {
 
     fn instruct(&mut self, id: &InstanceId, index: u32, spec: &Spec) -> Result<(), SystemError> {
         let name = id.to_string();
+        if let LogTarget::Unit(reader) = &spec.logs.to {
+            // Before the keeper looks for it.
+            self.open_input(reader, None).map_err(|error| {
+                SystemError::new("make the input of", reader.to_string(), error)
+            })?;
+        }
         let text = |template: &crate::model::Template| {
             let base = spec.process.as_ref().map(|process| process.base_dir.as_path().to_owned());
             let text = launch::fill(template, &self.origin, id, index, spec);

@@ -19,6 +19,7 @@ mod notify;
 mod paths;
 mod process;
 mod room;
+pub mod run_mark;
 mod seal;
 mod sockets;
 mod spawn;
@@ -36,7 +37,7 @@ pub use env::Environment;
 pub use ledger::{Ledger, Replay, compact_text, replay_text};
 pub use linux::{Linux, Options};
 pub use notify::{NotifyMessage, Ping, parse_notify};
-pub use process::{Stat, parse_stat};
+pub use process::{Stat, first_process_began, parse_stat};
 pub use store::{Loaded, Store, decode as decode_saved, encode as encode_saved};
 pub use sys::{
     be_in_background, become_subreaper, boot_id, bytes_queued, close_on_exec_from, detach,

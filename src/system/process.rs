@@ -72,6 +72,11 @@ pub(super) fn started_at(start: u64) -> Wall {
     Wall(sys::wall_now().0.saturating_sub(up).saturating_add(start))
 }
 
+/// When process 1 was started, and with it the machine or the container; `None` without `/proc`.
+pub fn first_process_began() -> Option<Wall> {
+    stat(1).map(|stat| started_at(stat.start))
+}
+
 /// As whom a process acts; `None` when there is none.
 pub(super) fn user(pid: i32) -> Option<u32> {
     let bytes = std::fs::read(format!("/proc/{pid}/status")).ok()?;

@@ -1,9 +1,13 @@
 //! Where a unit's output goes and how much of it is kept.
 
-use super::Decoder;
 use super::fields::Fields;
+use super::{Decoder, Tie};
+use crate::config::diagnostic::quoted;
 use crate::config::yaml::{Node, Value};
-use crate::model::{LogRate, LogTarget, Output, Ready, Span, Spec};
+use crate::model::{
+    Condition, Dependency, FACILITIES, LogFormat, LogRate, LogTarget, Output, Ready, Span, Spec,
+    Syslog, SyslogAddress, SyslogForm,
+};
 
 /// Smallest file before it is finished; less would be files of a few lines.
 const SIZE_MIN: u64 = 1024;
@@ -43,14 +47,20 @@ impl Decoder<'_, '_> {
             if let LogTarget::Path(_) = &target {
                 self.log_spot = Some(self.sink.spot(node.at));
             }
+            if let LogTarget::Unit(unit) = &target {
+                // Whoever reads is there before and after those that write.
+                let place = self.only("logs.to", node).map_or(node, |(_, place)| place);
+                self.refer(Tie::After, "logs.to", unit, place.at);
+                let condition = Condition::Started;
+                spec.relations.after.push(Dependency { unit: unit.clone(), condition });
+            }
             spec.logs.to = target;
             if let Some(process) = &mut spec.process {
                 process.output = output;
             }
         }
         if let Some(node) = fields.get("format") {
-            // Nothing to keep: there is one format.
-            self.choice("logs.format", node, &[("text", ())], &["json", "raw"]).unwrap_or(());
+            spec.logs.format = self.log_format(node, &spec.logs.to);
         }
         if let Some(node) = fields.get("max_size") {
             let size = self.size("logs.max_size", node);
@@ -101,22 +111,73 @@ impl Decoder<'_, '_> {
         Some(LogRate { lines: u32::try_from(lines?).ok()?, per: per? })
     }
 
+    fn log_format(&mut self, node: &Node, to: &LogTarget) -> Option<LogFormat> {
+        let words = [("text", LogFormat::Text), ("json", LogFormat::Json), ("raw", LogFormat::Raw)];
+        let format = self.choice("logs.format", node, &words, &[])?;
+        let place = match to {
+            LogTarget::File | LogTarget::Path(_) | LogTarget::Unit(_) => return Some(format),
+            LogTarget::Console => "on the console",
+            LogTarget::Syslog(_) => "at a syslog daemon",
+        };
+        let message = format!("`logs.format` says nothing {place}");
+        self.sink.error(node.at, message).help("take it out");
+        None
+    }
+
     fn log_target(&mut self, node: &Node) -> Option<Target> {
-        match &node.value {
-            Value::Null => Some((Output::Null, LogTarget::File)),
+        let to = match &node.value {
+            Value::Null => return Some((Output::Null, LogTarget::File)),
             Value::Map(_) => {
                 let (key, value) = self.only("logs.to", node)?;
-                self.path(key.path, value).map(|path| (Output::Keeper, LogTarget::Path(path)))
+                match key.name() {
+                    "syslog" => LogTarget::Syslog(self.syslog(value)?),
+                    "unit" => LogTarget::Unit(self.unit_name(key.path, value)?),
+                    _ => LogTarget::Path(self.path(key.path, value)?),
+                }
             }
             Value::Text(_) | Value::List(_) => {
+                let local = Syslog::at(SyslogAddress::default());
                 let words = [
                     ("file", (Output::Keeper, LogTarget::File)),
                     ("console", (Output::Keeper, LogTarget::Console)),
                     ("inherit", (Output::Inherit, LogTarget::File)),
                     ("null", (Output::Null, LogTarget::File)),
+                    ("syslog", (Output::Keeper, LogTarget::Syslog(local))),
                 ];
-                self.choice("logs.to", node, &words, &["syslog"])
+                return self.choice("logs.to", node, &words, &[]);
             }
+        };
+        Some((Output::Keeper, to))
+    }
+
+    fn syslog(&mut self, node: &Node) -> Option<Syslog> {
+        let fields = self.fields("logs.to.syslog", node)?;
+        let address = match fields.get("address") {
+            Some(node) => self.syslog_address(node)?,
+            None => SyslogAddress::default(),
+        };
+        let mut syslog = Syslog::at(address);
+        if let Some(node) = fields.get("facility") {
+            let words: Vec<(&str, u8)> = FACILITIES.into_iter().zip(0..).collect();
+            syslog.facility = self.choice("logs.to.syslog.facility", node, &words, &[])?;
         }
+        if let Some(node) = fields.get("format") {
+            let words = [("rfc5424", SyslogForm::Rfc5424), ("rfc3164", SyslogForm::Rfc3164)];
+            syslog.form = self.choice("logs.to.syslog.format", node, &words, &[])?;
+        }
+        Some(syslog)
+    }
+
+    fn syslog_address(&mut self, node: &Node) -> Option<SyslogAddress> {
+        let key = "logs.to.syslog.address";
+        let text = self.scalar(key, "an address", node)?;
+        if let Ok(address) = text.parse() {
+            return Some(address);
+        }
+        let message = format!("`{key}`: {} is no address of a syslog daemon", quoted(text));
+        self.sink
+            .error(node.at, message)
+            .help("write `/dev/log`, `udp://host:514` or `tcp://host:601`");
+        None
     }
 }

@@ -153,10 +153,10 @@ impl Decoder<'_, '_> {
         match &node.value {
             Value::Null => Stdin::Null,
             Value::Text(_) => self
-                .choice("stdin", node, &[("null", Stdin::Null)], &["tty"])
+                .choice("stdin", node, &[("null", Stdin::Null), ("logs", Stdin::Logs)], &["tty"])
                 .unwrap_or(Stdin::Null),
             Value::List(_) => {
-                self.wrong("stdin", "`null` or `{file: path}`", node);
+                self.wrong("stdin", "`null`, `logs` or `{file: path}`", node);
                 Stdin::Null
             }
             Value::Map(_) => {

@@ -2,14 +2,13 @@
 //! next supervisor.
 
 use std::ffi::OsString;
-use std::fs;
-use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 
 use super::super::channels::{self, Mark, Tells};
 use super::super::notify::NotifySocket;
-use super::super::{Launch, child, instruction, process};
+use super::super::run_mark::Begin;
+use super::super::{Launch, child, process};
 use super::{Linux, Watched, owner_of, prepare_error};
 use crate::model::{Identity, InstanceId, ProcessSpec, Ready, RunId, Stage, StartError};
 use crate::system::System;
@@ -65,7 +64,7 @@ impl Linux {
             }
             Ready::Log(_) => {
                 self.open_answer(launch)?;
-                self.mark_output(launch)?;
+                self.mark_output(launch, Begin::Main)?;
                 Ok(Readiness::default())
             }
             Ready::Started | Ready::Notify | Ready::Delay(_) | Ready::Asked(_) => {
@@ -85,21 +84,6 @@ impl Linux {
 
     pub(super) fn answer_path(&self, id: &InstanceId) -> PathBuf {
         self.dirs.notify().join(format!("{id}.ready"))
-    }
-
-    /// Tells the log keeper where in the output a run begins.
-    fn mark_output(&mut self, launch: &Launch) -> Result<(), StartError> {
-        let fail = |error: std::io::Error| {
-            let subject = format!("output FIFO of {}", launch.instance);
-            // It is full, as nobody reads it now.
-            StartError { passing: true, ..prepare_error(subject, &error) }
-        };
-        let Some(fifo) = self.outputs.get(&launch.instance) else { return Ok(()) };
-        let mut file = fs::File::from(fifo.try_clone().map_err(fail)?);
-        let run = launch.run.to_string();
-        let parts = [instruction::RUN_MARK, run.as_bytes(), instruction::RUN_MARK_END, b"\n"];
-        // Shorter than PIPE_BUF: whole or not at all, pipe(7).
-        file.write_all(&parts.concat()).map_err(fail)
     }
 
     fn open_notify(
@@ -141,14 +125,16 @@ impl Linux {
     pub(super) fn reopen_channels(&mut self, launch: &Launch, main: &Identity) {
         let Some(process) = &launch.spec.process else { return };
         let has_file = matches!(process.ready, Ready::Fd(_) | Ready::File(_) | Ready::Log(_));
-        let has_any = hears(process) || has_file;
+        // Its socket is there though its definition has changed: that may come back.
+        let is_heard =
+            hears(process) || self.dirs.notify().join(launch.instance.to_string()).exists();
+        let has_any = is_heard || has_file;
         if has_any && !self.room.for_start(self.null.as_fd()) {
             self.later.readiness.push((launch.clone(), *main));
             self.later.again(self.now());
             return;
         }
-        let notify =
-            if hears(process) { self.open_notify(launch, process).map(|_| ()) } else { Ok(()) };
+        let notify = if is_heard { self.open_notify(launch, process).map(|_| ()) } else { Ok(()) };
         let ready = match &process.ready {
             Ready::Started | Ready::Notify | Ready::Delay(_) | Ready::Asked(_) => Ok(()),
             Ready::File(template) => {
