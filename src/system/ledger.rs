@@ -167,11 +167,14 @@ impl<D: Disk> Ledger<D> {
         }
     }
 
-    /// Forgets what was noted last: it was not let happen.
-    pub fn forget_last_note(&mut self) {
-        self.unwritten.pop();
-        let end = self.unwritten.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
-        self.unwritten.truncate(end);
+    /// Forgets what was noted last, so many events: it was not let happen.
+    pub fn forget_last_notes(&mut self, count: usize) {
+        for _ in 0..count {
+            self.unwritten.pop();
+            let end =
+                self.unwritten.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+            self.unwritten.truncate(end);
+        }
     }
 
     /// The facts after what is written and what is noted; `None` where some of it is lost. How far

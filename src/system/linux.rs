@@ -12,10 +12,13 @@ use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use jiff::tz::TimeZone;
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
+use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, recv};
 
 use super::alarm::Alarm;
 use super::archive::Archive;
@@ -32,7 +35,7 @@ use super::paths::Paths;
 use super::process::Found;
 use super::room::{Later, Room};
 use super::sockets::Sockets;
-use super::spawn::{self, BirthError, Entry, Way};
+use super::spawn::{self, BirthError, Nursery};
 use super::store::Store;
 use super::tree::Ends;
 use super::{
@@ -79,7 +82,7 @@ pub struct Linux {
     null: OwnedFd,
     room: Room,
     later: Later,
-    way: Way,
+    nursery: Nursery,
     next_token: usize,
     watched: BTreeMap<Token, Watched>,
     runs: BTreeMap<RunId, Kept>,
@@ -154,7 +157,7 @@ enum Watched {
 #[derive(Debug)]
 struct Launching {
     launch: Launch,
-    prepared: Prepared,
+    prepared: Rc<Prepared>,
     channel: UnixStream,
 }
 
@@ -194,7 +197,7 @@ impl Linux {
             null: file("/dev/null")?.into(),
             room: Room::now(),
             later: Later::default(),
-            way: Way::Clone3,
+            nursery: Nursery::new(),
             next_token: Self::FIRST_TOKEN,
             watched: BTreeMap::new(),
             runs: BTreeMap::new(),
@@ -282,6 +285,7 @@ impl Linux {
             // One that was not our child is it since its parent ended.
             let foreign = self.foreign_child(pid);
             let Some(outcome) = sys::reap(pid) else { break };
+            self.nursery.gone(pid);
             if let Some(Watched::Foreign { run, role, .. }) = foreign.and_then(|t| self.unwatch(t))
             {
                 self.note_end(run, pid);
@@ -458,14 +462,16 @@ impl Linux {
     }
 
     fn channel_ready(&mut self, token: Token, events: &mut Vec<Event>) {
-        let Some(Watched::Channel(launching)) = self.watched.get_mut(&token) else { return };
+        let Some(Watched::Channel(launching)) = self.watched.get(&token) else { return };
         let mut report = [0u8; REPORT_BYTES];
-        let got = match launching.channel.read(&mut report) {
+        let fd = launching.channel.as_raw_fd();
+        let got = match recv(fd, &mut report, MsgFlags::MSG_DONTWAIT) {
             Ok(got) => got,
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return,
+            Err(Errno::EAGAIN) => return,
             Err(_) => 0,
         };
         let Some(Watched::Channel(launching)) = self.unwatch(token) else { return };
+        self.nursery.look();
         let Launch { run, role, ref instance, .. } = launching.launch;
         if got != REPORT_BYTES {
             events.push(self.event(instance, Happening::Execed { run, role }));
@@ -785,12 +791,12 @@ impl System for Linux {
         }
         let prepared = {
             let launcher = Launcher { origin: &self.origin, launch, process: spec };
-            launcher.prepare(descriptors, &extra)?
+            Rc::new(launcher.prepare(descriptors, &extra)?)
         };
         let pid_file = if is_main { self.expect_main(launch)? } else { None };
         let owner = owner_of(&launch.spec);
         let ledger = self.lasting.as_mut().map(|lasting| &mut lasting.ledger);
-        let born = give_birth(&mut self.way, &prepared, launch, at, ledger)?;
+        let born = give_birth(&mut self.nursery, &prepared, launch, at, ledger)?;
         let identity = born.identity;
         if is_main && let Some(kept) = self.runs.get_mut(&launch.run) {
             kept.awaited = pid_file.map(|path| Awaited { path, owner, first: identity });
@@ -1158,28 +1164,29 @@ impl Linux {
 
 /// Makes the process, with its ledger entry between its birth and its exec.
 fn give_birth(
-    way: &mut Way,
-    prepared: &Prepared,
+    nursery: &mut Nursery,
+    prepared: &Rc<Prepared>,
     launch: &Launch,
     at: Monotonic,
     mut ledger: Option<&mut Ledger>,
 ) -> Result<spawn::Born, StartError> {
     let Launch { run, role, .. } = *launch;
-    let mut record = |entry: Entry| -> Result<(), String> {
+    let mut record = |identity: Identity| -> Result<(), String> {
         let Some(ledger) = ledger.as_deref_mut() else { return Ok(()) };
-        // Whoever reads of one that was let go and is dead cannot tell whether its program ran; one
-        // that was not let go has not run.
-        let what = match entry {
-            Entry::Born(identity) => Happening::Spawned { run, role, identity },
-            Entry::Goes => Happening::Execed { run, role },
-        };
-        ledger.note(&Event { instance: launch.instance.clone(), at, what });
+        // Whoever reads of one that was let go and is dead cannot tell whether its program ran. What
+        // broke off between the two lines was not let go, and has not run.
+        let spawned = Happening::Spawned { run, role, identity };
+        let lines = [spawned, Happening::Execed { run, role }];
+        let count = lines.len();
+        for what in lines {
+            ledger.note(&Event { instance: launch.instance.clone(), at, what });
+        }
         ledger.flush().map_err(|error| {
-            ledger.forget_last_note();
+            ledger.forget_last_notes(count);
             error.reason
         })
     };
-    spawn::birth(way, prepared, &mut record).map_err(|error| {
+    spawn::birth(nursery, prepared, &mut record).map_err(|error| {
         let (stage, reason, passing) = match error {
             BirthError::Fork(error) => (Stage::Fork, plain(&error.to_string()), true),
             BirthError::Unseen => (Stage::Fork, "its start time cannot be read".to_owned(), true),

@@ -1,7 +1,7 @@
 //! The seam to the outside. [`System`] is a dozen verbs at the supervisor's height; [`Linux`] is
 //! the real one. Nothing here decides what should be done, or why.
 //!
-//! All `unsafe` of opm is on this floor, in `child.rs`, `spawn.rs` and `sys.rs`.
+//! All `unsafe` of opm is on this floor, in `child.rs`, `raw.rs`, `spawn.rs`, `stacks.rs` and `sys.rs`.
 
 mod accounts;
 mod alarm;
@@ -18,10 +18,12 @@ mod linux;
 mod notify;
 mod paths;
 mod process;
+mod raw;
 mod room;
 mod seal;
 mod sockets;
 mod spawn;
+mod stacks;
 mod store;
 mod sys;
 mod tree;
