@@ -4,8 +4,12 @@
  *   floor loop FIFO COUNT       starts COUNT services by vfork and exec, and again whichever dies, and
  *                               does nothing else, until SIGTERM: no supervisor can be faster
  *   floor stamp FIFO CMD ARG…   writes a stamp and becomes CMD
+ *   floor flash FIFO ID         writes a stamp and ends: a service that cannot stay up
+ *   floor orphans FIFO COUNT    leaves COUNT processes behind, which end all at once; then waits until
+ *                               nobody but pid 1 and itself is left, and writes a stamp
  */
 #define _GNU_SOURCE
+#include <dirent.h>
 #include <fcntl.h>
 #include <signal.h>
 #include <stdint.h>
@@ -78,6 +82,49 @@ static int loop(int count)
     return 0;
 }
 
+/* How many processes there are, by the directories of /proc that are numbers. */
+static int processes(void)
+{
+    DIR *proc = opendir("/proc");
+    int count = 0;
+    for (struct dirent *entry; proc && (entry = readdir(proc));)
+        count += entry->d_name[0] >= '1' && entry->d_name[0] <= '9';
+    closedir(proc);
+    return count;
+}
+
+static int orphans(int count)
+{
+    int gate[2];
+    char byte;
+    int before = processes();
+    if (pipe2(gate, O_CLOEXEC) != 0)
+        return 94;
+    pid_t parent = fork();
+    if (parent == 0) {
+        close(gate[1]);
+        for (int n = 0; n < count; n++) {
+            pid_t pid = fork();
+            if (pid < 0)
+                _exit(95);
+            if (pid == 0) {
+                /* The end of the pipe is the sign for all. */
+                _exit(read(gate[0], &byte, 1) < 0);
+            }
+        }
+        _exit(0);
+    }
+    int status;
+    if (waitpid(parent, &status, 0) != parent || status != 0)
+        return 96;
+    write_stamp(fifo, 0);
+    close(gate[1]);
+    while (processes() > before)
+        usleep(1000);
+    write_stamp(fifo, 1);
+    return 0;
+}
+
 int main(int argc, char **argv)
 {
     if (argc == 4 && strcmp(argv[1], "service") == 0) {
@@ -89,6 +136,14 @@ int main(int argc, char **argv)
         self = argv[0];
         fifo = argv[2];
         return loop(atoi(argv[3]));
+    }
+    if (argc == 4 && strcmp(argv[1], "flash") == 0) {
+        write_stamp(argv[2], atoi(argv[3]));
+        return 1;
+    }
+    if (argc == 4 && strcmp(argv[1], "orphans") == 0) {
+        fifo = argv[2];
+        return orphans(atoi(argv[3]));
     }
     if (argc >= 4 && strcmp(argv[1], "stamp") == 0) {
         write_stamp(argv[2], -1);

@@ -22,6 +22,7 @@ STAMP = struct.Struct("=iiq")
 BEGIN = -1
 IDLE_SECONDS = 10
 PATIENCE = 120
+STORM_SECONDS = 5
 
 
 class Bench:
@@ -64,20 +65,30 @@ class Bench:
         signal.alarm(0)
         return pids, last
 
-    def units(self, count, more):
+    def units(self, count, more, act="service"):
         self.runs += 1
         root = f"{self.dir}/{self.runs}"
         os.makedirs(root + "/units")
         for i in range(count):
             with open(f"{root}/units/s{i:04}.yaml", "w") as unit:
-                unit.write(f"command: [{self.floor}, service, {self.fifo}, '{i}']\n{more}")
+                unit.write(f"command: [{self.floor}, {act}, {self.fifo}, '{i}']\n{more}")
         return root
 
-    def opm_run(self, count, more):
-        root = self.units(count, more)
+    def opm_run(self, count, more, act="service"):
+        root = self.units(count, more, act)
         process, began = self.run([self.opm, "--root", root, "run", "--quiet", root + "/units"])
         pids, last = self.all_begun(count)
         return Opm(self, root, process, pids, (last - began) / 1e6)
+
+    def forget(self):
+        """Reads away the stamps of what was killed."""
+        os.set_blocking(self.stamps, False)
+        try:
+            while True:
+                time.sleep(0.05)
+                os.read(self.stamps, 65536)
+        except BlockingIOError:
+            os.set_blocking(self.stamps, True)
 
     def loop(self, count):
         """The C loop, its services, and the milliseconds it took."""
@@ -127,14 +138,18 @@ class Opm:
             time.sleep(1)
 
     def end(self):
-        began = time.monotonic()
-        end(self.process)
-        return (time.monotonic() - began) * 1e3
+        return end(self.process)
 
 
 def end(process):
+    """Ends a supervisor; the milliseconds that it took."""
+    began = time.monotonic()
     process.send_signal(signal.SIGTERM)
-    process.wait(PATIENCE)
+    # With a timeout, Popen.wait looks only every now and then.
+    signal.alarm(PATIENCE)
+    process.wait()
+    signal.alarm(0)
+    return (time.monotonic() - began) * 1e3
 
 
 def read(path, mode="r"):
@@ -191,12 +206,13 @@ LOGS = {"null": "logs: {to: null}\n", "file": ""}
 
 
 def boot(bench, sizes, repeats):
-    rows, memory = [], []
+    rows, memory, stops = [], [], []
     for count in sizes:
         loop, boots, ends, held = [], {kind: [] for kind in LOGS}, [], []
+        loop_ends = []
         for _ in range(repeats):
             process, _, took = bench.loop(count)
-            end(process)
+            loop_ends.append(end(process))
             loop.append(took)
             for kind, more in LOGS.items():
                 opm = bench.opm_run(count, more)
@@ -208,7 +224,11 @@ def boot(bench, sizes, repeats):
         ratio = {kind: statistics.median(times) / floor for kind, times in boots.items()}
         rows.append([
             count, ms(loop), ms(boots["null"]), f"{ratio['null']:.2f}",
-            ms(boots["file"]), f"{ratio['file']:.2f}", ms(ends),
+            ms(boots["file"]), f"{ratio['file']:.2f}",
+        ])
+        stops.append([
+            count, ms(loop_ends), ms(ends),
+            f"{statistics.median(ends) / statistics.median(loop_ends):.2f}",
         ])
         for kind in LOGS:
             all_of = [pids for of, pids in held if of == kind]
@@ -217,7 +237,9 @@ def boot(bench, sizes, repeats):
             memory.append([count, kind, median(0, 0), median(0, 1), *keeper,
                            f"{median(0, 1) / count:.1f}"])
     table("Boot: exec of opm to the first instruction of the last service, ms: median (least)",
-          ["services", "C loop", "opm, `logs: {to: null}`", "× loop", "opm, logs kept", "× loop", "stop all"], rows)
+          ["services", "C loop", "opm, `logs: {to: null}`", "× loop", "opm, logs kept", "× loop"], rows)
+    table("Stop of all, from SIGTERM to the end of opm, ms: median (least)",
+          ["services", "C loop of kill and wait", "opm, `logs: {to: null}`", "× loop"], stops)
     table("Memory, KiB, medians",
           ["services", "logs", "supervisor PSS", "private", "keeper PSS", "private", "supervisor private per service"], memory)
 
@@ -262,6 +284,53 @@ def restart(bench, sizes, kills):
           ["services", "supervisor", "median", "× loop", "p99", "least"], rows)
 
 
+def storm(bench, count):
+    """Services that cannot stay up and are started again at once: the CPU time of each restart."""
+    rows = []
+    for kind in LOGS:
+        more = "restart: {policy: always, delay: 0s}\n" + LOGS[kind]
+        opm = bench.opm_run(count, more, "flash")
+        began, before, stamps = time.monotonic(), cpu(opm.process.pid), 0
+        os.set_blocking(bench.stamps, False)
+        while (now := time.monotonic()) < began + STORM_SECONDS:
+            try:
+                stamps += len(os.read(bench.stamps, 65536 // STAMP.size * STAMP.size)) // STAMP.size
+            except BlockingIOError:
+                time.sleep(0.01)
+        used = cpu(opm.process.pid) - before
+        os.set_blocking(bench.stamps, True)
+        seconds = now - began
+        rows.append([count, kind, f"{stamps / seconds:.0f}", f"{used / stamps / 1e3:.0f}"])
+        opm.process.kill()
+        opm.process.wait()
+        bench.forget()
+    table(f"Restart storm: services that end at once, for {STORM_SECONDS} seconds",
+          ["services", "logs", "restarts per second", "CPU of opm per restart, µs"], rows)
+
+
+def orphans(bench, count, repeats):
+    """Processes that lose their parent and end all at once, below pid 1 of a namespace."""
+    inits = {"opm": [bench.opm, "run", "--"]}
+    for name, argv in {"tini": ["tini", "--"], "dumb-init": ["dumb-init", "--"]}.items():
+        if shutil.which(name):
+            inits[name] = argv
+    times = {name: [] for name in inits}
+    for _ in range(repeats):
+        for name, argv in inits.items():
+            process = subprocess.Popen([
+                "unshare", "--pid", "--fork", "--mount-proc", "--kill-child", *argv,
+                bench.floor, "orphans", bench.fifo, str(count),
+            ])
+            bench.running.append(process)
+            signal.alarm(PATIENCE)
+            (_, _, began), (_, _, over) = bench.stamp(), bench.stamp()
+            process.wait()
+            signal.alarm(0)
+            times[name].append((over - began) / 1e6)
+    table(f"{count} orphans that end at once, as pid 1: until none is left, ms: median (least)",
+          list(times), [[ms(values) for values in times.values()]])
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--opm", default=HERE + "/../target/release/opm")
@@ -269,7 +338,8 @@ def main():
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--scratch", default="/dev/shm", help="a tmpfs, as /run is")
-    parser.add_argument("--only", default="boot,idle,restart")
+    parser.add_argument("--only", default="boot,idle,restart,storm,orphans")
+    parser.add_argument("--orphans", type=int, default=10000)
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     sizes = [int(size) for size in args.sizes.split(",")]
@@ -285,6 +355,10 @@ def main():
             idle(bench, sizes)
         if "restart" in parts:
             restart(bench, sorted({min(sizes), max(sizes)}), args.kills)
+        if "storm" in parts:
+            storm(bench, 100)
+        if "orphans" in parts:
+            orphans(bench, args.orphans, args.repeats)
     finally:
         for process in bench.running:
             process.terminate()

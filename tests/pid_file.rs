@@ -208,7 +208,9 @@ fn a_file_that_names_none_of_the_unit_is_not_believed_and_a_good_one_is_waited_f
     }
     world.service("empty", &forks(&format!(": > $n.pid; {then}"), 0), KEYS);
     if common::is_root() {
-        let script = forks(&format!("{WRITE}; chown 12345 $n.pid; {then}"), 0);
+        // Theirs from the first moment.
+        let give = "echo $pid > $n.own; chown 12345 $n.own; mv $n.own $n.pid";
+        let script = forks(&format!("{give}; {then}"), 0);
         world.service("theirs", &script, KEYS);
     }
     world.run();

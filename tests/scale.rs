@@ -1,6 +1,7 @@
 //! Many units at once, and few descriptors.
 #![expect(
     clippy::unwrap_used,
+    clippy::indexing_slicing,
     clippy::print_stderr,
     reason = "a test stops at the first surprise, and times are printed"
 )]
@@ -118,6 +119,53 @@ fn ticks(world: &World) -> u64 {
     let fields = text.rsplit_once(')').unwrap().1.split_whitespace();
     // proc_pid_stat(5): utime and stime, fields 14 and 15; the state is field 3.
     fields.skip(11).take(2).map(|field| field.parse::<u64>().unwrap()).sum()
+}
+
+/// How often opm has read and written so far.
+fn calls(world: &World) -> u64 {
+    let path = world.proc().unwrap().join(format!("{}/io", world.daemon_pid().unwrap()));
+    let text = std::fs::read_to_string(path).unwrap();
+    let number = |name: &str| -> u64 {
+        text.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim().parse().unwrap()
+    };
+    number("syscr:") + number("syscw:")
+}
+
+/// How often opm reads and writes for a restart among so many units.
+fn calls_of_a_restart(count_of_units: usize) -> Option<u64> {
+    const RESTARTS: u64 = 10;
+    let mut world = World::new()?;
+    many(&world, count_of_units, "logs: {to: null}\nrestart: {policy: always, delay: 0s}\n");
+    world.run();
+    world.until("all to be up", || count(&world, "up") == count_of_units);
+    let rests = |before: &mut u64| {
+        let now = calls(&world);
+        std::mem::replace(before, now) == now
+    };
+    let mut before = 0;
+    world.until("rest", || rests(&mut before));
+    let began = before;
+    for _ in 0..RESTARTS {
+        let of_unit = world.processes_of("s0000");
+        world.kill("KILL", of_unit[0]);
+        world.until("the next one", || {
+            let now = world.processes_of("s0000");
+            now.len() == 1 && now != of_unit
+        });
+        world.until("rest", || rests(&mut before));
+    }
+    assert_eq!(world.opm(&["shutdown"]).code, 0);
+    Some((before - began) / RESTARTS)
+}
+
+#[test]
+fn a_restart_takes_as_many_calls_among_many_units_as_among_few() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let few_and_many = [3, 300].map(calls_of_a_restart);
+    let [Some(among_few), Some(among_many)] = few_and_many else { return };
+    eprintln!("reads and writes of a restart: {among_few} among 3, {among_many} among 300");
+    // The list of children is read in parts of a page.
+    assert!(among_many <= among_few + 2, "{among_few} among 3 units, {among_many} among 300");
 }
 
 /// How many processes of opm's are not what they are to be yet.

@@ -266,6 +266,9 @@ fn killed_at_any_system_call_of_an_apply() {
     world.unit("d", &versioned("d", "-"));
     write_set(&world, 0);
     world.apply(0);
+    // Up is who runs the program, and may not have said so yet.
+    let is_begun = |name: &&str| world.lines(&format!("{name}.starts")).len() == 1;
+    world.until("the first ones", || ["a", "b", "d"].iter().all(is_begun));
     let d = world.pid("d");
     let mut rounds = 0;
     for point in points(14) {

@@ -86,12 +86,15 @@ struct Daemon {
     cut_short: report::CutShort,
     /// The patience of the shutdown as far as it was reported.
     hurry: Option<crate::plan::Hurry>,
+    /// The generation since which memory was given back.
+    lean: u64,
 }
 
 /// Runs the supervisor until it is over. Returns its exit code.
 ///
 /// `ready` is called once it can be reached.
 pub fn run(options: Options, ready: &mut dyn FnMut()) -> Result<u8, BootFailure> {
+    crate::system::keep_memory_small();
     let mut daemon = setup::build(options)?;
     ready();
     loop {
@@ -139,13 +142,20 @@ impl Daemon {
         if self.reexec || self.supervisor.is_over().is_some() {
             return false;
         }
-        let now = self.supervisor.system().now();
-        let timeout =
-            self.wake_at().map(|at| std::time::Duration::from_millis(at.since(now).as_millis_up()));
-        if let Err(error) = self.poll.poll(kernel, timeout)
-            && error.kind() != std::io::ErrorKind::Interrupted
-        {
-            log::error!("cannot wait for events: {error}");
+        // A signal that interrupts the wait has made its descriptor readable, or means nothing.
+        loop {
+            let now = self.supervisor.system().now();
+            let timeout = self
+                .wake_at()
+                .map(|at| std::time::Duration::from_millis(at.since(now).as_millis_up()));
+            match self.poll.poll(kernel, timeout) {
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    log::error!("cannot wait for events: {error}");
+                    break;
+                }
+                Ok(()) => break,
+            }
         }
         for event in &*kernel {
             match event.token() {
@@ -198,6 +208,12 @@ impl Daemon {
         self.hurry = hurry;
         if let Some(clients) = &mut self.clients {
             clients.notify(&self.supervisor, &notices, self.poll.registry());
+        }
+        // What a change needed for a moment may be many times what is kept of it.
+        let generation = self.supervisor.desired().generation;
+        if generation != self.lean {
+            self.lean = generation;
+            crate::system::give_back_memory();
         }
     }
 

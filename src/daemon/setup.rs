@@ -68,6 +68,15 @@ fn is_reexec() -> bool {
     std::env::var_os("OPM_LOCK_FD").is_some()
 }
 
+/// How the log keeper is started, where there may be one.
+fn keeper_options(options: &Options) -> Option<KeeperOptions> {
+    (!options.stateless).then(|| KeeperOptions {
+        run_dir: options.dirs.run.clone(),
+        console: options.console,
+        colour: options.colour,
+    })
+}
+
 /// Everything up to the first turn.
 pub(super) fn build(mut options: Options) -> Result<Daemon, BootFailure> {
     let pid_one = std::process::id() == 1;
@@ -116,11 +125,7 @@ pub(super) fn build(mut options: Options) -> Result<Daemon, BootFailure> {
         let name = unit.spec.name.clone();
         loaded.desired.get_or_insert_default().units.insert(name, unit);
     }
-    let keeper = (!options.stateless).then(|| KeeperOptions {
-        run_dir: options.dirs.run.clone(),
-        console: options.console,
-        colour: options.colour,
-    });
+    let keeper = keeper_options(&options);
     let shutdown_budget = options.shutdown_budget;
     let boot = Boot { system: linux, loaded, replay, keeper, shutdown_budget, same_process };
     let supervisor = boot.supervisor();
@@ -135,6 +140,7 @@ pub(super) fn build(mut options: Options) -> Result<Daemon, BootFailure> {
         repeats: report::Repeats::default(),
         cut_short: report::CutShort::default(),
         hurry: None,
+        lean: 0,
     };
     if !same_process && let Some(dir) = daemon.options.units.clone() {
         daemon.apply_first(&dir, had_state)?;

@@ -23,7 +23,8 @@ pub const STATUS_BYTES_MAX: usize = 256;
 /// Everything known about all instances.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Observed {
-    instances: BTreeMap<InstanceId, Instance>,
+    /// In boxes: a node of the map has room for eleven, and is half empty where names came in order.
+    instances: BTreeMap<InstanceId, Box<Instance>>,
 }
 
 /// What is known about one instance.
@@ -338,12 +339,12 @@ pub struct End {
 impl Observed {
     /// What is known about an instance.
     pub fn get(&self, id: &InstanceId) -> Option<&Instance> {
-        self.instances.get(id)
+        self.instances.get(id).map(|instance| &**instance)
     }
 
     /// All instances, in order.
     pub fn iter(&self) -> impl Iterator<Item = (&InstanceId, &Instance)> {
-        self.instances.iter()
+        self.instances.iter().map(|(id, instance)| (id, &**instance))
     }
 
     /// The known instances of a unit, in order.
@@ -351,12 +352,14 @@ impl Observed {
         &'a self,
         unit: &'a super::UnitName,
     ) -> impl Iterator<Item = (&'a InstanceId, &'a Instance)> {
-        self.instances.range(InstanceId::single(unit)..).take_while(move |(id, _)| id.unit == *unit)
+        let from = self.instances.range(InstanceId::single(unit)..);
+        let own = from.take_while(move |(id, _)| id.unit == *unit);
+        own.map(|(id, instance)| (id, &**instance))
     }
 
     /// Takes over an instance's facts as a whole: from the first lines of a compacted ledger.
     pub fn insert(&mut self, id: InstanceId, instance: Instance) {
-        self.instances.insert(id, instance);
+        self.instances.insert(id, Box::new(instance));
     }
 
     /// Takes note of what happened. Returns whether any fact changed; an event about a run that is

@@ -37,8 +37,9 @@ enum Part {
 /// A checked text with places to fill in.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Template {
-    raw: String,
-    parts: Vec<Part>,
+    raw: Box<str>,
+    /// None where the text stands for itself, as most do.
+    parts: Box<[Part]>,
 }
 
 /// Why a text is not a template: what is wrong, and the byte at which the `${` begins.
@@ -90,27 +91,33 @@ impl Template {
         if !literal.is_empty() {
             parts.push(Part::Literal(literal));
         }
-        Ok(Self { raw: raw.to_owned(), parts })
+        Ok(Self::of(raw.to_owned(), parts))
+    }
+
+    fn of(raw: String, mut parts: Vec<Part>) -> Self {
+        parts.retain(|part| !matches!(part, Part::Literal(text) if *text == raw));
+        Self { raw: raw.into(), parts: parts.into() }
     }
 
     /// A text in which nothing is special.
     pub fn literal(text: &str) -> Self {
-        // As when it is read back: no part is empty.
-        let parts = (!text.is_empty()).then(|| Part::Literal(text.to_owned()));
-        Self { parts: parts.into_iter().collect(), raw: text.replace("${", "$${") }
+        Self::of(text.replace("${", "$${"), vec![Part::Literal(text.to_owned())])
     }
 
     /// The same path from a directory on. One that begins with a variable may be a whole path, and
     /// stays as it is.
     #[must_use]
     pub fn from_dir(self, dir: &str) -> Self {
-        match self.parts.first() {
-            Some(Part::Literal(text)) if !text.starts_with('/') => {
-                let raw = format!("{}/{}", Self::literal(dir.trim_end_matches('/')).raw, self.raw);
-                Self::parse(&raw).unwrap_or(self)
-            }
-            Some(Part::Literal(_) | Part::Variable(_)) | None => self,
+        let is_relative = match self.parts.first() {
+            Some(Part::Literal(text)) => !text.starts_with('/'),
+            Some(Part::Variable(_)) => false,
+            None => !self.raw.is_empty() && !self.raw.starts_with('/'),
+        };
+        if !is_relative {
+            return self;
         }
+        let raw = format!("{}/{}", Self::literal(dir.trim_end_matches('/')).raw, self.raw);
+        Self::parse(&raw).unwrap_or(self)
     }
 
     /// The text as it was written.
@@ -120,6 +127,9 @@ impl Template {
 
     /// The text with every place filled in by `value`.
     pub fn fill<'a>(&'a self, value: &dyn Fn(&'a Variable) -> OsString) -> OsString {
+        if self.parts.is_empty() {
+            return OsString::from(&*self.raw);
+        }
         let mut text = OsString::new();
         for part in &self.parts {
             match part {

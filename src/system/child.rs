@@ -1,37 +1,35 @@
 //! The child's half of a start, from its birth to exec.
 //!
-//! The child is a copy of the supervisor: it may not allocate, lock, log or panic, since any of
-//! these may need something that is half changed in the copy. It calls only: read, write, close,
-//! dup2, dup3, fcntl, `close_range`, setsid, setpgid, tcsetpgrp, open, prlimit, setpriority, umask, chdir,
-//! `rt_sigaction`, `rt_sigprocmask`, getpid, the raw set*id calls (glibc's wrappers signal all threads), execve
-//! and _exit. All strings and arrays are made before by the parent ([`Prepared`]).
+//! The child shares the supervisor's memory, or is a copy of it: it may not allocate, lock, log or
+//! panic, since any of these may need something that is half changed, or not its own. It makes only
+//! the calls of `raw.rs`, which do not even touch `errno`, and writes nowhere but to its stack and
+//! to the places of its own number ([`Pointers`]). All strings and arrays are made before by the
+//! parent ([`Prepared`]), and stay until the child has left this memory, `stacks.rs`.
 //!
 //! Whatever can hang (a dead NFS server) comes after the gate.
-#![expect(unsafe_code, reason = "between fork and exec only raw system calls are sound")]
+#![expect(unsafe_code, reason = "execve takes arrays of pointers")]
 
 use std::cell::Cell;
 use std::ffi::{CStr, CString};
 use std::os::fd::RawFd;
+use std::rc::Rc;
 
+use super::raw;
 use crate::model::{EXIT_NEVER_STARTED, Stage};
 
 /// What the parent writes to let the child go.
 pub(super) const GO: u8 = b'g';
 /// Bytes of a failure report: stage, errno (little endian), and which of several.
 pub(super) const REPORT_BYTES: usize = 6;
-/// `CLOSE_RANGE_CLOEXEC` (Linux 5.11).
-const CLOSE_RANGE_CLOEXEC: libc::c_uint = 4;
 /// Variables whose value is the child's own number, which it writes where they are empty: that of
 /// `sd_watchdog_enabled(3)`, and that of `sd_listen_fds(3)`.
 pub(super) const WATCHDOG_PID: &str = "WATCHDOG_PID";
 pub(super) const LISTEN_PID: &str = "LISTEN_PID";
 /// Bytes of a number of at most ten digits, and NUL.
 const PID_BYTES: usize = 11;
-/// The largest signal number.
-const SIGNAL_MAX: libc::c_int = 64;
 
 /// Everything the child needs, made by the parent before the fork.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Prepared {
     /// The program's file.
     pub(super) program: CString,
@@ -63,6 +61,31 @@ pub(super) struct Prepared {
     pub(super) oom_score_adjust: Option<CString>,
     /// A session of its own, or only a process group, in the foreground of the terminal if any.
     pub(super) own_session: bool,
+}
+
+impl Prepared {
+    /// Whether the child may share our memory until its exec.
+    ///
+    /// One that becomes another user may not: whoever is that user may send it signals, and the kernel
+    /// marks the memory as not to be dumped, which is ours. One that changes its out-of-memory
+    /// preference would change ours with it.
+    pub(super) fn may_share(&self) -> bool {
+        let is_other = self.uid.is_some() || self.gid.is_some() || self.groups.is_some();
+        !is_other && self.oom_score_adjust.is_none()
+    }
+}
+
+/// What a child begins with.
+#[derive(Debug)]
+pub(super) struct Start {
+    pub(super) prepared: Rc<Prepared>,
+    pub(super) pointers: Pointers,
+    /// Its end of the channel.
+    pub(super) gate: RawFd,
+    /// The parent's end, of which it has a copy.
+    pub(super) other: RawFd,
+    /// The signals that have no default disposition at its birth, a bit for each.
+    pub(super) reset: u64,
 }
 
 /// Arrays of pointers as execve(2) wants them, made before the fork.
@@ -139,25 +162,22 @@ impl OwnPid {
 /// A step that failed: stage and errno, and which of several it was.
 struct Failure(Stage, i32, u8);
 
-/// Waits at the gate, then becomes the program. `gate` is our end of the channel, `other` the
-/// parent's end, of which we are a copy.
-pub(super) fn run(prepared: &Prepared, pointers: &Pointers, gate: RawFd, other: RawFd) -> ! {
-    // SAFETY: closing our copy: else we would hold the gate's other end open ourselves.
-    unsafe { libc::close(other) };
-    default_dispositions();
-    if !passes(gate) {
+/// Waits at the gate, then becomes the program.
+pub(super) fn run(start: &Start) -> ! {
+    let Start { prepared, pointers, gate, other, reset } = start;
+    // Our copy: else we would hold the gate's other end open ourselves.
+    let _closed = raw::close(*other);
+    default_dispositions(*reset);
+    if !passes(*gate) {
         leave();
     }
-    let gate = lift(prepared, gate);
-    let pid = std::process::id();
+    let gate = lift(prepared, *gate);
+    let pid = raw::pid().unsigned_abs();
     pointers.own_pids.iter().for_each(|own| own.write(pid));
     let Failure(stage, errno, which) = become_program(prepared, pointers, gate);
     let [a, b, c, d] = errno.to_le_bytes();
     let report: [u8; REPORT_BYTES] = [stage as u8, a, b, c, d, which];
-    // SAFETY: sends bytes of a local array; MSG_NOSIGNAL: a parent that is gone must not kill us.
-    unsafe {
-        libc::send(gate, report.as_ptr().cast(), report.len(), libc::MSG_NOSIGNAL);
-    }
+    let _told = raw::send(gate, &report);
     leave();
 }
 
@@ -167,14 +187,10 @@ fn lift(prepared: &Prepared, gate: RawFd) -> RawFd {
     if gate > highest {
         return gate;
     }
-    // SAFETY: takes numbers, and gives a new descriptor that nobody has yet.
-    let lifted = unsafe { libc::fcntl(gate, libc::F_DUPFD_CLOEXEC, highest.saturating_add(1)) };
-    if lifted < 0 {
-        return gate;
-    }
-    // SAFETY: our own copy; the new number stands for the same end.
-    unsafe { libc::close(gate) };
-    lifted
+    let Ok(lifted) = raw::lift(gate, highest.saturating_add(1)) else { return gate };
+    // The new number stands for the same end.
+    let _closed = raw::close(gate);
+    RawFd::try_from(lifted).unwrap_or(gate)
 }
 
 /// The highest number that the program is given.
@@ -183,50 +199,35 @@ fn highest_given(prepared: &Prepared) -> RawFd {
 }
 
 fn leave() -> ! {
-    // SAFETY: ends the process at once, running nothing of the copy.
-    unsafe { libc::_exit(i32::from(EXIT_NEVER_STARTED)) }
+    raw::exit(EXIT_NEVER_STARTED)
 }
 
 /// Reads the one byte that lets us go. The end of the channel means that the parent is gone.
 fn passes(gate: RawFd) -> bool {
     loop {
-        let mut byte = 0u8;
-        // SAFETY: one byte is read into a local.
-        let got = unsafe { libc::read(gate, (&raw mut byte).cast(), 1) };
-        if got < 0 && errno() == libc::EINTR {
-            continue;
+        let mut byte = [0u8];
+        match raw::read(gate, &mut byte) {
+            Err(libc::EINTR) => {}
+            got => return got == Ok(1) && byte == [GO],
         }
-        return got == 1 && byte == GO;
     }
-}
-
-fn errno() -> i32 {
-    std::io::Error::last_os_error().raw_os_error().unwrap_or(0)
-}
-
-fn fail(stage: Stage, which: u8) -> Failure {
-    Failure(stage, errno(), which)
 }
 
 /// Handlers and ignored signals of the supervisor mean nothing to the program. What is ignored
 /// stays so over clone3(2) with `CLONE_CLEAR_SIGHAND` and over exec: SIGPIPE, by Rust's runtime; 32
 /// and 33, by `posix_spawn` of whoever started opm, which the `signal` of glibc does not touch.
-fn default_dispositions() {
-    // The kernel's struct sigaction: SIG_DFL, no flags, an empty mask, all of them zero.
-    let default = [0u64; 4];
-    for signal in 1..=SIGNAL_MAX {
-        // SAFETY: reads a local array, as long as the struct is anywhere; the mask has 8 bytes.
-        // KILL and STOP give an error and stay.
-        unsafe {
-            libc::syscall(
-                libc::SYS_rt_sigaction,
-                signal,
-                default.as_ptr(),
-                std::ptr::null_mut::<u64>(),
-                8usize,
-            )
-        };
+fn default_dispositions(reset: u64) {
+    for signal in 1..=raw::SIGNAL_MAX {
+        if reset & signal_bit(signal) != 0 {
+            // KILL and STOP give an error and stay.
+            let _done = raw::default_disposition(signal);
+        }
     }
+}
+
+/// The bit of a signal in a set of them.
+pub(super) fn signal_bit(signal: i32) -> u64 {
+    1u64.wrapping_shl(signal.unsigned_abs().wrapping_sub(1))
 }
 
 fn become_program(prepared: &Prepared, pointers: &Pointers, gate: RawFd) -> Failure {
@@ -237,41 +238,35 @@ fn become_program(prepared: &Prepared, pointers: &Pointers, gate: RawFd) -> Fail
         }
     }
     // The mask last: a signal that was sent meanwhile arrives with default dispositions.
-    let mut none = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
-    // SAFETY: fills in the local set.
-    unsafe { libc::sigemptyset(none.as_mut_ptr()) };
-    // SAFETY: the set was filled in above; no old set is asked for.
-    unsafe { libc::sigprocmask(libc::SIG_SETMASK, none.as_ptr(), std::ptr::null_mut()) };
-    let envp = pointers.envp.as_ptr();
+    let _done = raw::unblock_all();
     // SAFETY: both arrays end with a null pointer, and what they point to lives in `prepared` and
     // `pointers`.
-    unsafe { libc::execve(prepared.program.as_ptr(), pointers.argv.as_ptr(), envp) };
-    fail(Stage::Exec, 0)
+    let errno = unsafe { raw::execve(&prepared.program, &pointers.argv, &pointers.envp) };
+    Failure(Stage::Exec, errno, 0)
+}
+
+/// The failure of a stage, and which of several it was.
+fn failure(stage: Stage, which: u8) -> impl FnOnce(i32) -> Failure {
+    move |errno| Failure(stage, errno, which)
 }
 
 fn session(prepared: &Prepared, _gate: RawFd) -> Result<(), Failure> {
     if prepared.own_session {
-        // SAFETY: no arguments. We are no group leader yet, so it cannot fail.
-        let session = unsafe { libc::setsid() };
-        return if session < 0 { Err(fail(Stage::Session, 0)) } else { Ok(()) };
+        // We are no group leader yet, so it cannot fail.
+        raw::setsid().map_err(failure(Stage::Session, 0))?;
+        return Ok(());
     }
-    // SAFETY: takes numbers.
-    if unsafe { libc::setpgid(0, 0) } < 0 {
-        return Err(fail(Stage::Session, 1));
-    }
-    // Where standard input is our terminal, the program gets it: with every signal blocked,
-    // tcsetpgrp(3) is allowed from the background. Elsewhere this fails, and need not work.
-    // SAFETY: no arguments.
-    let group = unsafe { libc::getpgrp() };
-    // SAFETY: takes numbers.
-    unsafe { libc::tcsetpgrp(0, group) };
+    raw::lead_group().map_err(failure(Stage::Session, 1))?;
+    // Where standard input is our terminal, the program gets it: with every signal blocked, that is
+    // allowed from the background. Elsewhere this fails, and need not work.
+    let _done = raw::to_foreground(0, raw::pid());
     Ok(())
 }
 
 fn descriptors(prepared: &Prepared, gate: RawFd) -> Result<(), Failure> {
-    // SAFETY: takes numbers; nothing is closed before exec. Older kernels lack it: there the
-    // supervisor's own descriptors are close-on-exec one by one.
-    unsafe { libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, CLOSE_RANGE_CLOEXEC) };
+    // Nothing is closed before exec. Older kernels lack it: there the supervisor's own descriptors
+    // are close-on-exec one by one.
+    let _marked = raw::close_on_exec_from(3);
     // One that has a number which another one is to have moves above all of them first.
     let highest = highest_given(prepared);
     let taken = prepared.descriptors.iter().map(|(ours, _)| *ours);
@@ -279,9 +274,8 @@ fn descriptors(prepared: &Prepared, gate: RawFd) -> Result<(), Failure> {
     let is_in_the_way = |ours: RawFd, theirs: RawFd| ours <= highest && ours != theirs;
     for (place, (ours, theirs)) in (0u8..).zip(&prepared.descriptors) {
         let to = free.saturating_add(RawFd::from(place));
-        // SAFETY: takes numbers; nothing has the new one.
-        if is_in_the_way(*ours, *theirs) && unsafe { libc::dup3(*ours, to, libc::O_CLOEXEC) } < 0 {
-            return Err(fail(Stage::Descriptors, place));
+        if is_in_the_way(*ours, *theirs) {
+            raw::dup3(*ours, to, libc::O_CLOEXEC).map_err(failure(Stage::Descriptors, place))?;
         }
     }
     for (place, (ours, theirs)) in (0u8..).zip(&prepared.descriptors) {
@@ -290,102 +284,66 @@ fn descriptors(prepared: &Prepared, gate: RawFd) -> Result<(), Failure> {
         }
         let lifted = free.saturating_add(RawFd::from(place));
         let from = if is_in_the_way(*ours, *theirs) { lifted } else { *ours };
-        if from == *theirs {
-            // SAFETY: clears a flag of an open descriptor.
-            if unsafe { libc::fcntl(from, libc::F_SETFD, 0) } < 0 {
-                return Err(fail(Stage::Descriptors, place));
-            }
-        // SAFETY: takes numbers.
-        } else if unsafe { libc::dup2(from, *theirs) } < 0 {
-            return Err(fail(Stage::Descriptors, place));
-        }
+        let done =
+            if from == *theirs { raw::keep_over_exec(from) } else { raw::dup3(from, *theirs, 0) };
+        done.map_err(failure(Stage::Descriptors, place))?;
     }
     Ok(())
 }
 
 fn limits(prepared: &Prepared, _gate: RawFd) -> Result<(), Failure> {
     for (place, (resource, soft, hard)) in (0u8..).zip(&prepared.limits) {
-        let limit = libc::rlimit { rlim_cur: *soft, rlim_max: *hard };
-        // SAFETY: reads a local struct; no old limit is asked for.
-        let result = unsafe { libc::prlimit(0, *resource, &raw const limit, std::ptr::null_mut()) };
-        if result < 0 {
-            return Err(fail(Stage::Limits, place));
-        }
+        raw::limit(*resource, *soft, *hard).map_err(failure(Stage::Limits, place))?;
     }
     if let Some(nice) = prepared.nice {
-        // SAFETY: takes numbers.
-        if unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, nice) } < 0 {
-            return Err(fail(Stage::Nice, 0));
-        }
+        raw::nice(nice).map_err(failure(Stage::Nice, 0))?;
     }
     if let Some(text) = &prepared.oom_score_adjust {
-        write_file(c"/proc/self/oom_score_adj", text).map_err(|()| fail(Stage::OomScore, 0))?;
+        write_file(c"/proc/self/oom_score_adj", text).map_err(failure(Stage::OomScore, 0))?;
     }
-    // SAFETY: takes a number and cannot fail.
-    unsafe { libc::umask(prepared.umask) };
+    raw::umask(prepared.umask);
     Ok(())
 }
 
-fn write_file(path: &CStr, text: &CStr) -> Result<(), ()> {
-    // SAFETY: the path ends with NUL.
-    let fd = unsafe { libc::open(path.as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC) };
-    if fd < 0 {
-        return Err(());
-    }
-    let length = text.count_bytes();
-    // SAFETY: `text` has that many bytes.
-    let wrote = unsafe { libc::write(fd, text.as_ptr().cast(), length) };
-    if usize::try_from(wrote) == Ok(length) { Ok(()) } else { Err(()) }
+fn write_file(path: &CStr, text: &CStr) -> Result<(), i32> {
+    let fd = raw::open(path, libc::O_WRONLY | libc::O_CLOEXEC)?;
+    let fd = RawFd::try_from(fd).map_err(|_| libc::EBADF)?;
+    let wrote = raw::write(fd, text.to_bytes())?;
+    if wrote == text.to_bytes().len() { Ok(()) } else { Err(libc::EIO) }
 }
 
 fn identity_of_group(prepared: &Prepared, _gate: RawFd) -> Result<(), Failure> {
     if !prepared.dir_asked {
-        change_dir(&prepared.dir)
-            .or_else(|()| change_dir(c"/"))
-            .map_err(|()| fail(Stage::WorkingDir, 0))?;
+        raw::chdir(&prepared.dir)
+            .or_else(|_| raw::chdir(c"/"))
+            .map_err(failure(Stage::WorkingDir, 0))?;
     }
     if let Some(groups) = &prepared.groups {
-        // SAFETY: the array has that many members.
-        let result = unsafe { libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) };
-        if result < 0 {
-            return Err(fail(Stage::Groups, 0));
-        }
+        raw::setgroups(groups).map_err(failure(Stage::Groups, 0))?;
     }
     if let Some(gid) = prepared.gid {
-        // SAFETY: takes numbers.
-        if unsafe { libc::syscall(libc::SYS_setresgid, gid, gid, gid) } < 0 {
-            return Err(fail(Stage::Gid, 0));
-        }
+        raw::setgid(gid).map_err(failure(Stage::Gid, 0))?;
     }
     Ok(())
 }
 
 fn user(prepared: &Prepared, _gate: RawFd) -> Result<(), Failure> {
     if let Some(uid) = prepared.uid {
-        // SAFETY: takes numbers.
-        if unsafe { libc::syscall(libc::SYS_setresuid, uid, uid, uid) } < 0 {
-            return Err(fail(Stage::Uid, 0));
-        }
+        raw::setuid(uid).map_err(failure(Stage::Uid, 0))?;
     }
     if prepared.dir_asked {
-        change_dir(&prepared.dir).map_err(|()| fail(Stage::WorkingDir, 0))?;
+        raw::chdir(&prepared.dir).map_err(failure(Stage::WorkingDir, 0))?;
     }
     Ok(())
 }
 
-fn change_dir(path: &CStr) -> Result<(), ()> {
-    // SAFETY: the path ends with NUL.
-    if unsafe { libc::chdir(path.as_ptr()) } < 0 { Err(()) } else { Ok(()) }
-}
-
 fn stdin(prepared: &Prepared, _gate: RawFd) -> Result<(), Failure> {
     let Some(path) = &prepared.stdin else { return Ok(()) };
-    // SAFETY: the path ends with NUL.
-    let fd = unsafe { libc::open(path.as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC) };
-    // SAFETY: takes numbers; a refused open gives -1, which dup2 refuses too.
-    if fd < 0 || unsafe { libc::dup2(fd, 0) } < 0 {
-        return Err(fail(Stage::Stdin, 0));
-    }
+    let fd = raw::open(path, libc::O_RDONLY | libc::O_CLOEXEC);
+    let fd = fd.map_err(failure(Stage::Stdin, 0))?;
+    let fd = RawFd::try_from(fd).map_err(|_| Failure(Stage::Stdin, libc::EBADF, 0))?;
+    let done = if fd == 0 { raw::keep_over_exec(0) } else { raw::dup3(fd, 0, 0) };
+    done.map_err(failure(Stage::Stdin, 0))?;
     Ok(())
 }
 

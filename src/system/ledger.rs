@@ -26,6 +26,12 @@ const LEDGER_BYTES_MAX: u64 = 256 * 1024 * 1024;
 /// that something else wrote over.
 const PROBLEMS_MAX: usize = 100;
 
+/// So much room for events is kept from one write to the next, in bytes.
+const UNWRITTEN_BYTES_KEPT: usize = 8 * 1024;
+
+/// Bytes of events that wait for the next write at most, where there can be one.
+const UNWRITTEN_BYTES_WAIT: usize = 64 * 1024;
+
 /// Most bytes of events that wait while the ledger cannot be written.
 const UNWRITTEN_BYTES_MAX: usize = 1024 * 1024;
 
@@ -156,22 +162,33 @@ impl<D: Disk> Ledger<D> {
 
     /// Notes an event for the next write.
     pub fn note(&mut self, event: &Event) {
+        let before = self.unwritten.len();
         if let Err(error) = serde_json::to_writer(&mut self.unwritten, event) {
             log::error!("cannot write an event as JSON: {error}");
             return;
         }
         self.unwritten.push(b'\n');
+        // A boot of thousands of units notes more than may wait, before it has to write.
+        let parts = |bytes: usize| bytes / UNWRITTEN_BYTES_WAIT;
+        if parts(self.unwritten.len()) > parts(before)
+            && let Err(error) = self.flush()
+        {
+            log::debug!("{error}");
+        }
         if self.unwritten.len() > UNWRITTEN_BYTES_MAX {
             self.unwritten.clear();
             self.stale = true;
         }
     }
 
-    /// Forgets what was noted last: it was not let happen.
-    pub fn forget_last_note(&mut self) {
-        self.unwritten.pop();
-        let end = self.unwritten.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
-        self.unwritten.truncate(end);
+    /// Forgets what was noted last, so many events: it was not let happen.
+    pub fn forget_last_notes(&mut self, count: usize) {
+        for _ in 0..count {
+            self.unwritten.pop();
+            let end =
+                self.unwritten.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+            self.unwritten.truncate(end);
+        }
     }
 
     /// The facts after what is written and what is noted; `None` where some of it is lost. How far
@@ -210,6 +227,8 @@ impl<D: Disk> Ledger<D> {
             Ok(()) => {
                 self.bytes = self.bytes.saturating_add(length(&self.unwritten));
                 self.unwritten.clear();
+                // What a boot of many units notes at once is not noted again.
+                self.unwritten.shrink_to(UNWRITTEN_BYTES_KEPT);
                 Ok(())
             }
             Err(error) => {
@@ -311,6 +330,23 @@ mod tests {
         fs::remove_dir_all(ledger.path.with_extension("new")).unwrap();
         ledger.compact(&observed, true).unwrap();
         assert_eq!(ledger.bytes, 0);
+    }
+
+    #[test]
+    fn more_than_may_wait_is_written_meanwhile() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut ledger, _) = Ledger::open(Files, dir.path(), "ledger-a").unwrap();
+        let count: u16 = 20_000;
+        for n in 0..count {
+            ledger.note(&Event {
+                instance: InstanceId::single(&UnitName::parse(&format!("u{n}")).unwrap()),
+                at: Monotonic::default(),
+                what: Happening::Waits { on: Vec::new(), fresh: true, epoch: None },
+            });
+        }
+        ledger.flush().unwrap();
+        assert!(ledger.bytes > UNWRITTEN_BYTES_MAX as u64, "more than may wait");
+        assert_eq!(ledger.recall().unwrap().observed.iter().count(), usize::from(count));
     }
 
     #[test]

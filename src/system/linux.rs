@@ -6,17 +6,21 @@ mod outputs;
 mod pid_file;
 mod readiness;
 mod said;
+mod trees;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use jiff::tz::TimeZone;
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
+use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, recv};
 
 use super::alarm::Alarm;
 use super::archive::Archive;
@@ -33,7 +37,8 @@ use super::paths::Paths;
 use super::process::Found;
 use super::room::{Later, Room};
 use super::sockets::Sockets;
-use super::spawn::{self, BirthError, Entry, Way};
+use super::spawn::{self, BirthError, Nursery};
+use super::stacks::STACKS;
 use super::store::Store;
 use super::tree::Ends;
 use super::{
@@ -43,20 +48,21 @@ use super::{
 use crate::model::{
     Agenda, Bound, Desired, EXIT_NEVER_STARTED, Event, Happening, Identity, InstanceId, LogTarget,
     Monotonic, Observed, Outcome, Output, Ready, Record, Revision, Role, RunId, Signal, Sources,
-    Spec, Stage, StartError, Stdin, UnitName, Wall,
+    Span, Spec, Stage, StartError, Stdin, UnitName, Wall,
 };
 use pid_file::Awaited;
 use readiness::Readiness;
 use said::Said;
+use trees::Look;
 
 /// How long the death of a process that is not our child may take to be reaped by its parent, in
 /// milliseconds: until then the kernel does not tell how it ended.
 const FOREIGN_REAP_MILLIS: u8 = 20;
-/// Processes without a role that are watched in one tree. When these are gone it is counted anew,
-/// and others are watched: more would only take descriptors.
-const MEMBERS_WATCHED_MAX: usize = 64;
-/// How often a tree is killed again because something in it was born meanwhile.
-const KILL_ROUNDS_MAX: usize = 16;
+/// Most processes that are on their way to their program at a time: more only hold each other up, and
+/// each has copies of the descriptors of all the others.
+const STARTING_MAX: usize = STACKS;
+/// One that has not come there in this time hangs, and holds up nobody.
+const STARTING_TIME: Span = Span::seconds(1);
 
 /// What the supervisor's process was started with.
 #[derive(Debug, Default)]
@@ -80,12 +86,16 @@ pub struct Linux {
     null: OwnedFd,
     room: Room,
     later: Later,
-    way: Way,
+    nursery: Nursery,
+    /// Those on their way to their program, and since when.
+    starting: BTreeMap<Token, Monotonic>,
     next_token: usize,
     watched: BTreeMap<Token, Watched>,
-    runs: BTreeMap<RunId, Kept>,
+    runs: BTreeMap<RunId, Box<Kept>>,
     /// Our children with a role.
     children: BTreeMap<i32, (InstanceId, RunId, Role)>,
+    /// What was seen of our other children.
+    look: Look,
     /// Both ends of the instances' output FIFOs, so that nothing in them is lost with their writer.
     outputs: BTreeMap<InstanceId, OwnedFd>,
     /// Open while their units are known: what is in them outlives all who write and read it.
@@ -129,6 +139,8 @@ struct Kept {
     is_adopted: bool,
     /// Whether the log keeper was told where in the output it begins.
     is_marked: bool,
+    /// Whether any process of it was ever made.
+    has_begun: bool,
 }
 
 /// A descriptor that tells something.
@@ -159,7 +171,7 @@ enum Watched {
 #[derive(Debug)]
 struct Launching {
     launch: Launch,
-    prepared: Prepared,
+    prepared: Rc<Prepared>,
     channel: UnixStream,
 }
 
@@ -199,11 +211,13 @@ impl Linux {
             null: file("/dev/null")?.into(),
             room: Room::now(),
             later: Later::default(),
-            way: Way::Clone3,
+            nursery: Nursery::new(),
             next_token: Self::FIRST_TOKEN,
             watched: BTreeMap::new(),
             runs: BTreeMap::new(),
             children: BTreeMap::new(),
+            look: Look::default(),
+            starting: BTreeMap::new(),
             outputs: BTreeMap::new(),
             inputs: BTreeMap::new(),
             sockets: Sockets::new(),
@@ -236,6 +250,7 @@ impl Linux {
     /// Looks again at what could not be watched, if it is time.
     pub fn look_again(&mut self) -> Vec<Event> {
         let mut events = Vec::new();
+        self.look.is_over();
         let Some(due) = self.later.take_due(self.now()) else { return events };
         for (launch, identity) in due.processes {
             let Launch { run, role, ref instance, .. } = launch;
@@ -278,6 +293,7 @@ impl Linux {
     /// Reaps every child that has ended. Children without a role change no unit's state.
     pub fn reap(&mut self) -> Vec<Event> {
         let mut events = Vec::new();
+        self.look.is_over();
         while let Some(pid) = sys::ended_child() {
             // What it said comes before its end: it may have named another main process.
             if let Some((_, run, Role::Main)) = self.children.get(&pid) {
@@ -288,6 +304,7 @@ impl Linux {
             // One that was not our child is it since its parent ended.
             let foreign = self.foreign_child(pid);
             let Some(outcome) = sys::reap(pid) else { break };
+            self.nursery.gone(pid);
             if let Some(Watched::Foreign { run, role, .. }) = foreign.and_then(|t| self.unwatch(t))
             {
                 self.note_end(run, pid);
@@ -319,6 +336,7 @@ impl Linux {
     /// What the descriptor with this token has to tell.
     pub fn ready(&mut self, token: Token) -> Vec<Event> {
         let mut events = Vec::new();
+        self.look.is_over();
         match self.watched.get(&token) {
             None => {}
             Some(Watched::Channel(_)) => self.channel_ready(token, &mut events),
@@ -464,14 +482,16 @@ impl Linux {
     }
 
     fn channel_ready(&mut self, token: Token, events: &mut Vec<Event>) {
-        let Some(Watched::Channel(launching)) = self.watched.get_mut(&token) else { return };
+        let Some(Watched::Channel(launching)) = self.watched.get(&token) else { return };
         let mut report = [0u8; REPORT_BYTES];
-        let got = match launching.channel.read(&mut report) {
+        let fd = launching.channel.as_raw_fd();
+        let got = match recv(fd, &mut report, MsgFlags::MSG_DONTWAIT) {
             Ok(got) => got,
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return,
+            Err(Errno::EAGAIN) => return,
             Err(_) => 0,
         };
         let Some(Watched::Channel(launching)) = self.unwatch(token) else { return };
+        self.nursery.look();
         let Launch { run, role, ref instance, .. } = launching.launch;
         if got != REPORT_BYTES {
             events.push(self.event(instance, Happening::Execed { run, role }));
@@ -493,8 +513,21 @@ impl Linux {
         let token = Token(self.next_token);
         self.next_token = self.next_token.wrapping_add(1).max(Self::FIRST_TOKEN);
         self.registry.register(&mut SourceFd(&fd), token, Interest::READABLE)?;
-        if let Watched::Foreign { pid, .. } = &watched {
-            self.foreign.insert(*pid, token);
+        match &watched {
+            Watched::Foreign { pid, .. } => {
+                self.foreign.insert(*pid, token);
+            }
+            Watched::Channel(_) => {
+                self.starting.insert(token, self.now());
+            }
+            Watched::Member { .. }
+            | Watched::Notify { .. }
+            | Watched::ReadyFd { .. }
+            | Watched::ReadyLog { .. }
+            | Watched::Files
+            | Watched::Caller { .. }
+            | Watched::Paths
+            | Watched::Alarm => {}
         }
         self.watched.insert(token, watched);
         if let Some(kept) = run.and_then(|run| self.runs.get_mut(&run)) {
@@ -507,6 +540,7 @@ impl Linux {
         let watched = self.watched.remove(&token)?;
         let (fd, run) = match &watched {
             Watched::Channel(launching) => {
+                self.starting.remove(&token);
                 (launching.channel.as_raw_fd(), Some(launching.launch.run))
             }
             Watched::Foreign { run, pid, pidfd, .. } => {
@@ -534,16 +568,19 @@ impl Linux {
 
     fn keep(&mut self, instance: &InstanceId, run: RunId) -> &mut Kept {
         let began = self.began;
-        self.runs.entry(run).or_insert_with(|| Kept {
-            instance: instance.clone(),
-            tokens: Vec::new(),
-            tree: None,
-            ends: Ends::since(began),
-            notify: None,
-            said: Said::default(),
-            awaited: None,
-            is_adopted: false,
-            is_marked: false,
+        self.runs.entry(run).or_insert_with(|| {
+            Box::new(Kept {
+                instance: instance.clone(),
+                tokens: Vec::new(),
+                tree: None,
+                ends: Ends::since(began),
+                notify: None,
+                said: Said::default(),
+                awaited: None,
+                is_adopted: false,
+                is_marked: false,
+                has_begun: false,
+            })
         })
     }
 
@@ -595,7 +632,8 @@ impl Linux {
             )],
             adopted: false,
         };
-        let members = tree::members(&run, &BTreeSet::new(), &Ends::default());
+        let strays = tree::strays(|_| false);
+        let members = tree::members(&run, strays.as_deref(), &Ends::default()).living;
         let others: Vec<&Identity> = members.iter().filter(|one| one.pid != self.own).collect();
         for other in signal.iter().flat_map(|_| &others) {
             if let Some(signal) = signal
@@ -737,8 +775,16 @@ impl System for Linux {
     }
 
     fn has_room(&mut self) -> bool {
-        let is_start = |watched: &Watched| matches!(watched, Watched::Channel(_));
-        self.room.for_start(self.null.as_fd()) || !self.watched.values().any(is_start)
+        if self.starting.len() >= STARTING_MAX {
+            let now = self.now();
+            let is_young = |since: &&Monotonic| now.since(**since) < STARTING_TIME;
+            if self.starting.values().filter(is_young).count() >= STARTING_MAX {
+                // If none of them gets on, nothing else would have us ask again.
+                self.later.again(now);
+                return false;
+            }
+        }
+        self.starting.is_empty() || self.room.for_start(self.null.as_fd())
     }
 
     fn spawn(&mut self, launch: &Launch, at: Monotonic) -> Result<Identity, StartError> {
@@ -780,13 +826,14 @@ impl System for Linux {
         }
         let prepared = {
             let launcher = Launcher { origin: &self.origin, launch, process: spec };
-            launcher.prepare(descriptors, &extra)?
+            Rc::new(launcher.prepare(descriptors, &extra)?)
         };
         let pid_file = if is_main { self.expect_main(launch)? } else { None };
         let owner = owner_of(&launch.spec);
         let ledger = self.lasting.as_mut().map(|lasting| &mut lasting.ledger);
-        let born = give_birth(&mut self.way, &prepared, launch, at, ledger)?;
+        let born = give_birth(&mut self.nursery, &prepared, launch, at, ledger)?;
         let identity = born.identity;
+        self.keep(&launch.instance, launch.run).has_begun = true;
         if is_main && let Some(kept) = self.runs.get_mut(&launch.run) {
             kept.awaited = pid_file.map(|path| Awaited { path, owner, first: identity });
         }
@@ -811,91 +858,15 @@ impl System for Linux {
     }
 
     fn signal_tree(&mut self, run: &RunRef, signal: Signal) -> u32 {
-        let known: BTreeSet<i32> = self.children.keys().copied().collect();
-        let members = tree::members(run, &known, &self.ends(run.run));
-        // The groups first, in one call each: nothing in them can be born in between and missed.
-        let mut groups = BTreeSet::new();
-        for (_, leader) in &run.leaders {
-            // A number alone is nobody: a dead leader's may be another unit's process by now.
-            let own = self.children.get(&leader.pid).is_some_and(|(_, of, _)| *of == run.run);
-            let is_it = |one: &&Identity| (one.pid, one.start) == (leader.pid, leader.start);
-            let alive = own || members.iter().any(|one| is_it(&one));
-            if alive
-                && groups.insert(leader.pid)
-                && let Err(error) = sys::kill(-leader.pid, signal)
-            {
-                log::debug!("cannot signal group {}: {error}", leader.pid);
-            }
-        }
-        let mut reached = 0u32;
-        for member in &members {
-            reached = reached.saturating_add(1);
-            let in_group = process::stat(member.pid).is_some_and(|s| groups.contains(&s.group));
-            if !in_group && let Err(error) = process::signal(member, signal) {
-                log::warn!("{}: {error}", run.instance);
-            }
-        }
-        reached
+        self.signal_tree_of(run, signal)
     }
 
     fn kill_tree(&mut self, run: &RunRef) {
-        for _ in 0..KILL_ROUNDS_MAX {
-            let known: BTreeSet<i32> = self.children.keys().copied().collect();
-            let members = tree::members(run, &known, &self.ends(run.run));
-            if members.is_empty() {
-                return;
-            }
-            self.signal_tree(run, Signal::KILL);
-        }
+        self.kill_tree_of(run);
     }
 
     fn watch_tree(&mut self, run: &RunRef) -> u32 {
-        let leaders: BTreeSet<i32> = run.leaders.iter().map(|(_, leader)| leader.pid).collect();
-        let nobody = !run.adopted
-            && leaders.iter().all(|pid| !sys::group_exists(*pid))
-            && self.children.len() >= self.count_children();
-        if nobody {
-            return 0;
-        }
-        let known: BTreeSet<i32> = self.children.keys().copied().collect();
-        let mut members = tree::members(run, &known, &self.ends(run.run));
-        // The end of those with a role is told anyway.
-        members.retain(|member| {
-            let mut leaders = run.leaders.iter();
-            !leaders.any(|(_, leader)| (leader.pid, leader.start) == (member.pid, member.start))
-        });
-        let watched: Vec<Token> = self.runs.get(&run.run).map_or_else(Vec::new, |kept| {
-            let is_member =
-                |t: &&Token| matches!(self.watched.get(t), Some(Watched::Member { .. }));
-            kept.tokens.iter().filter(is_member).copied().collect()
-        });
-        for token in watched {
-            self.unwatch(token);
-        }
-        self.keep(&run.instance, run.run).tree = Some(run.clone());
-        let (mut left, mut watching) = (0u32, 0usize);
-        for member in members {
-            if watching >= MEMBERS_WATCHED_MAX {
-                left = left.saturating_add(1);
-                continue;
-            }
-            let found = process::find(&member);
-            left = left.saturating_add(u32::from(!matches!(found, Found::Dead)));
-            if let Found::Alive(Some(pidfd)) = found
-                && self.room.for_member(pidfd.as_raw_fd())
-            {
-                let fd = pidfd.as_raw_fd();
-                match self.watch(Some(run.run), fd, Watched::Member { run: run.run, pidfd }) {
-                    Ok(_) => watching = watching.saturating_add(1),
-                    Err(error) => log::error!("cannot watch process {}: {error}", member.pid),
-                }
-            }
-        }
-        if left > 0 && watching == 0 {
-            self.later.trees.insert(run.run);
-            self.later.again(self.now());
-        }
-        left
+        self.watch_tree_of(run)
     }
 
     fn release(&mut self, instance: &InstanceId, run: RunId, idle: bool) {
@@ -1096,12 +1067,12 @@ impl Linux {
             Found::Unknown(why) => return Proof::Unknown(why),
             Found::Alive(pidfd) => pidfd,
             Found::NoDescriptor => {
-                self.keep(&launch.instance, run);
+                self.keep(&launch.instance, run).has_begun = true;
                 self.look_later(launch, identity);
                 return Proof::Alive;
             }
         };
-        self.keep(&launch.instance, run);
+        self.keep(&launch.instance, run).has_begun = true;
         self.forget_role(run, role, identity);
         if process::stat(identity.pid).is_some_and(|stat| stat.parent == self.own) {
             self.children.insert(identity.pid, (launch.instance.clone(), run, role));
@@ -1150,39 +1121,33 @@ impl Linux {
         self.later.processes.push((launch.clone(), *identity));
         self.later.again(self.now());
     }
-
-    /// How many children we have, with and without a role; more than we can count where the kernel
-    /// does not tell.
-    fn count_children(&self) -> usize {
-        let path = format!("/proc/self/task/{}/children", self.own);
-        fs::read_to_string(path).map_or(usize::MAX, |text| text.split_ascii_whitespace().count())
-    }
 }
 
 /// Makes the process, with its ledger entry between its birth and its exec.
 fn give_birth(
-    way: &mut Way,
-    prepared: &Prepared,
+    nursery: &mut Nursery,
+    prepared: &Rc<Prepared>,
     launch: &Launch,
     at: Monotonic,
     mut ledger: Option<&mut Ledger>,
 ) -> Result<spawn::Born, StartError> {
     let Launch { run, role, .. } = *launch;
-    let mut record = |entry: Entry| -> Result<(), String> {
+    let mut record = |identity: Identity| -> Result<(), String> {
         let Some(ledger) = ledger.as_deref_mut() else { return Ok(()) };
-        // Whoever reads of one that was let go and is dead cannot tell whether its program ran; one
-        // that was not let go has not run.
-        let what = match entry {
-            Entry::Born(identity) => Happening::Spawned { run, role, identity },
-            Entry::Goes => Happening::Execed { run, role },
-        };
-        ledger.note(&Event { instance: launch.instance.clone(), at, what });
+        // Whoever reads of one that was let go and is dead cannot tell whether its program ran. What
+        // broke off between the two lines was not let go, and has not run.
+        let spawned = Happening::Spawned { run, role, identity };
+        let lines = [spawned, Happening::Execed { run, role }];
+        let count = lines.len();
+        for what in lines {
+            ledger.note(&Event { instance: launch.instance.clone(), at, what });
+        }
         ledger.flush().map_err(|error| {
-            ledger.forget_last_note();
+            ledger.forget_last_notes(count);
             error.reason
         })
     };
-    spawn::birth(way, prepared, &mut record).map_err(|error| {
+    spawn::birth(nursery, prepared, &mut record).map_err(|error| {
         let (stage, reason, passing) = match error {
             BirthError::Fork(error) => (Stage::Fork, plain(&error.to_string()), true),
             BirthError::Unseen => (Stage::Fork, "its start time cannot be read".to_owned(), true),

@@ -1,7 +1,7 @@
 //! The seam to the outside. [`System`] is a dozen verbs at the supervisor's height; [`Linux`] is
 //! the real one. Nothing here decides what should be done, or why.
 //!
-//! All `unsafe` of opm is on this floor, in `child.rs`, `spawn.rs` and `sys.rs`.
+//! All `unsafe` of opm is on this floor, in `child.rs`, `raw.rs`, `spawn.rs`, `stacks.rs` and `sys.rs`.
 
 mod accounts;
 mod alarm;
@@ -18,11 +18,13 @@ mod linux;
 mod notify;
 mod paths;
 mod process;
+mod raw;
 mod room;
 pub mod run_mark;
 mod seal;
 mod sockets;
 mod spawn;
+mod stacks;
 mod store;
 mod sys;
 mod tree;
@@ -41,8 +43,8 @@ pub use process::{Stat, first_process_began, parse_stat};
 pub use store::{Loaded, Store, decode as decode_saved, encode as encode_saved};
 pub use sys::{
     be_in_background, become_subreaper, boot_id, bytes_queued, close_on_exec_from, detach,
-    exec_again, host_name, inherited_listener, isatty, mount_proc, own_uid, peer_credentials,
-    raise_descriptor_limit, set_inheritable, wall_now,
+    exec_again, give_back_memory, host_name, inherited_listener, isatty, keep_memory_small,
+    mount_proc, own_uid, peer_credentials, raise_descriptor_limit, set_inheritable, wall_now,
 };
 
 use jiff::tz::TimeZone;

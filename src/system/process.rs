@@ -1,11 +1,16 @@
 //! Who a process is, and whether it still is: pid and kernel start time, held by a pidfd.
 
+use std::fs::File;
+use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 
 use nix::time::{ClockId, clock_gettime};
 
 use super::{SystemError, sys};
 use crate::model::{Identity, Signal, Wall};
+
+/// More than `/proc/PID/stat` ever has: 52 numbers, and a name.
+const STAT_BYTES_MAX: usize = 2048;
 
 /// What `/proc/PID/stat` says, `proc_pid_stat(5)`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,6 +23,8 @@ pub struct Stat {
     pub group: i32,
     /// Its session.
     pub session: i32,
+    /// How many threads it has.
+    pub threads: u32,
     /// When it was started, in clock ticks since boot.
     pub start: u64,
 }
@@ -38,9 +45,10 @@ pub fn parse_stat(text: &str) -> Option<Stat> {
     let parent = fields.next()?.parse().ok()?;
     let group = fields.next()?.parse().ok()?;
     let session = fields.next()?.parse().ok()?;
-    // Field 22 is the 20th after the name; four are read.
-    let start = fields.nth(15)?.parse().ok()?;
-    Some(Stat { state, parent, group, session, start })
+    // Field 20 is the 18th after the name, and 22 the 20th; four are read.
+    let threads = fields.nth(13)?.parse().ok()?;
+    let start = fields.nth(1)?.parse().ok()?;
+    Some(Stat { state, parent, group, session, threads, start })
 }
 
 fn stat_path(pid: i32) -> String {
@@ -49,8 +57,10 @@ fn stat_path(pid: i32) -> String {
 
 /// What the kernel says about a process; `None` when there is none.
 pub(super) fn stat(pid: i32) -> Option<Stat> {
-    let bytes = std::fs::read(stat_path(pid)).ok()?;
-    parse_stat(&String::from_utf8_lossy(&bytes))
+    let mut bytes = [0u8; STAT_BYTES_MAX];
+    // The kernel gives all of it at once.
+    let got = File::open(stat_path(pid)).ok()?.read(&mut bytes).ok()?;
+    parse_stat(&String::from_utf8_lossy(bytes.get(..got)?))
 }
 
 /// The clock of start times now: ticks since boot, hundredths of a second for programs.
@@ -211,7 +221,7 @@ mod tests {
         for name in ["sh", "a b", ") Z 9 9 9 (", "((", "x)"] {
             let stat = parse_stat(&format!("42 ({name}) {tail}")).unwrap();
             assert_eq!((stat.state, stat.parent, stat.group), ('S', 1, 42), "{name}");
-            assert_eq!((stat.session, stat.start), (43, 777), "{name}");
+            assert_eq!((stat.session, stat.threads, stat.start), (43, 1, 777), "{name}");
         }
     }
 

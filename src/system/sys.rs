@@ -105,6 +105,28 @@ pub(super) fn pidfd_outcome(fd: BorrowedFd<'_>) -> Option<Outcome> {
     (result == 0 && info.mask & PIDFD_INFO_EXIT != 0).then(|| outcome_of(info.exit_code))
 }
 
+/// Lets large blocks of memory come from the kernel and go back to it, always: else the allocator
+/// keeps what was once needed for a moment.
+pub fn keep_memory_small() {
+    /// Bytes from which on a block is large: the allocator's own default, which is not raised then.
+    #[cfg(target_env = "gnu")]
+    const LARGE: libc::c_int = 128 * 1024;
+    // SAFETY: changes a number of the allocator.
+    #[cfg(target_env = "gnu")]
+    if unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE) } == 0 {
+        log::debug!("the allocator takes no advice");
+    }
+}
+
+/// Gives memory that is not used back to the kernel.
+pub fn give_back_memory() {
+    // SAFETY: the allocator looks at its own free blocks.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::malloc_trim(0)
+    };
+}
+
 /// Lets everybody else have the processor before this thread.
 pub fn be_in_background() {
     /// The lowest priority that there is.

@@ -8,6 +8,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::Read;
+use std::path::Path;
 
 use super::RunRef;
 use super::process::{self, Stat};
@@ -15,6 +17,9 @@ use crate::model::Identity;
 
 /// The variable that marks the processes of a run.
 pub(super) const COOKIE: &str = "OPM_RUN";
+
+/// Bytes of a list of children that are read at once; the kernel gives no more.
+const CHILDREN_BYTES: usize = 4096;
 
 /// When the ends of a run's leaders were noticed, in clock ticks since boot.
 ///
@@ -42,33 +47,48 @@ impl Ends {
     }
 }
 
-/// All living processes of a run, those with a role included.
-///
-/// `known` are the children of opm that have a role in any run: they are no strays.
-pub(super) fn members(run: &RunRef, known: &BTreeSet<i32>, ends: &Ends) -> Vec<Identity> {
+/// The processes of a run that were found.
+#[derive(Debug, Default)]
+pub(super) struct Members {
+    /// Those that live, those with a role included.
+    pub(super) living: Vec<Identity>,
+    /// Whether a stray has ended since the list of them was made: what it had begun may have come to
+    /// us since, and is not in the list.
+    pub(super) is_stale: bool,
+}
+
+/// The children of opm without a role in any run; `None` where the kernel does not tell.
+pub(super) fn strays(has_role: impl Fn(i32) -> bool) -> Option<Vec<i32>> {
     let own = i32::try_from(std::process::id()).unwrap_or(0);
-    let found = match (run.adopted, children(own)) {
-        (false, Some(children)) => {
+    let mut strays = children_of_threads(own)?;
+    strays.retain(|pid| !has_role(*pid));
+    Some(strays)
+}
+
+/// All processes of a run. `strays`: our children without a role.
+pub(super) fn members(run: &RunRef, strays: Option<&[i32]>, ends: &Ends) -> Members {
+    let own = i32::try_from(std::process::id()).unwrap_or(0);
+    let mut is_stale = false;
+    let found = match (run.adopted, strays) {
+        (false, Some(strays)) => {
             let mut family = Family { own, members: BTreeMap::new() };
             for (_, leader) in &run.leaders {
                 if let Some(stat) = process::stat(leader.pid)
                     && stat.start == leader.start
                 {
-                    family.add(leader.pid, stat.parent);
+                    family.add_seen(leader.pid, stat);
                 }
             }
-            let strays: Vec<(i32, Stat)> = children
-                .into_iter()
-                .filter(|pid| !known.contains(pid))
-                .filter_map(|pid| Some((pid, process::stat(pid)?)))
-                .collect();
-            for (stray, stat) in &strays {
+            let seen: Vec<(i32, Stat)> =
+                strays.iter().filter_map(|pid| Some((*pid, process::stat(*pid)?))).collect();
+            is_stale = seen.len() < strays.len() || seen.iter().any(|(_, stat)| stat.is_dead());
+            for (stray, stat) in &seen {
                 if belongs(*stray, stat, run, ends) {
                     family.add(*stray, own);
                 }
             }
             let sessions = sessions(run, &family.members);
-            for (stray, stat) in &strays {
+            for (stray, stat) in &seen {
                 if sessions.contains(&stat.session) {
                     family.add(*stray, own);
                 }
@@ -77,11 +97,12 @@ pub(super) fn members(run: &RunRef, known: &BTreeSet<i32>, ends: &Ends) -> Vec<I
         }
         _ => by_all_of_proc(run, ends),
     };
-    found
+    let living = found
         .into_iter()
         .filter(|(_, stat)| !stat.is_dead())
         .map(|(pid, stat)| Identity { pid, start: stat.start, inode: None })
-        .collect()
+        .collect();
+    Members { living, is_stale }
 }
 
 /// A process and everything that descends from it.
@@ -91,8 +112,18 @@ struct Family {
 }
 
 impl Family {
+    /// Adds a process that was looked at just now.
+    fn add_seen(&mut self, pid: i32, stat: Stat) {
+        if self.members.insert(pid, stat).is_none() {
+            self.add_all(children(pid, &stat).into_iter().map(|child| (child, pid)).collect());
+        }
+    }
+
     fn add(&mut self, root: i32, parent: i32) {
-        let mut queue = vec![(root, parent)];
+        self.add_all(vec![(root, parent)]);
+    }
+
+    fn add_all(&mut self, mut queue: Vec<(i32, i32)>) {
         while let Some((pid, parent)) = queue.pop() {
             if self.members.contains_key(&pid) {
                 continue;
@@ -102,22 +133,43 @@ impl Family {
             let stat = process::stat(pid);
             if let Some(stat) = stat.filter(|stat| [parent, self.own].contains(&stat.parent)) {
                 self.members.insert(pid, stat);
-                let children = children(pid).unwrap_or_default();
-                queue.extend(children.into_iter().map(|child| (child, pid)));
+                queue.extend(children(pid, &stat).into_iter().map(|child| (child, pid)));
             }
         }
     }
 }
 
+/// The children of a process.
+fn children(pid: i32, stat: &Stat) -> Vec<i32> {
+    // Most have one thread, which has their number.
+    let of_one = || children_of_thread(format!("/proc/{pid}/task/{pid}/children"));
+    let found = if stat.threads == 1 { of_one() } else { children_of_threads(pid) };
+    found.unwrap_or_default()
+}
+
 /// The children of a process, by all its threads; `None` where the kernel does not tell
 /// (`CONFIG_PROC_CHILDREN`).
-fn children(pid: i32) -> Option<Vec<i32>> {
+fn children_of_threads(pid: i32) -> Option<Vec<i32>> {
     let mut found = Vec::new();
     for thread in fs::read_dir(format!("/proc/{pid}/task")).ok()?.flatten() {
-        let text = fs::read_to_string(thread.path().join("children")).ok()?;
-        found.extend(text.split_ascii_whitespace().filter_map(|pid| pid.parse::<i32>().ok()));
+        found.extend(children_of_thread(thread.path().join("children"))?);
     }
     Some(found)
+}
+
+fn children_of_thread(path: impl AsRef<Path>) -> Option<Vec<i32>> {
+    let mut file = fs::File::open(path).ok()?;
+    let mut text = Vec::new();
+    let mut part = [0u8; CHILDREN_BYTES];
+    loop {
+        let got = file.read(&mut part).ok()?;
+        if got == 0 {
+            break;
+        }
+        text.extend_from_slice(part.get(..got)?);
+    }
+    let numbers = text.split(|byte| *byte == b' ');
+    Some(numbers.filter_map(|pid| std::str::from_utf8(pid).ok()?.parse().ok()).collect())
 }
 
 /// Whether a process without a role is of this run, by its session or its cookie.

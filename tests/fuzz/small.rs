@@ -17,10 +17,12 @@ pub fn stat(bytes: &[u8]) {
         assert!(fields[0].starts_with(stat.state), "{stat:?}");
         let numbers = [stat.parent, stat.group, stat.session];
         assert_eq!(fields[1..4].iter().map(|f| f.parse()).collect::<Vec<_>>(), numbers.map(Ok));
+        assert_eq!(fields[17].parse(), Ok(stat.threads));
         assert_eq!(fields[19].parse(), Ok(stat.start));
     }
     let numbers = "1 42 43 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 18446744073709551615 9 10";
-    let expected = Stat { state: 'Z', parent: 1, group: 42, session: 43, start: u64::MAX };
+    let (threads, start) = (1, u64::MAX);
+    let expected = Stat { state: 'Z', parent: 1, group: 42, session: 43, threads, start };
     assert_eq!(parse_stat(&format!("42 ({text}) Z {numbers}\n")), Some(expected), "{text:?}");
 }
 

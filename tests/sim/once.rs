@@ -116,10 +116,14 @@ impl Check for DueOnce {
                     return Err(format!("{id} runs twice for {due:?}"));
                 }
             }
+            // Another schedule begins anew, and so does what was away.
             Seen::Saved { desired } => {
-                let is_there =
-                    |id: &InstanceId| desired.units.get(&id.unit).is_some_and(|unit| !unit.removed);
-                self.served.retain(|id, _| is_there(id));
+                self.served.retain(|id, (_, hash)| {
+                    let unit = desired.units.get(&id.unit).filter(|unit| !unit.removed);
+                    let unit = unit.filter(|unit| unit.spec.has_instance(id));
+                    let schedule = unit.and_then(|unit| unit.spec.schedule.as_ref());
+                    schedule.is_some_and(|schedule| schedule.hash() == *hash)
+                });
             }
             // What could not be saved anywhere is not known to the next one.
             Seen::SupervisorDies if scene.is_agenda_lost && !scene.is_written => {

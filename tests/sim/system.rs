@@ -411,17 +411,17 @@ impl System for Simulated {
         let goes_on = Happening::Execed { run, role: launch.role };
         for what in [what, goes_on] {
             self.ledger.note(&Event { instance: launch.instance.clone(), at, what });
-            if let Err(error) = self.ledger.flush() {
-                self.ledger.forget_last_note();
-                let mut machine = self.machine.borrow_mut();
-                if !goes_early {
-                    machine.close_gates();
-                    machine.reap_one(&identity);
-                }
-                return Err(start_error(Stage::Ledger, &error.reason));
-            }
-            tick(&self.machine);
         }
+        if let Err(error) = self.ledger.flush() {
+            self.ledger.forget_last_notes(2);
+            let mut machine = self.machine.borrow_mut();
+            if !goes_early {
+                machine.close_gates();
+                machine.reap_one(&identity);
+            }
+            return Err(start_error(Stage::Ledger, &error.reason));
+        }
+        tick(&self.machine);
         if !goes_early {
             is_let_go(self);
         }

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::path::Path;
 
 use super::super::sockets::{self, Open, Place};
-use super::super::{Launch, Listening, RunRef, child, errno_words, launch, tree};
+use super::super::{Launch, Listening, RunRef, child, errno_words, launch};
 use super::{Linux, Watched};
 use crate::model::{Address, Bound, InstanceId, Listen, Stage, StartError};
 
@@ -192,11 +192,9 @@ impl Linux {
 
     /// A socket of an earlier supervisor, from a process of the runs that were given it.
     fn regain(&self, holders: &[RunRef], inode: u64, place: &Place) -> Option<Open> {
-        let known = self.children.keys().copied().collect();
         holders.iter().find_map(|run| {
             let leaders = run.leaders.iter().map(|(_, identity)| *identity);
-            let members = tree::members(run, &known, &self.ends(run.run));
-            let mut all = leaders.chain(members);
+            let mut all = leaders.chain(self.members_now(run));
             all.find_map(|holder| sockets::regain(&holder, inode, place))
         })
     }

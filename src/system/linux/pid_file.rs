@@ -194,7 +194,7 @@ impl Linux {
             kept.is_some_and(|kept| !kept.is_adopted) && self.pid_of_main(*run).is_none()
         });
         // An orphan comes to us: without one, all that live have a role.
-        if waiting.is_empty() || self.children.len() < self.count_children() {
+        if waiting.is_empty() || self.strays().is_none_or(|strays| !strays.is_empty()) {
             return Vec::new();
         }
         let mut events = Vec::new();

@@ -11,7 +11,7 @@ use mio::unix::SourceFd;
 use mio::{Interest, Token};
 
 use super::super::notify::{NotifyMessage, Ping};
-use super::super::{RunRef, process, tree};
+use super::super::{RunRef, process};
 use super::{Kept, Linux, Watched};
 use crate::model::{Event, Happening, Identity, Monotonic, Role, RunId, Span, Word};
 use crate::system::System;
@@ -258,8 +258,7 @@ impl Linux {
         if leaders.any(|leader| [process.pid, session].contains(&leader.pid) && is_living(leader)) {
             return true;
         }
-        let known = self.children.keys().copied().collect();
-        let members = tree::members(&tree, &known, &self.ends(run));
+        let members = self.members_now(&tree);
         members.iter().any(|member| (member.pid, member.start) == (process.pid, process.start))
     }
 

@@ -1,0 +1,205 @@
+//! The processes of runs: signalled, killed, and watched until none is left.
+//!
+//! Whoever loses its parent comes to us, at the end of our list of children. The list grows with the
+//! number of units, so that it is read once for all that is done about trees in one turn. That is
+//! enough: an orphan of a leader is in a list that was read after the leader was reaped, and one of
+//! any other process of a run is looked for in a new list when that other one is found dead.
+
+use std::collections::BTreeSet;
+use std::os::fd::AsRawFd;
+use std::rc::Rc;
+
+use super::super::process::Found;
+use super::super::tree::Members;
+use super::super::{RunRef, process, sys, tree};
+use super::{Linux, System, Token, Watched};
+use crate::model::{Identity, RunId, Signal};
+
+/// Processes without a role that are watched in one tree. When these are gone it is counted anew,
+/// and others are watched: more would only take descriptors.
+const MEMBERS_WATCHED_MAX: usize = 64;
+/// How often a tree is killed again because something in it was born meanwhile.
+const KILL_ROUNDS_MAX: usize = 16;
+/// How often the list of our children is read again because somebody in it has ended meanwhile.
+const LISTS_MAX: usize = 16;
+
+/// What was seen in this turn.
+#[derive(Debug, Default)]
+pub(super) struct Look {
+    strays: Strays,
+    /// The tree that was signalled last.
+    signalled: Option<(RunId, Vec<Identity>)>,
+}
+
+/// Our children without a role.
+#[derive(Debug, Clone, Default)]
+enum Strays {
+    /// Nobody has looked yet.
+    #[default]
+    Unseen,
+    /// The kernel does not tell.
+    Untold,
+    /// These.
+    Seen(Rc<[i32]>),
+}
+
+impl Look {
+    /// Something may have changed since.
+    pub(super) fn is_over(&mut self) {
+        *self = Self::default();
+    }
+}
+
+impl Linux {
+    /// Our children without a role, as of this turn.
+    pub(super) fn strays(&mut self) -> Option<Rc<[i32]>> {
+        if matches!(self.look.strays, Strays::Unseen) {
+            let found = self.look_for_strays();
+            self.look.strays = found.map_or(Strays::Untold, |found| Strays::Seen(found.into()));
+        }
+        match &self.look.strays {
+            Strays::Seen(strays) => Some(Rc::clone(strays)),
+            Strays::Unseen | Strays::Untold => None,
+        }
+    }
+
+    fn look_for_strays(&self) -> Option<Vec<i32>> {
+        tree::strays(|pid| self.children.contains_key(&pid))
+    }
+
+    /// All living processes of a run, by a list of our children that is not older than they are.
+    pub(super) fn members_now(&self, run: &RunRef) -> Vec<Identity> {
+        let mut before: Option<Vec<i32>> = None;
+        let mut found = Members::default();
+        for _ in 0..LISTS_MAX {
+            let strays = self.look_for_strays();
+            found = tree::members(run, strays.as_deref(), &self.ends(run.run));
+            if !found.is_stale || strays == before {
+                break;
+            }
+            before = strays;
+        }
+        found.living
+    }
+
+    /// All living processes of a run, by the list of this turn as far as that can be.
+    fn members(&mut self, run: &RunRef) -> Vec<Identity> {
+        let strays = self.strays();
+        let found = tree::members(run, strays.as_deref(), &self.ends(run.run));
+        if !found.is_stale {
+            return found.living;
+        }
+        self.look.is_over();
+        self.members_now(run)
+    }
+
+    /// Sends a signal to every process of a run. Returns to how many.
+    pub(super) fn signal_tree_of(&mut self, run: &RunRef, signal: Signal) -> u32 {
+        // To go on is for those that had the signal before.
+        let before = self.look.signalled.take().filter(|(of, _)| *of == run.run);
+        let members = match before.filter(|_| signal == Signal::CONT) {
+            Some((_, members)) => members,
+            None => self.members(run),
+        };
+        let reached = self.signal_members(run, &members, signal);
+        self.look.signalled = Some((run.run, members));
+        reached
+    }
+
+    fn signal_members(&self, run: &RunRef, members: &[Identity], signal: Signal) -> u32 {
+        // The groups first, in one call each: nothing in them can be born in between and missed.
+        let mut groups = BTreeSet::new();
+        for (_, leader) in &run.leaders {
+            // A number alone is nobody: a dead leader's may be another unit's process by now.
+            let own = self.children.get(&leader.pid).is_some_and(|(_, of, _)| *of == run.run);
+            let is_it = |one: &&Identity| (one.pid, one.start) == (leader.pid, leader.start);
+            let alive = own || members.iter().any(|one| is_it(&one));
+            if alive
+                && groups.insert(leader.pid)
+                && let Err(error) = sys::kill(-leader.pid, signal)
+            {
+                log::debug!("cannot signal group {}: {error}", leader.pid);
+            }
+        }
+        let mut reached = 0u32;
+        for member in members {
+            reached = reached.saturating_add(1);
+            let in_group = process::stat(member.pid).is_some_and(|s| groups.contains(&s.group));
+            if !in_group && let Err(error) = process::signal(member, signal) {
+                log::warn!("{}: {error}", run.instance);
+            }
+        }
+        reached
+    }
+
+    /// Kills every process of a run, those included that are born meanwhile.
+    pub(super) fn kill_tree_of(&mut self, run: &RunRef) {
+        for _ in 0..KILL_ROUNDS_MAX {
+            self.look.is_over();
+            let members = self.members_now(run);
+            if members.is_empty() {
+                return;
+            }
+            self.signal_members(run, &members, Signal::KILL);
+        }
+    }
+
+    /// Counts the processes of a run that have no role, and has their ends told.
+    pub(super) fn watch_tree_of(&mut self, run: &RunRef) -> u32 {
+        // Starts fail by the thousands where there is a shortage.
+        let has_begun = self.runs.get(&run.run).is_none_or(|kept| kept.has_begun);
+        if !run.adopted && !has_begun {
+            return 0;
+        }
+        let leaders: BTreeSet<i32> = run.leaders.iter().map(|(_, leader)| leader.pid).collect();
+        let nobody = !run.adopted
+            && leaders.iter().all(|pid| !sys::group_exists(*pid))
+            && self.strays().is_some_and(|strays| strays.is_empty());
+        if nobody {
+            return 0;
+        }
+        let mut members = self.members(run);
+        // The end of those with a role is told anyway.
+        members.retain(|member| {
+            let mut leaders = run.leaders.iter();
+            !leaders.any(|(_, leader)| (leader.pid, leader.start) == (member.pid, member.start))
+        });
+        let watched: Vec<Token> = self.runs.get(&run.run).map_or_else(Vec::new, |kept| {
+            let is_member =
+                |t: &&Token| matches!(self.watched.get(t), Some(Watched::Member { .. }));
+            kept.tokens.iter().filter(is_member).copied().collect()
+        });
+        for token in watched {
+            self.unwatch(token);
+        }
+        self.keep(&run.instance, run.run).tree = Some(run.clone());
+        self.watch_members(run.run, &members)
+    }
+
+    /// Watches for the ends of these processes. Returns how many of them live.
+    fn watch_members(&mut self, run: RunId, members: &[Identity]) -> u32 {
+        let (mut left, mut watching) = (0u32, 0usize);
+        for member in members {
+            if watching >= MEMBERS_WATCHED_MAX {
+                left = left.saturating_add(1);
+                continue;
+            }
+            let found = process::find(member);
+            left = left.saturating_add(u32::from(!matches!(found, Found::Dead)));
+            if let Found::Alive(Some(pidfd)) = found
+                && self.room.for_member(pidfd.as_raw_fd())
+            {
+                let fd = pidfd.as_raw_fd();
+                match self.watch(Some(run), fd, Watched::Member { run, pidfd }) {
+                    Ok(_) => watching = watching.saturating_add(1),
+                    Err(error) => log::error!("cannot watch process {}: {error}", member.pid),
+                }
+            }
+        }
+        if left > 0 && watching == 0 {
+            self.later.trees.insert(run);
+            self.later.again(self.now());
+        }
+        left
+    }
+}
