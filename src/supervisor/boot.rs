@@ -1,7 +1,7 @@
 //! The first state: what was saved, and what is found alive. Boot, restore after a crash, and the
 //! new image after `opm reexec` are all this; starting is left to the first turn.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::agenda::Timetable;
@@ -65,6 +65,7 @@ impl<S: System> Boot<S> {
             replace_fails: None,
             is_restless: false,
             minimal: false,
+            read: BTreeMap::new(),
         };
         supervisor.adopt_all(self.same_process);
         supervisor.prune_agenda();
