@@ -18,6 +18,7 @@ use crate::model::{
     Author, Command, FilePath, InheritEnv, Kind, Output, ProcessSpec, RestartPolicy, Spec, Stdin,
     Template, Unit, UnitName,
 };
+use crate::plan::Room;
 use crate::supervisor::{Boot, COMMAND_SOURCE, KeeperOptions, Manner};
 use crate::system::{self, Linux, LockError, SystemError};
 
@@ -116,13 +117,10 @@ pub(super) fn build(mut options: Options) -> Result<Daemon, BootFailure> {
         let name = unit.spec.name.clone();
         loaded.desired.get_or_insert_default().units.insert(name, unit);
     }
-    let keeper = (!options.stateless).then(|| KeeperOptions {
-        run_dir: options.dirs.run.clone(),
-        console: options.console,
-        colour: options.colour,
-    });
-    let shutdown_budget = options.shutdown_budget;
-    let boot = Boot { system: linux, loaded, replay, keeper, shutdown_budget, same_process };
+    let (keeper, shutdown_budget) = (keeper(&options), options.shutdown_budget);
+    let (descriptors, processes) = system::limits();
+    let room = Some(Room { descriptors, processes });
+    let boot = Boot { system: linux, loaded, replay, keeper, shutdown_budget, room, same_process };
     let supervisor = boot.supervisor();
     let mut daemon = Daemon {
         poll,
@@ -140,6 +138,15 @@ pub(super) fn build(mut options: Options) -> Result<Daemon, BootFailure> {
         daemon.apply_first(&dir, had_state)?;
     }
     Ok(daemon)
+}
+
+/// The log keeper, unless none is to run.
+fn keeper(options: &Options) -> Option<KeeperOptions> {
+    (!options.stateless).then(|| KeeperOptions {
+        run_dir: options.dirs.run.clone(),
+        console: options.console,
+        colour: options.colour,
+    })
 }
 
 impl Daemon {

@@ -27,6 +27,9 @@ pub struct Manner {
     pub rolling: Option<u32>,
     /// It is taken back unless it is confirmed in so long a time.
     pub confirm: Option<Span>,
+    /// It is refused where not all that is to be up then can be up at a time. Else that is a warning:
+    /// at boot as much as can be is better than nothing.
+    pub must_fit: bool,
     /// It is applied only if things are still so.
     pub basis: Option<plan::Basis>,
 }
@@ -74,6 +77,11 @@ impl<S: System> Supervisor<S> {
             self.put_back().map_err(|error| Refusal::NotSaved(error.to_string()))?;
             return Ok(applied);
         };
+        if manner.must_fit
+            && let Some(shortage) = self.shortage(&desired)
+        {
+            return Err(Refusal::Impossible(shortage));
+        }
         self.begin_history()?;
         desired.sources.clone_from(&self.desired.sources);
         desired.applied = self.desired.applied;
@@ -170,8 +178,17 @@ impl<S: System> Supervisor<S> {
             let own = without_internal(desired.as_ref().unwrap_or(&self.desired));
             plan::budget_warning(&own, Some(budget))
         });
-        let warnings = budget.into_iter().collect();
+        let shortage = desired.as_ref().and_then(|desired| self.shortage(desired));
+        let warnings = budget.into_iter().chain(shortage).collect();
         Ok((Applied { plan, generation, basis, units, diagnostics, warnings }, desired))
+    }
+
+    /// Why not all of a desired state can be up at a time.
+    fn shortage(&self, desired: &Desired) -> Option<String> {
+        if desired.units == self.desired.units {
+            return None;
+        }
+        self.room?.shortage(&self.desired, desired)
     }
 
     /// What a source declares where only some of its units are taken from its files.

@@ -256,6 +256,15 @@ pub fn raise_descriptor_limit() -> (u64, u64) {
     (soft, hard)
 }
 
+/// The limit of open descriptors that is in force, and how many numbers there are for processes.
+pub fn limits() -> (u64, u64) {
+    use nix::sys::resource::{Resource, getrlimit};
+    let descriptors = getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(soft, _)| soft);
+    let numbers = std::fs::read_to_string("/proc/sys/kernel/pid_max");
+    let numbers = numbers.ok().and_then(|text| text.trim().parse().ok());
+    (descriptors, numbers.unwrap_or(u64::MAX))
+}
+
 /// User and process at the other end of a unix socket, `SO_PEERCRED`.
 pub fn peer_credentials(stream: BorrowedFd<'_>) -> io::Result<(u32, u32, i32)> {
     let credentials =
