@@ -72,8 +72,8 @@ fn is_reexec() -> bool {
 /// Everything up to the first turn.
 pub(super) fn build(mut options: Options) -> Result<Daemon, BootFailure> {
     let pid_one = std::process::id() == 1;
-    if pid_one && !Path::new("/proc/self/stat").exists() {
-        system::mount_proc().map_err(|error| fail("mount /proc for", &error))?;
+    if pid_one {
+        mount_missing()?;
     }
     system::close_on_exec_from(3);
     if !pid_one {
@@ -138,6 +138,17 @@ pub(super) fn build(mut options: Options) -> Result<Daemon, BootFailure> {
         daemon.apply_first(&dir, had_state)?;
     }
     Ok(daemon)
+}
+
+/// What PID 1 of a bare root has to bring itself.
+fn mount_missing() -> Result<(), BootFailure> {
+    if !Path::new("/proc/self/stat").exists() {
+        system::mount_proc().map_err(|error| fail("mount /proc for", &error))?;
+    }
+    if !Path::new("/dev/null").exists() {
+        system::mount_dev().map_err(|error| fail("mount /dev for", &error))?;
+    }
+    Ok(())
 }
 
 /// The log keeper, unless none is to run.

@@ -40,7 +40,7 @@ pub use process::{Stat, parse_stat};
 pub use store::{Loaded, Store, decode as decode_saved, encode as encode_saved};
 pub use sys::{
     be_in_background, become_subreaper, boot_id, bytes_queued, close_on_exec_from, detach,
-    exec_again, host_name, inherited_listener, isatty, limits, mount_proc, own_uid,
+    exec_again, host_name, inherited_listener, isatty, limits, mount_dev, mount_proc, own_uid,
     peer_credentials, raise_descriptor_limit, set_inheritable, wall_now,
 };
 

@@ -290,9 +290,24 @@ pub fn isatty(fd: BorrowedFd<'_>) -> bool {
 
 /// Mounts `/proc` where it is missing: as PID 1 of a bare root.
 pub fn mount_proc() -> io::Result<()> {
+    mount_new("proc", "/proc", nix::mount::MsFlags::MS_NODEV)
+}
+
+/// Mounts the kernel's own `/dev` where it is missing.
+pub fn mount_dev() -> io::Result<()> {
+    mount_new("devtmpfs", "/dev", nix::mount::MsFlags::empty())
+}
+
+/// Mounts a file system of the kernel's, at a place that may not even be there.
+fn mount_new(kind: &str, path: &str, more: nix::mount::MsFlags) -> io::Result<()> {
     use nix::mount::{MsFlags, mount};
-    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-    mount(Some("proc"), "/proc", Some("proc"), flags, None::<&str>).map_err(io::Error::from)
+    if let Err(error) = std::fs::create_dir(path)
+        && error.kind() != io::ErrorKind::AlreadyExists
+    {
+        return Err(error);
+    }
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC | more;
+    mount(Some(kind), path, Some(kind), flags, None::<&str>).map_err(io::Error::from)
 }
 
 /// The id of this boot.
