@@ -5,7 +5,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::args::Global;
@@ -214,8 +214,8 @@ pub(super) struct Waited {
 
 /// The instances of a reply.
 pub(super) fn rows(value: &Value) -> Vec<Row> {
-    let list = value.get("instances").cloned().unwrap_or_default();
-    serde_json::from_value(list).unwrap_or_default()
+    let list = value.get("instances").unwrap_or(&Value::Null);
+    Vec::deserialize(list).unwrap_or_default()
 }
 
 fn lost(reason: &str) -> Error {
