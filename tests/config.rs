@@ -254,7 +254,8 @@ fn a_loop_through_another_source_is_found() {
 #[test]
 fn places_are_those_of_the_names() {
     let loaded = load_one("command: a\nname: web\nnice: wrong\n");
-    let place = &loaded.places[&name("web")];
+    let places = loaded.places();
+    let place = &places[&name("web")];
     assert_eq!((place.line, place.column), (2, 7));
     assert!(loaded.specs.is_empty());
 }
@@ -317,7 +318,9 @@ fn sample(lines: &str) -> Spec {
     );
     let loaded = load_one(text);
     assert!(loaded.diagnostics.is_empty(), "{lines}: {:?}", messages(&loaded));
-    loaded.specs.into_iter().find(|spec| !["other", "off"].contains(&spec.name.as_str())).unwrap()
+    let specs = loaded.specs.iter();
+    let mut specs = specs.filter(|spec| !["other", "off"].contains(&spec.name.as_str()));
+    Spec::clone(specs.next().unwrap())
 }
 
 #[test]

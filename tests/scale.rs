@@ -190,6 +190,32 @@ fn six_hundred_units_need_no_descriptor_each() {
 }
 
 #[test]
+fn an_apply_that_cannot_fit_is_refused_before_anything_is_touched() {
+    let Some(mut world) = World::new() else { return };
+    world.unit("first", "command: [sleep, '1000']\nlogs: {to: null}\n");
+    run_with_descriptors(&mut world, 128);
+    world.until("the first", || count(&world, "up") == 1);
+    std::fs::create_dir(world.path("more")).unwrap();
+    let many = |instances: u32, more: &str| {
+        let text = format!("command: [sleep, '1000']\ninstances: {instances}\n{more}");
+        std::fs::write(world.path("more/many.yaml"), text).unwrap();
+    };
+    many(100, "");
+    let why =
+        "take 100 descriptors, and the limit of 128 (RLIMIT_NOFILE) leaves them 86; `many` alone";
+    let planned = world.opm(&["plan", "more"]);
+    assert!(planned.code == 0 && planned.err.contains(why), "{planned:?}");
+    let said = world.opm(&["apply", "more"]);
+    assert!(said.code == 4 && said.err.contains(why), "{said:?}");
+    assert!(said.err.contains("a hard limit of 148 or more"), "{said:?}");
+    assert_eq!(world.rows().len(), 1, "nothing was touched");
+    // What takes none fits.
+    many(100, "logs: {to: null}\n");
+    assert_eq!(world.opm(&["apply", "more"]).code, 0, "{}", world.log());
+    assert_eq!(count(&world, "up"), 101);
+}
+
+#[test]
 fn starts_wait_their_turn_while_others_hold_all_descriptors() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let Some(mut world) = World::new() else { return };

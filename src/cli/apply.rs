@@ -15,8 +15,8 @@ use super::{Error, Exit, Outcome, changes, files, output, remote, serve, units};
 use crate::config::{self, Loaded, SourceFile};
 use crate::daemon::{SourceOptions, Started, read_source};
 use crate::model::{FilePath, MESSAGE_BYTES_MAX, Span};
-use crate::plan;
-use crate::protocol::FileText;
+use crate::plan::{self, Basis};
+use crate::protocol::FileToSend;
 use crate::supervisor::{Source, State};
 
 /// Longest standard input that is taken as a unit file, in bytes.
@@ -79,16 +79,37 @@ pub(super) fn named_source(
     Ok(source)
 }
 
-fn parameters(source: &Source, manner: &Manner) -> Value {
-    let files: Vec<Value> = source
-        .files
-        .iter()
-        .map(|file| json!({ "path": file.path, "text": FileText::from(file.text.clone()) }))
-        .collect();
-    json!({
-        "source": source.name, "dir": source.dir, "files": files, "profiles": source.profiles,
-        "sets": source.sets, "only": manner.only, "rolling": manner.rolling,
-    })
+/// What `Plan` and `Apply` are told. There may be thousands of files: none is copied.
+#[derive(Serialize)]
+struct Parameters<'a> {
+    source: &'a str,
+    dir: Option<&'a str>,
+    files: Vec<FileToSend<'a>>,
+    profiles: &'a [String],
+    sets: &'a [String],
+    only: &'a [String],
+    rolling: Option<u32>,
+    message: &'a str,
+    basis: Option<&'a Basis>,
+    confirm_ms: Option<u64>,
+}
+
+impl<'a> Parameters<'a> {
+    fn new(source: &'a Source, manner: &'a Manner) -> Self {
+        let files = source.files.iter();
+        Self {
+            source: &source.name,
+            dir: source.dir.as_deref(),
+            files: files.map(|file| FileToSend::new(&file.path, &file.text)).collect(),
+            profiles: &source.profiles,
+            sets: &source.sets,
+            only: &manner.only,
+            rolling: manner.rolling,
+            message: "",
+            basis: None,
+            confirm_ms: None,
+        }
+    }
 }
 
 /// `opm apply`.
@@ -118,13 +139,13 @@ pub(super) fn apply(global: &Global, args: &Apply) -> Outcome {
             start_daemon(global)?
         }
     };
-    let mut parameters = parameters(&source, &manner);
     let trial = args.confirm.or_else(|| args.rollback_on_failure.then(|| trial_of(args)));
-    if let Value::Object(map) = &mut parameters {
-        map.insert("message".to_owned(), json!(args.message));
-        map.insert("basis".to_owned(), json!(basis));
-        map.insert("confirm_ms".to_owned(), json!(trial.map(Span::as_millis_up)));
-    }
+    let parameters = Parameters {
+        message: &args.message,
+        basis: basis.as_ref(),
+        confirm_ms: trial.map(Span::as_millis_up),
+        ..Parameters::new(&source, &manner)
+    };
     let reply = client.call("Apply", parameters)?;
     warnings(&reply);
     let found = list(&reply, "changes");
@@ -300,7 +321,7 @@ pub(super) fn plan(global: &Global, args: &Plan) -> Outcome {
 /// Prints what an apply would do; returns what the daemon said.
 pub(super) fn show_plan(global: &Global, source: &Source, manner: &Manner) -> Result<Value, Error> {
     let mut client = Client::connect(global)?;
-    let reply = client.call("Plan", parameters(source, manner))?;
+    let reply = client.call("Plan", Parameters::new(source, manner))?;
     warnings(&reply);
     let found = list(&reply, "changes");
     if global.json {

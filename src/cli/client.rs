@@ -5,6 +5,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::args::Global;
@@ -97,11 +98,10 @@ impl Client {
         Self::try_connect(global)?.ok_or_else(|| nobody(global, instead))
     }
 
-    fn send(&mut self, call: &Call) -> Result<(), Error> {
-        let bytes = call.encode();
+    fn send(&mut self, bytes: &[u8]) -> Result<(), Error> {
         let sent = match &mut self.link {
-            Link::Socket(stream) => stream.write_all(&bytes),
-            Link::Ssh(ssh) => ssh.write_all(&bytes),
+            Link::Socket(stream) => stream.write_all(bytes),
+            Link::Ssh(ssh) => ssh.write_all(bytes),
         };
         sent.map_err(|error| self.cut_off(&error))
     }
@@ -159,27 +159,35 @@ impl Client {
     }
 
     /// Asks, and takes the one reply.
-    pub(super) fn call(&mut self, method: &str, parameters: Value) -> Result<Value, Error> {
-        self.send(&Call::control(method, parameters))?;
+    pub(super) fn call(
+        &mut self,
+        method: &str,
+        parameters: impl Serialize,
+    ) -> Result<Value, Error> {
+        self.send(&Call::encode_control(method, &parameters))?;
         let reply = self.receive()?;
         result(reply)
     }
 
     /// Asks for everything that happens from now on.
     pub(super) fn follow(&mut self, method: &str, parameters: Value) -> Result<(), Error> {
-        self.send(&Call::control(method, parameters).with_more())
+        self.send(&Call::control(method, parameters).with_more().encode())
     }
 
-    /// Waits until instances are somewhere; tells of every change on the way.
+    /// Waits until instances are somewhere; tells of every change on the way. `brief`: of what is at
+    /// rest where it should be nothing is said at the end.
     pub(super) fn wait(
         &mut self,
         units: &[String],
         condition: &str,
         timeout: Option<Span>,
+        brief: bool,
         progress: &mut dyn FnMut(&[Row]),
     ) -> Result<Waited, Error> {
         let timeout = timeout.map(Span::as_millis_up);
-        let parameters = json!({ "units": units, "condition": condition, "timeout_ms": timeout });
+        let parameters = json!({
+            "units": units, "condition": condition, "timeout_ms": timeout, "brief": brief,
+        });
         self.follow("Wait", parameters)?;
         loop {
             let reply = self.receive()?;
@@ -206,8 +214,8 @@ pub(super) struct Waited {
 
 /// The instances of a reply.
 pub(super) fn rows(value: &Value) -> Vec<Row> {
-    let list = value.get("instances").cloned().unwrap_or_default();
-    serde_json::from_value(list).unwrap_or_default()
+    let list = value.get("instances").unwrap_or(&Value::Null);
+    Vec::deserialize(list).unwrap_or_default()
 }
 
 fn lost(reason: &str) -> Error {

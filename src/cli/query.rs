@@ -121,7 +121,7 @@ pub(super) fn wait(global: &Global, args: &Wait) -> Outcome {
     if args.condition == "settled" {
         return units::wait_settled(global, &mut client, &args.units, "settled", args.timeout);
     }
-    let waited = client.wait(&args.units, &args.condition, args.timeout, &mut |_| {})?;
+    let waited = client.wait(&args.units, &args.condition, args.timeout, false, &mut |_| {})?;
     if global.json {
         output::json(&waited.rows)?;
     }

@@ -63,7 +63,7 @@ pub(super) fn wait_settled(
 ) -> Outcome {
     progress::tell_at_interrupt();
     let mut progress = Progress::new(global);
-    let waited = client.wait(units, condition, timeout, &mut |rows| progress.show(rows))?;
+    let waited = client.wait(units, condition, timeout, true, &mut |rows| progress.show(rows))?;
     progress.end();
     if waited.end == "timeout" {
         let open = waited.rows.iter().filter(|row| !row.settled);

@@ -15,7 +15,7 @@ use super::source::MISTAKES_MAX;
 use super::suggest;
 use crate::model::{
     Condition, DEFAULT_TARGET, Dependency, Desired, Graph, InstanceId, Kind, LogTarget, Spec,
-    Template, Unit, UnitName, Variable, find_loop,
+    Template, Unit, UnitName, Variable, find_loop, needs_of,
 };
 
 /// Most loops told at once: each may have thousands of places.
@@ -34,7 +34,7 @@ const SUGGESTED_MAX: usize = 100;
 #[derive(Debug)]
 pub(super) struct Set<'a> {
     /// What the source declares.
-    pub units: &'a [Decoded],
+    pub units: &'a [Arc<Decoded>],
     /// Names that are declared in a way that could not be read.
     pub unread: &'a BTreeSet<String>,
     /// Which units other sources declare.
@@ -46,31 +46,27 @@ pub(super) struct Set<'a> {
 impl<'a> Set<'a> {
     /// The source's units by name, the first of each name.
     pub(super) fn by_name(&self) -> BTreeMap<&'a UnitName, &'a Decoded> {
-        let mut units = BTreeMap::new();
-        for unit in self.units {
-            if let Some(name) = &unit.name {
-                units.entry(name).or_insert(unit);
-            }
-        }
-        units
+        by_name(self.units)
     }
 
-    /// Every mistake of the set.
-    pub(super) fn check(&self) -> Vec<Diagnostic> {
-        let units = self.by_name();
+    /// Every mistake of the set, whose units are these by name.
+    pub(super) fn check(&self, units: &BTreeMap<&UnitName, &Decoded>) -> Vec<Diagnostic> {
         let mut found = Vec::new();
-        self.names(&units, &mut found);
-        self.unknown(&units, &mut found);
-        self.loops(&units, &mut found);
-        self.conflicts(&units, &mut found);
-        self.log_files(&units, &mut found);
-        self.sockets(&units, &mut found);
-        self.shippers(&units, &mut found);
+        self.names(units, &mut found);
+        self.unknown(units, &mut found);
+        self.loops(units, &mut found);
+        self.conflicts(units, &mut found);
+        self.log_files(units, &mut found);
+        self.sockets(units, &mut found);
+        self.shippers(units, &mut found);
         found
     }
 
     /// Names that are declared twice, here or by another source.
     fn names(&self, units: &BTreeMap<&UnitName, &Decoded>, found: &mut Vec<Diagnostic>) {
+        if units.len() == self.units.len() && self.others.is_empty() {
+            return;
+        }
         for unit in self.units {
             let Some(name) = &unit.name else { continue };
             if let Some(source) = self.others.get(name) {
@@ -129,8 +125,9 @@ impl<'a> Set<'a> {
 
     /// Units that wait for one another.
     fn loops(&self, units: &BTreeMap<&UnitName, &Decoded>, found: &mut Vec<Diagnostic>) {
+        let is_ordered = |spec: &&&Spec| needs_of(spec).next().is_some();
         let others = self.other_specs.iter().filter(|spec| !units.contains_key(&spec.name));
-        let mut specs: Vec<Spec> = others.map(|spec| (*spec).clone()).collect();
+        let mut specs: Vec<Spec> = others.filter(is_ordered).map(|spec| (*spec).clone()).collect();
         specs.extend(units.values().filter_map(|unit| order_of(unit)));
         for _ in 0..LOOPS_MAX {
             let Some(names) = find_loop(&specs) else { return };
@@ -174,7 +171,7 @@ impl<'a> Set<'a> {
 
     /// How all units hang together, those of other sources too.
     fn graph(&self, units: &BTreeMap<&UnitName, &Decoded>) -> Graph {
-        let own = units.values().filter_map(|unit| unit.spec.as_ref());
+        let own = units.values().filter_map(|unit| unit.spec.as_deref());
         let others = self.other_specs.iter().copied();
         let all = others
             .chain(own)
@@ -224,9 +221,17 @@ fn to_itself(name: &UnitName, reference: &Reference) -> Diagnostic {
     diagnostic
 }
 
-/// A spec that says only how the unit is ordered; so a unit with mistakes has one too.
+/// The first unit of each name.
+pub(super) fn by_name(units: &[Arc<Decoded>]) -> BTreeMap<&UnitName, &Decoded> {
+    // Of several with one name the last that comes is taken.
+    units.iter().rev().filter_map(|unit| Some((unit.name.as_ref()?, &**unit))).collect()
+}
+
+/// A spec that says only how the unit is ordered; so a unit with mistakes has one too. Nothing of one
+/// that names no other.
 fn order_of(unit: &Decoded) -> Option<Spec> {
-    let name = unit.name.as_ref()?;
+    let is_order = |reference: &Reference| matches!(reference.tie, Tie::After | Tie::Before);
+    let name = unit.name.as_ref().filter(|_| unit.references.iter().any(is_order))?;
     let mut spec = Spec::new(Kind::Service, name.clone());
     for reference in unit.references.iter().filter(|reference| reference.to != *name) {
         let dependency = Dependency { unit: reference.to.clone(), condition: Condition::Ready };

@@ -8,13 +8,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use super::cache::Cache;
 use super::decode::{self, Decoded, Reading};
 use super::diagnostic::{Diagnostic, quoted};
 use super::drop_ins::DropIn;
 use super::extends::{Bases, Known};
 use super::layers::{self, Layers, Role};
-use super::merge::Merged;
+use super::merge::{Merged, kind_of};
 use super::origin::Origins;
 use super::sets;
 use super::source::{At, Sink, SourceFile};
@@ -54,7 +56,7 @@ impl Document {
 #[derive(Debug, Default)]
 pub(super) struct Composed {
     /// All units, in the order of their files.
-    pub(super) units: Vec<Decoded>,
+    pub(super) units: Vec<Arc<Decoded>>,
     /// Names of units that are declared in a way that could not be read.
     pub(super) unread: BTreeSet<String>,
     pub(super) diagnostics: Vec<Diagnostic>,
@@ -63,12 +65,14 @@ pub(super) struct Composed {
     pub(super) left_out: Vec<LeftOut>,
 }
 
-/// Reads all files, which are in order.
+/// Reads all files, which are in order; those that are known only where none is put together with
+/// another.
 pub(super) fn read(
     files: &[&SourceFile],
     words: &Words,
     layers: &Layers<'_>,
     others: &BTreeMap<UnitName, String>,
+    cache: &mut Cache,
 ) -> Composed {
     let root = layers.source.and_then(|source| layers::root(source, files));
     let is_plain =
@@ -76,11 +80,13 @@ pub(super) fn read(
     let is_asked = layers.origins || !layers.sets.is_empty() || !layers.profiles.is_empty();
     if !is_asked && files.iter().filter(|file| !is_plain(file)).count() == 0 {
         let mut reader = Reader::new(root.as_deref(), layers, false);
-        if files.iter().all(|file| reader.read(file)) {
+        if files.iter().all(|file| reader.read_plain(file, cache)) {
+            cache.finish();
             let Reader { sink, done, .. } = reader;
             return Composed { diagnostics: sink.finish(), ..done };
         }
     }
+    *cache = Cache::new();
     let mut reader = Reader::new(root.as_deref(), layers, true);
     for file in files {
         reader.read(file);
@@ -130,6 +136,23 @@ impl<'a> Reader<'a> {
             nodes: 0,
             done: Composed::default(),
         }
+    }
+
+    /// Reads a file of units that are not put together, unless what it declares is known. False: one
+    /// of them is.
+    fn read_plain(&mut self, file: &'a SourceFile, cache: &mut Cache) -> bool {
+        let before = self.done.units.len();
+        let known = if self.is_full { None } else { cache.find(file) };
+        if let Some(units) = known.filter(|units| before.saturating_add(units.len()) <= UNITS_MAX) {
+            self.done.units.extend_from_slice(units);
+            return true;
+        }
+        let found = self.sink.noted();
+        let is_plain = self.read(file);
+        if is_plain && !self.is_full && self.sink.noted() == found {
+            cache.note(file, self.done.units.get(before..).unwrap_or_default());
+        }
+        is_plain
     }
 
     /// Reads a file. False: it holds a unit that extends another one, and no trees were kept.
@@ -281,7 +304,7 @@ impl<'a> Reader<'a> {
             let reading = Reading::plain(&tree, stem, &base);
             let unit = decode::unit(&reading, &mut self.sink);
             is_nameless |= unit.name.is_none();
-            self.done.units.push(unit);
+            self.done.units.push(Arc::new(unit));
             if self.sink.is_full() {
                 break;
             }
@@ -334,7 +357,7 @@ impl<'a> Reader<'a> {
             }
         }
         let Self { sink, mut done, .. } = self;
-        done.units = found.into_values().collect();
+        done.units = found.into_values().map(Arc::new).collect();
         Composed { diagnostics: sink.finish(), ..done }
     }
 
@@ -439,15 +462,6 @@ impl<'a> Reader<'a> {
 
 /// Keys that a unit does not take from the one it extends.
 const NOT_INHERITED: [&str; 3] = ["name", "extends", "enabled"];
-
-/// The kind that a unit with these keys has; nothing where it says another word.
-fn kind_of(entries: &[Entry]) -> Option<Kind> {
-    match entries.iter().find(|entry| entry.key == "kind").map(|entry| &entry.value.value) {
-        None => Some(Kind::Service),
-        Some(Value::Text(text)) => Kind::ALL.into_iter().find(|kind| kind.as_str() == text),
-        Some(Value::Null | Value::List(_) | Value::Map(_)) => None,
-    }
-}
 
 /// A unit and the one it extends are not of one kind.
 fn refuse_kind(sink: &mut Sink<'_>, document: &Document, lower: Kind, kind: Kind) {

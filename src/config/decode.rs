@@ -19,6 +19,8 @@ mod watch;
 pub use command::command_words;
 pub(super) use value::described;
 
+use std::sync::Arc;
+
 use super::diagnostic::{Spot, quoted};
 use super::source::{At, Sink};
 use super::yaml::{Entry, Node, Tree, Value};
@@ -33,7 +35,7 @@ pub(super) struct Decoded {
     /// Its name, where it has one.
     pub name: Option<UnitName>,
     /// What it says; nothing where there is a mistake in it.
-    pub spec: Option<Spec>,
+    pub spec: Option<Arc<Spec>>,
     /// Where its name is, or where it begins.
     pub spot: Spot,
     /// Where it names other units.
@@ -127,7 +129,7 @@ pub(super) fn unit(reading: &Reading<'_>, sink: &mut Sink<'_>) -> Decoded {
     });
     decoded.references = reader.references;
     decoded.log_spot = reader.log_spot;
-    decoded.spec = spec.filter(|_| tree.complete && sink.errors() == errors_before);
+    decoded.spec = spec.filter(|_| tree.complete && sink.errors() == errors_before).map(Arc::new);
     decoded
 }
 

@@ -9,6 +9,7 @@ use super::keys::{self, Key};
 use super::source::At;
 use super::suggest;
 use super::yaml::{Entry, Node, Value};
+use crate::model::Kind;
 
 /// Keys of one map of which only those of one side can be given.
 struct Exclusive {
@@ -203,6 +204,15 @@ fn may_be_absent(parent: &str, key: &str) -> bool {
 /// Whether this is a map in which every key is the operator's own.
 pub(super) fn is_free(path: &str) -> bool {
     keys::key(path).is_some_and(Key::is_free)
+}
+
+/// The kind that a unit with these keys has; nothing where it says another word.
+pub(super) fn kind_of(entries: &[Entry]) -> Option<Kind> {
+    match entries.iter().find(|entry| entry.key == "kind").map(|entry| &entry.value.value) {
+        None => Some(Kind::Service),
+        Some(Value::Text(text)) => Kind::ALL.into_iter().find(|kind| kind.as_str() == text),
+        Some(Value::Null | Value::List(_) | Value::Map(_)) => None,
+    }
 }
 
 #[cfg(test)]

@@ -10,9 +10,11 @@
 //! layers      path -> what a file is for      diagnostic, render   a mistake, and its drawing
 //! compose     trees -> one tree for each unit: extends, drop_ins, sets, by the rules of merge
 //! decode      tree -> spec                    origin   which place gave which key
+//! cache       file -> what it declared when it was read before
 //! check       what only the whole set shows
 //! ```
 
+mod cache;
 mod check;
 mod compose;
 mod decode;
@@ -32,7 +34,9 @@ mod suggest;
 mod yaml;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
+pub use cache::Cache;
 pub use compose::COMPOSED_NODES_MAX;
 pub use decode::command_words;
 pub use diagnostic::{Diagnostic, Place, Related, Severity, has_errors};
@@ -48,6 +52,7 @@ pub use yaml::{ALIASES_MAX, DEPTH_MAX, DOCUMENTS_MAX, NODES_MAX};
 use crate::model::{FilePath, Spec, UnitName};
 use check::Set;
 use compose::{Composed, Words};
+use decode::Decoded;
 
 /// Most units of one source. More is a directory that was not meant; the rest is not read.
 pub const UNITS_MAX: usize = 20_000;
@@ -56,15 +61,23 @@ pub const UNITS_MAX: usize = 20_000;
 #[derive(Debug, Clone, Default)]
 pub struct Loaded {
     /// The units without a mistake of their own, by name.
-    pub specs: Vec<Spec>,
-    /// Where each unit is declared, those with a mistake too.
-    pub places: BTreeMap<UnitName, Place>,
+    pub specs: Vec<Arc<Spec>>,
+    /// Every unit, those with a mistake too; the first of each name counts.
+    declared: Vec<Arc<Decoded>>,
     /// Where the keys of each unit were written, where [`Layers`] asks for it.
     pub origins: BTreeMap<UnitName, Origins>,
     /// The files of profiles that are not chosen.
     pub left_out: Vec<LeftOut>,
     /// Every mistake, by file, line and column.
     pub diagnostics: Vec<Diagnostic>,
+}
+
+impl Loaded {
+    /// Where each unit is declared, those with a mistake too.
+    pub fn places(&self) -> BTreeMap<UnitName, Place> {
+        let first = check::by_name(&self.declared).into_iter();
+        first.map(|(name, unit)| (name.clone(), unit.spot.place.clone())).collect()
+    }
 }
 
 /// A file of a profile that is not chosen.
@@ -102,20 +115,30 @@ pub fn load_with(
     others: &BTreeMap<UnitName, String>,
     other_specs: &[&Spec],
 ) -> Loaded {
+    load_again(files, layers, others, other_specs, &mut Cache::new())
+}
+
+/// The same where some of the files may be known from a load before, whatever it was of. What comes
+/// out is the same.
+pub fn load_again(
+    files: &[SourceFile],
+    layers: &Layers<'_>,
+    others: &BTreeMap<UnitName, String>,
+    other_specs: &[&Spec],
+    cache: &mut Cache,
+) -> Loaded {
     let mut order: Vec<&SourceFile> = files.iter().collect();
     order.sort_by(|a, b| a.path.cmp(&b.path));
     let words = Words::new(layers);
-    let read = compose::read(&order, &words, layers, others);
+    let read = compose::read(&order, &words, layers, others, cache);
     let Composed { units, unread, mut diagnostics, origins, left_out } = read;
     let set = Set { units: &units, unread: &unread, others, other_specs };
-    diagnostics.extend(set.check());
+    let first = set.by_name();
+    diagnostics.extend(set.check(&first));
     diagnostics.sort_by(Diagnostic::order);
     // A value that is named again by an alias is read again, and is one mistake all the same.
     diagnostics.dedup();
-    let first = set.by_name();
-    let places = first.iter().map(|(name, unit)| ((*name).clone(), unit.spot.place.clone()));
-    let places = places.collect();
     let good = first.into_iter().filter(|(name, _)| !others.contains_key(*name));
     let specs = good.filter_map(|(_, unit)| unit.spec.clone()).collect();
-    Loaded { specs, places, origins, left_out, diagnostics }
+    Loaded { specs, declared: units, origins, left_out, diagnostics }
 }

@@ -15,9 +15,13 @@ impl Set<'_> {
         found: &mut Vec<Diagnostic>,
     ) {
         let others = self.other_specs.iter().filter(|spec| !units.contains_key(&spec.name));
-        let own = units.values().filter_map(|unit| unit.spec.as_ref());
+        let own = units.values().filter_map(|unit| unit.spec.as_deref());
+        let all: Vec<&Spec> = others.copied().chain(own).collect();
+        if !all.iter().any(|spec| matches!(spec.logs.to, LogTarget::Unit(_))) {
+            return;
+        }
         let specs: BTreeMap<&UnitName, &Spec> =
-            others.copied().chain(own).map(|spec| (&spec.name, spec)).collect();
+            all.into_iter().map(|spec| (&spec.name, spec)).collect();
         for spec in specs.values() {
             let LogTarget::Unit(to) = &spec.logs.to else { continue };
             // Both may be of another source, which was checked without us; what has gone wrong since is

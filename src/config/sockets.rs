@@ -19,7 +19,7 @@ impl Set<'_> {
         found: &mut Vec<Diagnostic>,
     ) {
         let others = self.other_specs.iter().filter(|spec| !units.contains_key(&spec.name));
-        let own = units.values().filter_map(|unit| unit.spec.as_ref());
+        let own = units.values().filter_map(|unit| unit.spec.as_deref());
         let specs: BTreeMap<&UnitName, &Spec> =
             others.copied().chain(own).map(|spec| (&spec.name, spec)).collect();
         for (name, socket) in sockets(&specs) {

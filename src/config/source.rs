@@ -271,6 +271,12 @@ impl<'a> Sink<'a> {
         self.texts.get(self.current).is_some_and(|text| text.passed_over > 0)
     }
 
+    /// How many mistakes and warnings there are so far, as far as they are told. Of what is not told
+    /// some was told before.
+    pub(super) fn noted(&self) -> usize {
+        self.found.len()
+    }
+
     /// How many errors there are so far; whoever sees it grow knows that something was wrong.
     pub(super) fn errors(&self) -> usize {
         self.errors

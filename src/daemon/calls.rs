@@ -48,14 +48,13 @@ pub(super) fn answer(
     options: &Options,
     clients: &mut Clients,
     client: Token,
-    call: &Call,
+    call: &mut Call,
 ) -> Answer {
     let Some((interface, method)) = call.method.rsplit_once('.') else {
         return Err(Failure::InterfaceNotFound(call.method.clone())).into();
     };
-    let parameters = Parameters(&call.parameters);
     match interface {
-        SERVICE => introspect(method, &parameters).into(),
+        SERVICE => introspect(method, &Parameters(&mut call.parameters)).into(),
         CONTROL => {
             let may_change = clients.peer(client).is_some_and(super::clients::Peer::may_change);
             // The socket's mode keeps others out; this holds where somebody changed it.
@@ -74,7 +73,9 @@ pub(super) fn answer(
                 },
                 _ => {
                     let uid = clients.peer(client).map_or(0, |peer| peer.uid);
-                    control(supervisor, options, method, &parameters, &format!("uid {uid}")).into()
+                    let mut parameters = Parameters(&mut call.parameters);
+                    let by = format!("uid {uid}");
+                    control(supervisor, options, method, &mut parameters, &by).into()
                 }
             }
         }
@@ -105,7 +106,7 @@ fn control(
     supervisor: &mut Supervisor<Linux>,
     options: &Options,
     method: &str,
-    parameters: &Parameters<'_>,
+    parameters: &mut Parameters<'_>,
     by: &str,
 ) -> Result<Value, Failure> {
     match method {
@@ -271,6 +272,7 @@ fn manner(parameters: &Parameters<'_>, by: &str) -> Result<Manner, Failure> {
         only: parameters.unit_names("only")?,
         rolling: parameters.batch()?,
         confirm: parameters.number("confirm_ms")?.map(Span::millis),
+        must_fit: true,
         basis,
     })
 }
@@ -279,13 +281,14 @@ fn wait(
     supervisor: &Supervisor<Linux>,
     clients: &mut Clients,
     client: Token,
-    call: &Call,
+    call: &mut Call,
 ) -> Answer {
-    let parameters = Parameters(&call.parameters);
+    let parameters = Parameters(&mut call.parameters);
     let parsed = (|| {
         let goal = parameters.text("condition")?;
         let goal =
             Goal::parse(&goal).ok_or_else(|| Failure::InvalidParameter("condition".to_owned()))?;
+        let brief = parameters.flag("brief")?;
         // What is gone is down.
         let ids = match goal {
             Goal::Down => supervisor.select_known(&parameters.units()?)?,
@@ -296,7 +299,7 @@ fn wait(
         let timeout = parameters.0.get("timeout_ms").and_then(Value::as_u64);
         let now = supervisor.system().now();
         let deadline = timeout.map(|millis| now.after(Span::millis(millis)));
-        Ok(Wait::new(ids, goal, deadline, call.more))
+        Ok(Wait::new(ids, goal, deadline, call.more, brief))
     })();
     match parsed {
         Ok(wait) => {
@@ -308,7 +311,7 @@ fn wait(
 }
 
 /// The parameters of a call.
-struct Parameters<'a>(&'a Map<String, Value>);
+struct Parameters<'a>(&'a mut Map<String, Value>);
 
 impl Parameters<'_> {
     fn text(&self, name: &str) -> Result<String, Failure> {
@@ -384,14 +387,15 @@ impl Parameters<'_> {
         Ok(Author { by: by.to_owned(), message })
     }
 
-    fn source(&self) -> Result<Source, Failure> {
+    /// The source that is meant. Its files are taken out: there may be many.
+    fn source(&mut self) -> Result<Source, Failure> {
         #[derive(serde::Deserialize)]
         struct File {
             path: FilePath,
             text: FileText,
         }
         let name = self.text("source")?;
-        let files = self.0.get("files").cloned().unwrap_or_default();
+        let files = self.0.remove("files").unwrap_or_default();
         let files: Vec<File> = serde_json::from_value(files)
             .map_err(|error| Failure::InvalidParameter(format!("files: {error}")))?;
         let files = files

@@ -49,6 +49,8 @@ struct Client {
     stream: UnixStream,
     decoder: Decoder,
     output: Vec<u8>,
+    /// How much of the output is written already.
+    written: usize,
     peer: Peer,
     /// What it was promised and waits for: replies keep the order of calls, so that no other call
     /// is taken meanwhile.
@@ -215,6 +217,7 @@ impl Clients {
             stream,
             decoder,
             output: Vec::new(),
+            written: 0,
             peer,
             pending: None,
             unread: true,
@@ -370,7 +373,7 @@ impl Client {
         self.unread
             && !self.over
             && self.pending.is_none()
-            && self.output.len() < UNREAD_REPLY_BYTES
+            && self.unwritten().len() < UNREAD_REPLY_BYTES
     }
 
     fn next_call(&mut self) -> Option<Result<Call, Failure>> {
@@ -397,26 +400,43 @@ impl Client {
 
     fn queue(&mut self, reply: &Reply) {
         let bytes = reply.encode();
-        if self.output.len().saturating_add(bytes.len()) > REPLY_BYTES_MAX {
+        if self.unwritten().len().saturating_add(bytes.len()) > REPLY_BYTES_MAX {
             log::warn!("process {} does not read its replies; it is dropped", self.peer.pid);
             self.over = true;
             self.pending = None;
             self.output.clear();
+            self.written = 0;
             return;
         }
-        self.output.extend(bytes);
+        // What is written is taken away when it is most of it, so that each byte moves but once.
+        if self.written >= self.unwritten().len() {
+            self.output.drain(..self.written);
+            self.written = 0;
+        }
+        if self.output.is_empty() {
+            self.output = bytes;
+        } else {
+            self.output.extend(bytes);
+        }
+    }
+
+    fn unwritten(&self) -> &[u8] {
+        self.output.get(self.written..).unwrap_or_default()
     }
 
     /// Returns whether the client is still there.
     fn write(&mut self) -> bool {
-        while !self.output.is_empty() {
-            match self.stream.write(&self.output) {
-                Ok(length) => drop(self.output.drain(..length)),
+        while !self.unwritten().is_empty() {
+            let rest = self.output.get(self.written..).unwrap_or_default();
+            match self.stream.write(rest) {
+                Ok(length) => self.written = self.written.saturating_add(length),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return true,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(_) => return false,
             }
         }
+        self.output = Vec::new();
+        self.written = 0;
         true
     }
 

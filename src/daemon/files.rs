@@ -1,10 +1,11 @@
 //! The files of a source: which ones of a directory are read, in an order that is always the same.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::fs::{self, Metadata};
+use std::fs::{self, DirEntry, File, Metadata};
+use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -40,13 +41,13 @@ pub fn read_source(dir: &Path, options: &SourceOptions) -> Result<Source, System
     let mut walk = Walk { recursive: options.recursive, ..Walk::default() };
     let metadata = fs::metadata(&dir).map_err(|error| fail(&dir, &error))?;
     if metadata.is_file() {
-        walk.files.push(dir.clone());
+        walk.files.push((dir.clone(), true));
     } else {
         walk.directory(&dir, &metadata, 0)?;
     }
     let mut files = Vec::with_capacity(walk.files.len());
-    for path in walk.files {
-        files.push(read_file(path)?);
+    for (path, is_file) in walk.files {
+        files.push(read_file(path, is_file)?);
     }
     let SourceOptions { profiles, sets, .. } = options.clone();
     Ok(Source { name: source_name(&dir), dir: None, files, profiles, sets })
@@ -56,25 +57,43 @@ fn fail(path: &Path, error: &dyn fmt::Display) -> SystemError {
     SystemError::new("read units from", path.display(), error)
 }
 
-fn read_file(path: PathBuf) -> Result<SourceFile, SystemError> {
-    let metadata = fs::metadata(&path).map_err(|error| fail(&path, &error))?;
-    // Whoever opens a FIFO waits for somebody to write.
-    if !metadata.is_file() {
-        return Err(fail(&path, &"it is no regular file"));
-    }
-    if metadata.size() > FILE_BYTES_MAX {
-        let reason = format!("it has {} bytes, more than {FILE_BYTES_MAX}", metadata.size());
-        return Err(fail(&path, &reason));
-    }
-    let text = fs::read(&path).map_err(|error| fail(&path, &error))?;
+/// Reads a file, which was a regular one a moment ago where `is_file`.
+fn read_file(path: PathBuf, is_file: bool) -> Result<SourceFile, SystemError> {
+    let text = read_bytes(&path, is_file).map_err(|reason| fail(&path, &reason))?;
     Ok(SourceFile { path: path.into(), text })
+}
+
+fn read_bytes(path: &Path, is_file: bool) -> Result<Vec<u8>, String> {
+    let words = |error: std::io::Error| error.to_string();
+    let none = || Err("it is no regular file".to_owned());
+    // To open a device may do something.
+    if !is_file && !fs::metadata(path).map_err(words)?.is_file() {
+        return none();
+    }
+    // Whoever opens a FIFO waits for somebody to write, and a file may have become one.
+    let mut options = File::options();
+    let file = options.read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(words)?;
+    let metadata = file.metadata().map_err(words)?;
+    if !metadata.is_file() {
+        return none();
+    }
+    let size = metadata.size();
+    if size > FILE_BYTES_MAX {
+        return Err(format!("it has {size} bytes, more than {FILE_BYTES_MAX}"));
+    }
+    // With room for the read that finds the end. A file that grows meanwhile is read as far as any
+    // may be, and the loader says that it is too large.
+    let mut text = Vec::with_capacity(usize::try_from(size).unwrap_or(0).saturating_add(1));
+    file.take(FILE_BYTES_MAX).read_to_end(&mut text).map_err(words)?;
+    Ok(text)
 }
 
 /// Goes through directories.
 #[derive(Debug, Default)]
 struct Walk {
     recursive: bool,
-    files: Vec<PathBuf>,
+    /// Each with whether it is a regular file for sure.
+    files: Vec<(PathBuf, bool)>,
     /// Those that were read, by what they are: none is read twice, whatever links lead to it.
     seen: BTreeSet<(u64, u64)>,
 }
@@ -96,26 +115,38 @@ impl Walk {
             let reason = format!("it is more than {DEPTH_MAX} directories deep");
             return Err(fail(dir, &reason));
         }
-        let mut paths = BTreeSet::new();
+        let mut paths = BTreeMap::new();
+        // The directory says what most entries are, so that not each has to be asked. A link is not
+        // what it leads to.
+        let is_file = |entry: &DirEntry| entry.file_type().is_ok_and(|kind| kind.is_file());
         for entry in fs::read_dir(dir).map_err(|error| fail(dir, &error))? {
-            let path = entry.map_err(|error| fail(dir, &error))?.path();
-            if path.file_name().is_some_and(|name| !name.as_bytes().starts_with(b".")) {
-                paths.insert(path);
+            let entry = entry.map_err(|error| fail(dir, &error))?;
+            if !entry.file_name().as_bytes().starts_with(b".") {
+                paths.insert(entry.path(), is_file(&entry));
             }
         }
         let is_inside = depth > 0 && drop_in_unit(dir).is_some();
-        for path in paths {
-            self.path(path, depth, is_inside)?;
+        for (path, is_file) in paths {
+            self.path(path, is_file, depth, is_inside)?;
         }
         Ok(())
     }
 
     /// One name of a directory.
-    fn path(&mut self, path: PathBuf, depth: usize, is_inside: bool) -> Result<(), SystemError> {
+    fn path(
+        &mut self,
+        path: PathBuf,
+        is_file: bool,
+        depth: usize,
+        is_inside: bool,
+    ) -> Result<(), SystemError> {
         let is_yaml = path.extension().is_some_and(|end| end == "yaml" || end == "yml");
         let is_read = !is_inside && (self.recursive || drop_in_unit(&path).is_some());
         if !is_yaml && !is_read {
             return Ok(());
+        }
+        if is_file {
+            return if is_yaml { self.file(path, true) } else { Ok(()) };
         }
         match fs::metadata(&path) {
             Ok(metadata) if metadata.is_dir() => {
@@ -125,16 +156,20 @@ impl Walk {
             }
             Ok(_) if !is_yaml => {}
             // What is wrong with it is told when it is read.
-            Ok(_) | Err(_) if is_yaml => {
-                self.files.push(path);
-                if self.files.len() > FILES_MAX {
-                    let reason = format!("there are more than {FILES_MAX} files");
-                    return Err(fail(self.files.first().unwrap_or(&PathBuf::new()), &reason));
-                }
-            }
+            Ok(_) | Err(_) if is_yaml => self.file(path, false)?,
             // A link to nothing that is no unit file.
             Ok(_) | Err(_) => {}
         }
         Ok(())
+    }
+
+    fn file(&mut self, path: PathBuf, is_file: bool) -> Result<(), SystemError> {
+        self.files.push((path, is_file));
+        match self.files.first() {
+            Some((first, _)) if self.files.len() > FILES_MAX => {
+                Err(fail(first, &format!("there are more than {FILES_MAX} files")))
+            }
+            Some(_) | None => Ok(()),
+        }
     }
 }

@@ -294,7 +294,7 @@ impl Daemon {
     fn hear(&mut self, token: Token) {
         let Some(clients) = &mut self.clients else { return };
         for _ in 0..CALLS_PER_TURN {
-            let call = match clients.next_call(token) {
+            let mut call = match clients.next_call(token) {
                 None => break,
                 Some(Ok(call)) => call,
                 Some(Err(failure)) => {
@@ -303,7 +303,8 @@ impl Daemon {
                     break;
                 }
             };
-            let answer = calls::answer(&mut self.supervisor, &self.options, clients, token, &call);
+            let answer =
+                calls::answer(&mut self.supervisor, &self.options, clients, token, &mut call);
             match answer {
                 calls::Answer::Reply(reply) if !call.oneway => {
                     clients.send(token, &reply, self.poll.registry());

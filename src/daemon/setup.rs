@@ -18,6 +18,7 @@ use crate::model::{
     Author, Command, FilePath, InheritEnv, Kind, Output, ProcessSpec, RestartPolicy, Spec, Stdin,
     Template, Unit, UnitName,
 };
+use crate::plan::Room;
 use crate::supervisor::{Boot, COMMAND_SOURCE, KeeperOptions, Manner};
 use crate::system::{self, Linux, LockError, SystemError};
 
@@ -80,8 +81,8 @@ fn keeper_options(options: &Options) -> Option<KeeperOptions> {
 /// Everything up to the first turn.
 pub(super) fn build(mut options: Options) -> Result<Daemon, BootFailure> {
     let pid_one = std::process::id() == 1;
-    if pid_one && !Path::new("/proc/self/stat").exists() {
-        system::mount_proc().map_err(|error| fail("mount /proc for", &error))?;
+    if pid_one {
+        mount_missing()?;
     }
     system::close_on_exec_from(3);
     if !pid_one {
@@ -125,9 +126,10 @@ pub(super) fn build(mut options: Options) -> Result<Daemon, BootFailure> {
         let name = unit.spec.name.clone();
         loaded.desired.get_or_insert_default().units.insert(name, unit);
     }
-    let keeper = keeper_options(&options);
-    let shutdown_budget = options.shutdown_budget;
-    let boot = Boot { system: linux, loaded, replay, keeper, shutdown_budget, same_process };
+    let (keeper, shutdown_budget) = (keeper_options(&options), options.shutdown_budget);
+    let (descriptors, processes) = system::limits();
+    let room = Some(Room { descriptors, processes });
+    let boot = Boot { system: linux, loaded, replay, keeper, shutdown_budget, room, same_process };
     let supervisor = boot.supervisor();
     let mut daemon = Daemon {
         poll,
@@ -146,6 +148,17 @@ pub(super) fn build(mut options: Options) -> Result<Daemon, BootFailure> {
         daemon.apply_first(&dir, had_state)?;
     }
     Ok(daemon)
+}
+
+/// What PID 1 of a bare root has to bring itself.
+fn mount_missing() -> Result<(), BootFailure> {
+    if !Path::new("/proc/self/stat").exists() {
+        system::mount_proc().map_err(|error| fail("mount /proc for", &error))?;
+    }
+    if !Path::new("/dev/null").exists() {
+        system::mount_dev().map_err(|error| fail("mount /dev for", &error))?;
+    }
+    Ok(())
 }
 
 impl Daemon {

@@ -151,6 +151,8 @@ pub(super) struct Wait {
     goal: Goal,
     deadline: Option<Monotonic>,
     more: bool,
+    /// Whether the last reply leaves out what is at rest where it should be.
+    brief: bool,
     /// Whether nothing was looked at yet: what was asked before it has to be carried out first.
     fresh: bool,
     standings: BTreeMap<InstanceId, Standing>,
@@ -160,16 +162,19 @@ pub(super) struct Wait {
 }
 
 impl Wait {
-    /// A wait that has not looked at anything yet. `more`: every change on the way is told.
+    /// A wait that has not looked at anything yet. `more`: every change on the way is told. `brief`: at
+    /// the end only what is not at rest where it should be.
     pub(super) fn new(
         ids: Vec<InstanceId>,
         goal: Goal,
         deadline: Option<Monotonic>,
         more: bool,
+        brief: bool,
     ) -> Self {
         let open = ids.len();
         let standings = ids.into_iter().map(|id| (id, Standing::Open)).collect();
-        Self { goal, deadline, more, fresh: true, standings, waiting: BTreeSet::new(), open }
+        let waiting = BTreeSet::new();
+        Self { goal, deadline, more, brief, fresh: true, standings, waiting, open }
     }
 
     pub(super) fn deadline(&self) -> Option<Monotonic> {
@@ -189,6 +194,7 @@ impl Wait {
             notices.iter().map(|notice| notice.event.instance.clone()).collect()
         };
         let view = supervisor.view();
+        let is_news = !touched.is_empty();
         // What happens to one says whose turn it is, and whether a turn comes at all.
         let is_rolling =
             |id: &&InstanceId| view.unit(id).is_some_and(|unit| unit.rolling.is_some());
@@ -198,20 +204,16 @@ impl Wait {
             rolling.into_iter().flat_map(|unit| view.instances(unit)).collect();
         touched.extend(siblings);
         let mut futures = Futures { view, known: BTreeMap::new() };
-        let mut rows = Vec::new();
+        touched.retain(|id| self.standings.contains_key(id));
         for id in &touched {
-            if self.standings.contains_key(id) {
-                let row = supervisor.row(id);
-                self.look(&mut futures, id, row.settled);
-                rows.push(row);
-            }
+            self.look(&mut futures, id, supervisor.is_settled(id));
         }
-        if !touched.is_empty() && self.goal != Goal::Settled {
+        if is_news && self.goal != Goal::Settled {
             for id in self.waiting.difference(&touched).cloned().collect::<Vec<_>>() {
                 self.look(&mut futures, &id, false);
             }
         }
-        self.tell(supervisor, &rows)
+        self.tell(supervisor, &touched)
     }
 
     fn look(&mut self, futures: &mut Futures<'_>, id: &InstanceId, settled: bool) {
@@ -238,11 +240,41 @@ impl Wait {
         *standing = new;
     }
 
-    fn tell(&self, supervisor: &Supervisor<Linux>, rows: &[Row]) -> (Option<Reply>, bool) {
+    /// A row for each of these but, where the wait is brief, for what nobody needs to hear of.
+    fn rows<'a>(
+        &self,
+        supervisor: &Supervisor<Linux>,
+        ids: impl Iterator<Item = &'a InstanceId>,
+        is_end: bool,
+    ) -> Vec<Row> {
+        let view = supervisor.view();
+        let is_well = |id: &InstanceId| {
+            let known = view.observed.get(id);
+            let is_there =
+                known.is_some_and(|known| matches!(known.phase, Phase::Up | Phase::Done));
+            let is_settled = || match (self.goal, self.standings.get(id)) {
+                (Goal::Settled, Some(standing)) => *standing == Standing::Reached,
+                _ => supervisor.is_settled(id),
+            };
+            (is_there || !view.wants(id)) && is_settled()
+        };
+        let is_left_out = |id: &&InstanceId| self.brief && is_end && is_well(id);
+        ids.filter(|id| !is_left_out(id)).map(|id| supervisor.row(id)).collect()
+    }
+
+    /// What to tell after something happened to these.
+    fn tell(
+        &self,
+        supervisor: &Supervisor<Linux>,
+        touched: &BTreeSet<InstanceId>,
+    ) -> (Option<Reply>, bool) {
         let late = self.deadline.is_some_and(|deadline| supervisor.system().now() >= deadline);
         if self.open > 0 && !late {
-            let told = self.more && !rows.is_empty();
-            return (told.then(|| Reply::one_of_more(json!({ "instances": rows }))), false);
+            if !self.more || touched.is_empty() {
+                return (None, false);
+            }
+            let rows = self.rows(supervisor, touched.iter(), false);
+            return (Some(Reply::one_of_more(json!({ "instances": rows }))), false);
         }
         let reached = self.standings.values().all(|standing| *standing == Standing::Reached);
         let result = match (self.open, reached) {
@@ -250,7 +282,7 @@ impl Wait {
             (0, false) => "failed",
             _ => "timeout",
         };
-        let rows: Vec<Row> = self.standings.keys().map(|id| supervisor.row(id)).collect();
+        let rows = self.rows(supervisor, self.standings.keys(), true);
         (Some(Reply::last(json!({ "result": result, "instances": rows }))), true)
     }
 }

@@ -32,7 +32,7 @@ pub struct Desired {
 }
 
 /// A unit as it is wanted.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Unit {
     /// What its file says.
     pub spec: Arc<Spec>,
@@ -60,6 +60,19 @@ pub struct Unit {
     /// True from its removal until its last instance is gone.
     #[serde(default)]
     pub removed: bool,
+}
+
+impl PartialEq for Unit {
+    /// As it would be derived, but that a spec is not compared with itself.
+    fn eq(&self, other: &Self) -> bool {
+        let Self { spec, source, hash, started, hold, epoch, rolling, instances, removed } = self;
+        let is_same_spec = Arc::ptr_eq(spec, &other.spec) || *spec == other.spec;
+        is_same_spec
+            && (source, hash, started, hold)
+                == (&other.source, &other.hash, &other.started, &other.hold)
+            && (epoch, rolling, instances, removed)
+                == (&other.epoch, &other.rolling, &other.instances, &other.removed)
+    }
 }
 
 /// What is wanted of one instance beyond its unit.

@@ -6,6 +6,7 @@
 //! and what was started by hand are the operator's, and stay.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -73,7 +74,7 @@ pub struct Revision {
     /// Its name.
     pub source: String,
     /// What it declared.
-    pub specs: Vec<Spec>,
+    pub specs: Vec<Arc<Spec>>,
     /// The files that said so.
     pub files: Vec<KeptFile>,
     /// The directory of these files, where that is not the source's name.

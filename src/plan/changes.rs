@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::Arc;
 
 use serde::Serialize;
 use serde_json::Value;
@@ -110,6 +111,10 @@ pub struct FieldChange {
 
 /// What going from `old` to `new` does to what runs.
 pub fn plan(old: &Desired, new: &Desired, observed: &Observed) -> Plan {
+    // Nothing else says what is wanted: what was wanted is, and no key differs.
+    if old.units == new.units {
+        return Plan::default();
+    }
     let (was, graph) = (Graph::build(old), Graph::build(new));
     let wanted = |name: &UnitName| (was.is_wanted(name), graph.is_wanted(name));
     let names: BTreeSet<&UnitName> = old.units.keys().chain(new.units.keys()).collect();
@@ -155,7 +160,9 @@ fn change(
         (None, Some(_)) => (Effect::Create, Vec::new()),
         (Some(_), None) => (Effect::Remove, Vec::new()),
         (Some(before), Some(after)) => {
-            let fields = fields_that_differ(&before.spec, &after.spec);
+            let is_same = Arc::ptr_eq(&before.spec, &after.spec);
+            let fields =
+                if is_same { Vec::new() } else { fields_that_differ(&before.spec, &after.spec) };
             let runs = observed.of_unit(name).any(|(_, instance)| instance.run.is_some());
             let is_task = before.spec.kind == Kind::Task && after.spec.kind == Kind::Task;
             let restarts = before.hash != after.hash && !is_task;
@@ -231,8 +238,6 @@ fn moved(old: &Spec, new: &Spec) -> Option<FieldChange> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
     use crate::model::{
         Command, Condition, Dependency, FilePath, Happening, Hold, InstanceId, Monotonic,

@@ -21,6 +21,8 @@ pub(super) fn add_dependents(
         .filter_map(|change| Some((change.unit.clone(), loss(change, new, observed)?)))
         .collect();
     let mut known: BTreeMap<UnitName, Loss> = queue.iter().cloned().collect();
+    let place = |(place, change): (usize, &Change)| (change.unit.clone(), place);
+    let mut places: BTreeMap<UnitName, usize> = changes.iter().enumerate().map(place).collect();
     while let Some((cause, loss)) = queue.pop() {
         let dependents = graph.node(&cause).map(|node| node.dependents.clone()).unwrap_or_default();
         for (unit, strength) in dependents {
@@ -40,21 +42,24 @@ pub(super) fn add_dependents(
             }
             known.insert(unit.clone(), follow);
             queue.push((unit.clone(), follow));
-            match changes.iter_mut().find(|change| change.unit == unit) {
+            match places.get(&unit).and_then(|place| changes.get_mut(*place)) {
                 Some(change) if change.effect == Effect::Stop => {}
                 Some(change) => {
                     change.effect = effect;
                     change.because = Some(cause.clone());
                 }
-                None => changes.push(Change {
-                    unit,
-                    effect,
-                    fields: Vec::new(),
-                    because: Some(cause.clone()),
-                    rolling: None,
-                    down_ms: None,
-                    held: None,
-                }),
+                None => {
+                    places.insert(unit.clone(), changes.len());
+                    changes.push(Change {
+                        unit,
+                        effect,
+                        fields: Vec::new(),
+                        because: Some(cause.clone()),
+                        rolling: None,
+                        down_ms: None,
+                        held: None,
+                    });
+                }
             }
         }
     }

@@ -137,8 +137,9 @@ method Reload(units: []string) -> (instances: []string)
 method Kill(units: []string, signal: string, all: ?bool) -> (instances: []string)
 
 # Wait until all instances are up, ready, down, completed or settled. With more: every change on
-# the way. The result is reached, failed or timeout
-method Wait(units: []string, condition: string, timeout_ms: ?int) -> (
+# the way. The result is reached, failed or timeout. With brief the last reply leaves out instances
+# that are at rest and are up or done, or not to be up
+method Wait(units: []string, condition: string, timeout_ms: ?int, brief: ?bool) -> (
   result: ?string, instances: []Instance
 )
 

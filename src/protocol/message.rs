@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::interface::{CONTROL, SERVICE};
+use crate::model::FilePath;
 
 /// A method call.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -31,6 +32,19 @@ impl Call {
     pub fn control(method: &str, parameters: Value) -> Self {
         let parameters = if let Value::Object(map) = parameters { map } else { Map::new() };
         Self { method: format!("{CONTROL}.{method}"), parameters, more: false, oneway: false }
+    }
+
+    /// The bytes of a call of opm's own interface, NUL included, without a copy of its parameters.
+    pub fn encode_control(method: &str, parameters: &impl Serialize) -> Vec<u8> {
+        #[derive(Serialize)]
+        struct Outgoing<'a, T> {
+            method: String,
+            parameters: &'a T,
+        }
+        let method = format!("{CONTROL}.{method}");
+        let mut bytes = serde_json::to_vec(&Outgoing { method, parameters }).unwrap_or_default();
+        bytes.push(0);
+        bytes
     }
 
     /// The same call, asking for several replies.
@@ -126,6 +140,29 @@ impl From<Failure> for Reply {
     }
 }
 
+/// A file of a call, as it is sent.
+#[derive(Debug, Serialize)]
+pub struct FileToSend<'a> {
+    path: &'a FilePath,
+    text: TextToSend<'a>,
+}
+
+/// A [`FileText`] that is somebody else's.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+enum TextToSend<'a> {
+    Text(&'a str),
+    Bytes(&'a [u8]),
+}
+
+impl<'a> FileToSend<'a> {
+    /// A file by its path and its bytes.
+    pub fn new(path: &'a FilePath, bytes: &'a [u8]) -> Self {
+        let text = std::str::from_utf8(bytes).map_or(TextToSend::Bytes(bytes), TextToSend::Text);
+        Self { path, text }
+    }
+}
+
 /// A file's content in JSON: a string where it is text, else its bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
@@ -164,6 +201,18 @@ mod tests {
         let reply = Reply::one_of_more(json!({ "x": 1 }));
         let bytes = reply.encode();
         assert_eq!(Reply::parse(&bytes[..bytes.len() - 1]), Ok(reply));
+    }
+
+    #[test]
+    fn a_call_is_the_same_bytes_with_and_without_a_copy() {
+        let parameters = json!({ "a": [1, "x"], "units": ["web"] });
+        let copied = Call::control("List", parameters.clone()).encode();
+        assert_eq!(Call::encode_control("List", &parameters), copied);
+        for bytes in [&b"text"[..], b"\xff"] {
+            let path = FilePath::from("/u/a.yaml");
+            let sent = serde_json::to_value(FileToSend::new(&path, bytes)).unwrap();
+            assert_eq!(sent["text"], serde_json::to_value(FileText::from(bytes.to_vec())).unwrap());
+        }
     }
 
     #[test]

@@ -10,7 +10,7 @@ mod message;
 
 pub use codec::{Decoder, TooLong};
 pub use interface::{CONTROL, CONTROL_DESCRIPTION, SERVICE, SERVICE_DESCRIPTION};
-pub use message::{Call, Failure, FileText, Reply};
+pub use message::{Call, Failure, FileText, FileToSend, Reply};
 
 /// Longest call of a client without rights, in bytes. A list of 1,000 names fits.
 pub const CALL_BYTES_MAX: usize = 1024 * 1024;

@@ -8,7 +8,7 @@ use super::Supervisor;
 use super::keeper_unit::{self, is_internal, without_internal};
 use super::requests::{Refusal, raise_epoch};
 use super::source::Source;
-use crate::config::{self, Diagnostic, SourceFile};
+use crate::config::{self, Diagnostic, Loaded, SourceFile};
 use crate::model::{
     Author, Cause, Desired, InstanceId, KeptFile, Phase, Revision, Span, Spec, Unit, UnitName,
     find_loop, needs_of,
@@ -27,6 +27,9 @@ pub struct Manner {
     pub rolling: Option<u32>,
     /// It is taken back unless it is confirmed in so long a time.
     pub confirm: Option<Span>,
+    /// It is refused where not all that is to be up then can be up at a time. Else that is a warning:
+    /// at boot as much as can be is better than nothing.
+    pub must_fit: bool,
     /// It is applied only if things are still so.
     pub basis: Option<plan::Basis>,
 }
@@ -51,27 +54,33 @@ pub struct Applied {
 /// What a source declares from now on.
 pub(super) struct Declared {
     pub(super) source: String,
-    pub(super) specs: Vec<Spec>,
+    pub(super) specs: Vec<Arc<Spec>>,
 }
 
 impl<S: System> Supervisor<S> {
     /// What applying a source would do. Changes nothing.
-    pub fn plan(&self, source: &Source, manner: &Manner) -> Result<Applied, Refusal> {
+    pub fn plan(&mut self, source: &Source, manner: &Manner) -> Result<Applied, Refusal> {
         self.with_source(source, manner).map(|(applied, _)| applied)
     }
 
     /// Makes a source what it is to be. With any mistake in it, nothing changes.
     pub fn apply_source(&mut self, source: &Source, manner: &Manner) -> Result<Applied, Refusal> {
-        let (mut applied, mut desired) = self.with_source(source, manner)?;
+        let (mut applied, desired) = self.with_source(source, manner)?;
         if config::has_errors(&applied.diagnostics) {
             return Ok(applied);
         }
         if let Some(basis) = &manner.basis {
             basis.compare(&applied.basis).map_err(Refusal::Impossible)?;
         }
-        if desired.units == self.desired.units {
-            self.commit_changed(self.desired.clone())?;
+        let Some(mut desired) = desired.filter(|desired| desired.units != self.desired.units)
+        else {
+            self.put_back().map_err(|error| Refusal::NotSaved(error.to_string()))?;
             return Ok(applied);
+        };
+        if manner.must_fit
+            && let Some(shortage) = self.shortage(&desired)
+        {
+            return Err(Refusal::Impossible(shortage));
         }
         self.begin_history()?;
         desired.sources.clone_from(&self.desired.sources);
@@ -91,8 +100,8 @@ impl<S: System> Supervisor<S> {
         Ok(applied)
     }
 
-    fn with_source(&self, source: &Source, manner: &Manner) -> Result<(Applied, Desired), Refusal> {
-        let only = manner.only.as_slice();
+    /// What a source says now. What its files said when they were last looked at is not read again.
+    fn load(&mut self, source: &Source) -> Loaded {
         let foreign =
             |unit: &&Unit| unit.source != source.name && !unit.removed && !is_internal(unit);
         let others: BTreeMap<UnitName, String> = self
@@ -104,42 +113,96 @@ impl<S: System> Supervisor<S> {
             .collect();
         let specs: Vec<_> =
             self.desired.units.values().filter(foreign).map(|unit| &*unit.spec).collect();
-        let loaded = config::load_with(&source.files, &source.layers(), &others, &specs);
+        let is_applied = |name: &str| self.desired.sources.contains_key(name);
+        self.read.retain(|name, _| *name == source.name || is_applied(name));
+        let cache = self.read.entry(source.name.clone()).or_default();
+        let layers = source.layers();
+        let mut loaded = config::load_again(&source.files, &layers, &others, &specs, cache);
+        // A spec that did not change is in memory once, and told by that. Both are in order.
+        let mut known = self.desired.units.iter().peekable();
+        let mut has_copies = false;
+        for spec in &mut loaded.specs {
+            while known.next_if(|(name, _)| **name < spec.name).is_some() {}
+            let Some((_, unit)) = known.next_if(|(name, _)| **name == spec.name) else { continue };
+            if !Arc::ptr_eq(&unit.spec, spec) && unit.spec == *spec {
+                *spec = Arc::clone(&unit.spec);
+                has_copies = true;
+            }
+        }
+        if has_copies {
+            cache.share(&|name| self.desired.units.get(name).map(|unit| &unit.spec));
+        }
+        loaded
+    }
+
+    /// Whether a source declares just this already, so that nothing changes.
+    fn is_declared(&self, source: &str, specs: &[Arc<Spec>]) -> bool {
+        let mut specs = specs.iter();
+        let mut units = self.desired.units.values();
+        units.all(|unit| {
+            let is_same = |spec: &Arc<Spec>| Arc::ptr_eq(spec, &unit.spec);
+            !unit.removed && (unit.source != source || specs.next().is_some_and(is_same))
+        }) && specs.next().is_none()
+    }
+
+    /// What a source does, and the desired state that it makes; none where nothing changes.
+    fn with_source(
+        &mut self,
+        source: &Source,
+        manner: &Manner,
+    ) -> Result<(Applied, Option<Desired>), Refusal> {
+        let only = manner.only.as_slice();
+        let loaded = self.load(source);
         let diagnostics = loaded.diagnostics;
-        let mut desired = self.desired.clone();
         let mut units = loaded.specs.iter().map(|spec| spec.name.clone()).collect();
-        if !config::has_errors(&diagnostics) {
+        let is_same = only.is_empty() && self.is_declared(&source.name, &loaded.specs);
+        let desired = if is_same || config::has_errors(&diagnostics) {
+            None
+        } else {
             let mut specs = loaded.specs;
             if !only.is_empty() {
                 specs = self.only_these(&source.name, specs, only)?;
                 units = only.to_vec();
             }
             let declared = Declared { source: source.name.clone(), specs };
-            desired = self.declaring(vec![declared], manner.rolling);
+            let desired = self.declaring(vec![declared], manner.rolling);
             if !only.is_empty() {
                 whole(&desired)?;
             }
-        }
-        let plan = self.plan_to(&desired);
+            Some(desired)
+        };
+        let plan = desired.as_ref().map(|desired| self.plan_to(desired)).unwrap_or_default();
         let basis = plan::Basis::of(&plan, &self.desired, &self.observed);
         let generation = self.desired.generation;
-        let own = without_internal(&desired);
-        let warnings = plan::budget_warning(&own, self.shutdown_budget).into_iter().collect();
+        let budget = self.shutdown_budget.and_then(|budget| {
+            let own = without_internal(desired.as_ref().unwrap_or(&self.desired));
+            plan::budget_warning(&own, Some(budget))
+        });
+        let shortage = desired.as_ref().and_then(|desired| self.shortage(desired));
+        let warnings = budget.into_iter().chain(shortage).collect();
         Ok((Applied { plan, generation, basis, units, diagnostics, warnings }, desired))
+    }
+
+    /// Why not all of a desired state can be up at a time.
+    fn shortage(&self, desired: &Desired) -> Option<String> {
+        if desired.units == self.desired.units {
+            return None;
+        }
+        self.room?.shortage(&self.desired, desired)
     }
 
     /// What a source declares where only some of its units are taken from its files.
     fn only_these(
         &self,
         source: &str,
-        specs: Vec<Spec>,
+        specs: Vec<Arc<Spec>>,
         only: &[UnitName],
-    ) -> Result<Vec<Spec>, Refusal> {
-        let mut all: BTreeMap<UnitName, Spec> = declared(&self.desired, source)
+    ) -> Result<Vec<Arc<Spec>>, Refusal> {
+        let mut all: BTreeMap<UnitName, Arc<Spec>> = declared(&self.desired, source)
             .into_iter()
             .map(|spec| (spec.name.clone(), spec))
             .collect();
-        let mut new: BTreeMap<UnitName, Spec> =
+        let mut new: BTreeMap<UnitName, Arc<Spec>> =
             specs.into_iter().map(|spec| (spec.name.clone(), spec)).collect();
         for name in only {
             // One that the files do not have any more goes.
@@ -194,9 +257,11 @@ impl<S: System> Supervisor<S> {
     /// A changed spec clears what an instance came to under the old one.
     fn try_anew(&self, desired: &mut Desired) {
         let changed = |id: &&InstanceId| {
-            let spec =
-                |desired: &Desired| desired.units.get(&id.unit).map(|unit| Arc::clone(&unit.spec));
-            spec(desired) != spec(&self.desired)
+            let spec = |desired: &'_ Desired| Some(Arc::clone(&desired.units.get(&id.unit)?.spec));
+            match (spec(desired), spec(&self.desired)) {
+                (Some(new), Some(old)) => !Arc::ptr_eq(&new, &old) && new != old,
+                (new, old) => new.is_some() != old.is_some(),
+            }
         };
         let ended = self.observed.iter().filter(|(_, instance)| {
             matches!(
@@ -233,9 +298,9 @@ impl<S: System> Supervisor<S> {
 }
 
 /// What a source declares in a desired state.
-pub(super) fn declared(desired: &Desired, source: &str) -> Vec<Spec> {
+pub(super) fn declared(desired: &Desired, source: &str) -> Vec<Arc<Spec>> {
     let own = desired.units.values().filter(|unit| unit.source == source && !unit.removed);
-    own.map(|unit| Spec::clone(&unit.spec)).collect()
+    own.map(|unit| Arc::clone(&unit.spec)).collect()
 }
 
 /// The files as the history keeps them. With bytes that are no text nothing is applied.
@@ -266,9 +331,15 @@ fn whole(desired: &Desired) -> Result<(), Refusal> {
     }
 }
 
-fn set_spec(desired: &mut Desired, spec: Spec, source: &str, rolling: Option<u32>) {
+fn set_spec(desired: &mut Desired, spec: Arc<Spec>, source: &str, rolling: Option<u32>) {
+    let is_there =
+        |old: &Unit| Arc::ptr_eq(&old.spec, &spec) && old.source == source && !old.removed;
+    if desired.units.get(&spec.name).is_some_and(is_there) {
+        // What follows would make the same unit again.
+        return;
+    }
     let name = spec.name.clone();
-    let mut unit = Unit::new(Arc::new(spec), source.to_owned());
+    let mut unit = Unit::new(spec, source.to_owned());
     if let Some(old) = desired.units.get(&name) {
         if old.spec.starts_like(&unit.spec) {
             unit.hash = old.hash;

@@ -1,7 +1,7 @@
 //! The first state: what was saved, and what is found alive. Boot, restore after a crash, and the
 //! new image after `opm reexec` are all this; starting is left to the first turn.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::agenda::Timetable;
@@ -12,6 +12,7 @@ use crate::model::{
     Event, Graph, Happening, InstanceId, Kind, Life, Observed, Outcome, Phase, Role, RunId, Span,
     Spec, Stage, StartError, Word,
 };
+use crate::plan::Room;
 use crate::system::{Launch, Loaded, Proof, Replay, System};
 
 /// What a supervisor begins with.
@@ -27,6 +28,8 @@ pub struct Boot<S> {
     pub keeper: Option<KeeperOptions>,
     /// How long a shutdown may take; `None`: as long as the units' own times.
     pub shutdown_budget: Option<Span>,
+    /// What there is for all that may be up; `None`: enough.
+    pub room: Option<Room>,
     /// Whether this process was the supervisor before, by `opm reexec`: its children are ours.
     pub same_process: bool,
 }
@@ -53,6 +56,7 @@ impl<S: System> Boot<S> {
             shutdown: None,
             keeper: self.keeper,
             shutdown_budget: self.shutdown_budget,
+            room: self.room,
             dirty: BTreeSet::new(),
             queued: BTreeSet::new(),
             wakes: Wakes::new(),
@@ -65,6 +69,7 @@ impl<S: System> Boot<S> {
             replace_fails: None,
             is_restless: false,
             minimal: false,
+            read: BTreeMap::new(),
         };
         supervisor.adopt_all(self.same_process);
         supervisor.prune_agenda();

@@ -102,7 +102,7 @@ impl<S: System> Supervisor<S> {
         let mut desired = Desired { generation: record.generation, ..Desired::default() };
         for revision in self.revisions(&record)? {
             for spec in revision.specs {
-                let unit = Unit::new(spec.into(), revision.source.clone());
+                let unit = Unit::new(spec, revision.source.clone());
                 desired.units.insert(unit.spec.name.clone(), unit);
             }
         }

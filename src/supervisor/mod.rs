@@ -21,7 +21,7 @@ mod state;
 mod status;
 mod wakes;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 pub use apply::{Applied, Manner};
 pub use boot::Boot;
@@ -35,6 +35,7 @@ pub use status::Row;
 use agenda::Timetable;
 use wakes::Wakes;
 
+use crate::config::Cache;
 use crate::model::{
     Action, Desired, Event, Graph, Happening, Instance, InstanceId, Life, Monotonic, Observed,
     Phase, Reason, Rung, Span, Step, StopCause, Wall, Word,
@@ -69,6 +70,8 @@ pub struct Supervisor<S> {
     keeper: Option<KeeperOptions>,
     /// How long a shutdown may take; `None`: as long as the units' own times.
     shutdown_budget: Option<Span>,
+    /// What there is for all that may be up; `None`: enough.
+    room: Option<plan::Room>,
     /// Instances that a new look may find something due for.
     dirty: BTreeSet<InstanceId>,
     /// Instances whose next process is due, and waits until there is room, [`System::has_room`].
@@ -91,6 +94,8 @@ pub struct Supervisor<S> {
     is_restless: bool,
     /// Set after too many bugs.
     minimal: bool,
+    /// What was read of the files of each source when it was last looked at.
+    read: BTreeMap<String, Cache>,
 }
 
 impl<S: System> Supervisor<S> {

@@ -32,8 +32,8 @@ pub struct State {
 
 impl State {
     /// Units that nothing has happened to yet.
-    pub fn of_specs(specs: Vec<Spec>, source: &str) -> Self {
-        let unit = |spec: Spec| Unit::new(Arc::new(spec), source.to_owned());
+    pub fn of_specs(specs: Vec<Arc<Spec>>, source: &str) -> Self {
+        let unit = |spec: Arc<Spec>| Unit::new(spec, source.to_owned());
         let units = specs.into_iter().map(|spec| (spec.name.clone(), unit(spec))).collect();
         Self { desired: Desired { generation: 1, units, ..Desired::default() }, ..Self::default() }
     }

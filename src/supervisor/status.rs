@@ -163,10 +163,19 @@ impl<S: System> Supervisor<S> {
             awaits_connection: instance.is_some_and(|i| plan::waits_at(i).next().is_some()),
             description: unit.map(|unit| unit.spec.description.clone()).unwrap_or_default(),
             labels: unit.map(|unit| unit.spec.labels.clone()).unwrap_or_default(),
-            settled: match plan::turn(&view, id) {
-                Some(turn) => turn == plan::Turn::Halted,
-                None => plan::rests_until_due(&view, id) || settled(phase, wanted, unit),
-            },
+            settled: self.is_settled(id),
+        }
+    }
+
+    /// Whether nothing will happen to an instance by itself, apart from time passing in a backoff.
+    pub fn is_settled(&self, id: &InstanceId) -> bool {
+        let view = self.view();
+        let phase = view.observed.get(id).map_or(&Phase::Down, |instance| &instance.phase);
+        match plan::turn(&view, id) {
+            Some(turn) => turn == plan::Turn::Halted,
+            None => {
+                plan::rests_until_due(&view, id) || settled(phase, view.wants(id), view.unit(id))
+            }
         }
     }
 

@@ -278,6 +278,15 @@ pub fn raise_descriptor_limit() -> (u64, u64) {
     (soft, hard)
 }
 
+/// The limit of open descriptors that is in force, and how many numbers there are for processes.
+pub fn limits() -> (u64, u64) {
+    use nix::sys::resource::{Resource, getrlimit};
+    let descriptors = getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(soft, _)| soft);
+    let numbers = std::fs::read_to_string("/proc/sys/kernel/pid_max");
+    let numbers = numbers.ok().and_then(|text| text.trim().parse().ok());
+    (descriptors, numbers.unwrap_or(u64::MAX))
+}
+
 /// User and process at the other end of a unix socket, `SO_PEERCRED`.
 pub fn peer_credentials(stream: BorrowedFd<'_>) -> io::Result<(u32, u32, i32)> {
     let credentials =
@@ -303,9 +312,24 @@ pub fn isatty(fd: BorrowedFd<'_>) -> bool {
 
 /// Mounts `/proc` where it is missing: as PID 1 of a bare root.
 pub fn mount_proc() -> io::Result<()> {
+    mount_new("proc", "/proc", nix::mount::MsFlags::MS_NODEV)
+}
+
+/// Mounts the kernel's own `/dev` where it is missing.
+pub fn mount_dev() -> io::Result<()> {
+    mount_new("devtmpfs", "/dev", nix::mount::MsFlags::empty())
+}
+
+/// Mounts a file system of the kernel's, at a place that may not even be there.
+fn mount_new(kind: &str, path: &str, more: nix::mount::MsFlags) -> io::Result<()> {
     use nix::mount::{MsFlags, mount};
-    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-    mount(Some("proc"), "/proc", Some("proc"), flags, None::<&str>).map_err(io::Error::from)
+    if let Err(error) = std::fs::create_dir(path)
+        && error.kind() != io::ErrorKind::AlreadyExists
+    {
+        return Err(error);
+    }
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC | more;
+    mount(Some(kind), path, Some(kind), flags, None::<&str>).map_err(io::Error::from)
 }
 
 /// The id of this boot.

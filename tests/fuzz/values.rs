@@ -95,7 +95,7 @@ fn unit(keys: &str) -> Option<Spec> {
     let first = loaded.diagnostics.first().map(|found| found.message.as_str());
     assert!(!first.is_some_and(|message| message.starts_with("not YAML")), "{first:?}: {keys:?}");
     assert_eq!(loaded.specs.is_empty(), config::has_errors(&loaded.diagnostics), "{keys:?}");
-    loaded.specs.into_iter().next()
+    loaded.specs.first().map(|spec| Spec::clone(spec))
 }
 
 fn process(spec: &Spec) -> &ProcessSpec {

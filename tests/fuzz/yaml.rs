@@ -119,14 +119,15 @@ fn check_mistake(found: &Diagnostic, lengths: &BTreeMap<&FilePath, Vec<usize>>) 
 fn check_specs(loaded: &Loaded) {
     let names: BTreeSet<_> = loaded.specs.iter().map(|spec| &spec.name).collect();
     assert_eq!(names.len(), loaded.specs.len(), "two units of one name");
+    let places = loaded.places();
     for name in names {
-        assert!(loaded.places.contains_key(name), "{name} is nowhere");
+        assert!(places.contains_key(name), "{name} is nowhere");
     }
     if config::has_errors(&loaded.diagnostics) {
         return;
     }
-    assert_eq!(loaded.specs.len(), loaded.places.len(), "a unit was lost without a word");
-    assert_eq!(find_loop(&loaded.specs), None, "a loop was accepted");
+    assert_eq!(loaded.specs.len(), places.len(), "a unit was lost without a word");
+    assert_eq!(find_loop(loaded.specs.iter().map(|spec| &**spec)), None, "a loop was accepted");
     for spec in &loaded.specs {
         check_spec(spec);
     }

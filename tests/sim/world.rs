@@ -132,7 +132,8 @@ impl World {
                 console: false,
                 colour: false,
             });
-            let boot = Boot { system, loaded, replay, keeper, shutdown_budget: None, same_process };
+            let (shutdown_budget, room) = (None, None);
+            let boot = Boot { system, loaded, replay, keeper, shutdown_budget, room, same_process };
             Ok::<_, String>(boot.supervisor())
         }));
         match booted {
