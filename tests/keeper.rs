@@ -33,7 +33,8 @@ use world::{CONSOLE, DEADLINE, Helper, RUN_DIR, World, spawn, until};
 fn keeper_process() {
     let Some(run_dir) = std::env::var_os(RUN_DIR) else { return };
     let console = std::env::var_os(CONSOLE).is_some();
-    let code = opm::keeper::run(&Options { run_dir: run_dir.into(), console, colour: false });
+    let code =
+        opm::keeper::run(&Options { run_dir: run_dir.into(), console, colour: false, quota: None });
     std::process::exit(i32::from(code != ExitCode::SUCCESS));
 }
 

@@ -153,6 +153,9 @@ pub(super) struct Run {
     pub(super) dir: Option<PathBuf>,
     #[command(flatten)]
     pub(super) files: Files,
+    /// Most bytes of all finished log files together, as 10G [default: no limit]
+    #[arg(long, env = "OPM_LOG_QUOTA", value_parser = size, value_name = "SIZE")]
+    pub(super) log_quota: Option<u64>,
     /// Longest time for a shutdown [default: 9s as PID 1, else as long as the units' own]
     #[arg(long, value_parser = span, value_name = "TIME")]
     pub(super) shutdown_timeout: Option<Span>,
@@ -170,6 +173,9 @@ pub(super) struct Daemon {
     pub(super) dir: Option<PathBuf>,
     #[command(flatten)]
     pub(super) files: Files,
+    /// Most bytes of all finished log files together, as 10G [default: no limit]
+    #[arg(long, env = "OPM_LOG_QUOTA", value_parser = size, value_name = "SIZE")]
+    pub(super) log_quota: Option<u64>,
     /// Longest time for a shutdown [default: as long as the units' own]
     #[arg(long, value_parser = span, value_name = "TIME")]
     pub(super) shutdown_timeout: Option<Span>,
@@ -393,6 +399,12 @@ struct WishArgs {
 #[derive(Debug, Clone, Copy)]
 struct Budget(Option<Span>);
 
+/// A number of bytes, as in unit files.
+fn size(text: &str) -> Result<u64, String> {
+    let size = crate::config::parse_size(text);
+    size.ok_or_else(|| "write it as `512M`, `10G` (of 1024) or `10GB` (of 1000)".to_owned())
+}
+
 fn budget(text: &str) -> Result<Budget, String> {
     if text.is_empty() { Ok(Budget(None)) } else { span(text).map(|time| Budget(Some(time))) }
 }
@@ -468,4 +480,10 @@ pub(super) struct LogKeeper {
     /// Colour those
     #[arg(long)]
     pub(super) colour: bool,
+    /// The directory of logs, for --quota
+    #[arg(long, requires = "quota")]
+    pub(super) log_dir: Option<PathBuf>,
+    /// Most bytes of finished files in it
+    #[arg(long, requires = "log_dir")]
+    pub(super) quota: Option<u64>,
 }

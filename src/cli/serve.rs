@@ -30,6 +30,7 @@ pub(super) fn run(global: &Global, run: &Run) -> Result<u8, Error> {
         shutdown_budget: run.shutdown_timeout.or(pid_one.then_some(BUDGET_AS_PID_ONE)),
         console: !run.quiet,
         colour: output::is_terminal(),
+        log_quota: run.log_quota,
         env: std::env::vars_os().collect(),
         arguments: std::env::args_os().collect(),
     };
@@ -53,7 +54,12 @@ fn absolute(dir: &PathBuf) -> PathBuf {
 /// `opm daemon`.
 pub(super) fn daemon(global: &Global, args: &Daemon) -> Result<u8, Error> {
     let units = args.dir.as_ref().map(absolute);
-    let options = background(global, units.clone(), (&args.files).into(), args.shutdown_timeout);
+    let mut options =
+        background(global, units.clone(), (&args.files).into(), args.shutdown_timeout);
+    if let Some(quota) = args.log_quota {
+        options.arguments.extend(["--log-quota".into(), quota.to_string().into()]);
+        options.log_quota = Some(quota);
+    }
     // After `opm reexec` we are the daemon already.
     if std::env::var_os("OPM_LOCK_FD").is_some() {
         return daemon::run(options, &mut || {}).map_err(|failure| boot_error(&failure));
@@ -108,6 +114,7 @@ pub(super) fn background(
         shutdown_budget,
         console: false,
         colour: false,
+        log_quota: None,
         stateless: false,
         env: Environment::new(),
     }
@@ -131,6 +138,7 @@ pub(super) fn log_keeper(args: &LogKeeper) -> u8 {
         run_dir: args.run_dir.clone(),
         console: args.console,
         colour: args.colour,
+        quota: args.log_dir.clone().zip(args.quota),
     };
     u8::from(keeper::run(&options) != std::process::ExitCode::SUCCESS)
 }

@@ -18,6 +18,7 @@ mod watch;
 
 pub use command::command_words;
 pub(super) use value::described;
+pub use value::parse_size;
 
 use std::sync::Arc;
 

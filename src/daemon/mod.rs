@@ -65,6 +65,8 @@ pub struct Options {
     pub console: bool,
     /// Whether that is coloured.
     pub colour: bool,
+    /// Most bytes of all finished log files together.
+    pub log_quota: Option<u64>,
     /// Whether nothing but the command is supervised: no lock, no socket, no saved state.
     pub stateless: bool,
     /// What units inherit of the environment.

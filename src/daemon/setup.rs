@@ -75,6 +75,7 @@ fn keeper_options(options: &Options) -> Option<KeeperOptions> {
         run_dir: options.dirs.run.clone(),
         console: options.console,
         colour: options.colour,
+        quota: options.log_quota.map(|bytes| (options.dirs.logs.clone(), bytes)),
     })
 }
 

@@ -20,6 +20,7 @@ mod limit;
 mod outlet;
 mod packer;
 mod place;
+mod quota;
 mod ready;
 mod room;
 mod sink;
@@ -79,6 +80,8 @@ pub struct Options {
     pub console: bool,
     /// Whether the names on standard output have colours.
     pub colour: bool,
+    /// The directory of logs, and the most bytes of all finished files in it.
+    pub quota: Option<(PathBuf, u64)>,
 }
 
 /// Runs until `SIGTERM`, then stores what is in the FIFOs and ends.
@@ -140,7 +143,7 @@ impl Keeper {
             console: Console::open(poll.registry(), CONSOLE, options.colour),
             copy_all: options.console,
             room: Room::new(),
-            packer: Packer::default(),
+            packer: Packer::new(options.quota.clone()),
             outlets: Outlets::new(Waker::new(poll.registry(), SENT)?),
             run_dir: options.run_dir.clone(),
         };

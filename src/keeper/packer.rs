@@ -1,4 +1,5 @@
-//! The compression of finished files: a thread of its own, so that no log waits for it.
+//! What is done with finished files: they are compressed, and kept within a [`Quota`]. A thread of its
+//! own does it, so that no log waits for it.
 //!
 //! It begins with the first file and sleeps when there is none. It has the lowest priority, and
 //! needs the memory of one piece of a file. When the keeper dies it dies too, wherever it is: a
@@ -12,6 +13,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::Builder;
 
 use super::place::Finished;
+use super::quota::Quota;
 use crate::logs::packed;
 use crate::system;
 
@@ -19,51 +21,90 @@ use crate::system;
 /// killed: the next one overwrites it.
 const ROOM: &str = ".packing";
 
-/// What waits: each log once, however many of its files do.
+/// What waits.
 #[derive(Debug, Default)]
+struct Work {
+    /// Logs with files to be compressed: each once, however many of its files are.
+    logs: BTreeSet<Finished>,
+    /// Whether there is a new file that may be too much.
+    is_more: bool,
+}
+
+#[derive(Debug)]
 struct Queue {
-    logs: Mutex<BTreeSet<Finished>>,
+    work: Mutex<Work>,
     filled: Condvar,
+    quota: Option<Quota>,
 }
 
 /// Gives files to the thread.
-#[derive(Debug, Default)]
-pub(super) struct Packer(Option<Arc<Queue>>);
+#[derive(Debug)]
+pub(super) struct Packer {
+    quota: Option<Quota>,
+    queue: Option<Arc<Queue>>,
+}
 
 impl Packer {
+    /// With the directory of logs and the most bytes of finished files there, where there is a limit.
+    pub(super) fn new(quota: Option<(PathBuf, u64)>) -> Self {
+        let quota = quota.map(|(dir, bytes)| Quota { dir, bytes });
+        let mut packer = Self { quota, queue: None };
+        packer.look_at_quota();
+        packer
+    }
+
     /// Has all finished files of a log compressed that are not.
     pub(super) fn pack(&mut self, log: Finished) {
-        if self.0.is_none() {
-            let queue = Arc::new(Queue::default());
+        self.tell(|work| {
+            work.logs.insert(log);
+        });
+    }
+
+    /// Has the oldest files of all logs removed where they are too much.
+    pub(super) fn look_at_quota(&mut self) {
+        if self.quota.is_some() {
+            self.tell(|work| work.is_more = true);
+        }
+    }
+
+    fn tell(&mut self, change: impl FnOnce(&mut Work)) {
+        if self.queue.is_none() {
+            let (work, filled) = (Mutex::default(), Condvar::new());
+            let queue = Arc::new(Queue { work, filled, quota: self.quota.clone() });
             let theirs = Arc::clone(&queue);
-            let begun = Builder::new().name("packer".to_owned()).spawn(move || work(&theirs));
+            let begun = Builder::new().name("packer".to_owned()).spawn(move || serve(&theirs));
             if let Err(error) = begun {
-                log::warn!("cannot begin to compress logs: {error}");
+                log::warn!("cannot begin to look after finished logs: {error}");
                 return;
             }
-            self.0 = Some(queue);
+            self.queue = Some(queue);
         }
-        if let Some(queue) = &self.0 {
-            queue.logs.lock().unwrap_or_else(PoisonError::into_inner).insert(log);
+        if let Some(queue) = &self.queue {
+            change(&mut queue.work.lock().unwrap_or_else(PoisonError::into_inner));
             queue.filled.notify_one();
         }
     }
 }
 
 /// The thread.
-fn work(queue: &Queue) {
+fn serve(queue: &Queue) {
     system::be_in_background();
     loop {
-        let mut logs = queue.logs.lock().unwrap_or_else(PoisonError::into_inner);
-        let log = loop {
-            match logs.pop_first() {
-                Some(log) => break log,
-                None => logs = queue.filled.wait(logs).unwrap_or_else(PoisonError::into_inner),
-            }
-        };
-        drop(logs);
-        if let Err(error) = pack_all(&log) {
+        let work = queue.work.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_idle = |work: &mut Work| work.logs.is_empty() && !work.is_more;
+        let waited = queue.filled.wait_while(work, is_idle);
+        let mut work = waited.unwrap_or_else(PoisonError::into_inner);
+        let (log, is_more) = (work.logs.pop_first(), std::mem::take(&mut work.is_more));
+        drop(work);
+        if let Some(log) = log
+            && let Err(error) = pack_all(&log)
+        {
             log::warn!("cannot compress the log `{}`: {error}", log.path().display());
+        }
+        if let Some(quota) = queue.quota.as_ref().filter(|_| is_more)
+            && let Err(error) = quota.keep()
+        {
+            log::warn!("cannot remove old logs in `{}`: {error}", quota.dir.display());
         }
     }
 }

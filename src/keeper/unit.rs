@@ -350,6 +350,7 @@ impl Unit {
         batch.finish();
         if store.take_rotated() {
             store.pack(packer);
+            packer.look_at_quota();
         }
         if store.descriptor().is_some_and(|fd| !room.has_for(fd)) {
             store.close();

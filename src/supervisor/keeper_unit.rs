@@ -23,6 +23,8 @@ pub struct KeeperOptions {
     pub console: bool,
     /// Whether that is coloured.
     pub colour: bool,
+    /// Most bytes of all finished files in the directory of logs.
+    pub quota: Option<(PathBuf, u64)>,
 }
 
 pub(super) fn is_keeper(unit: &UnitName) -> bool {
@@ -58,6 +60,12 @@ pub(super) fn add_to(desired: &mut Desired, options: &KeeperOptions) {
     let mut argv: Vec<Template> = argv.iter().map(|text| Template::literal(text)).collect();
     argv.push(Template::literal("--run-dir"));
     argv.push(Template::literal(&options.run_dir.to_string_lossy()));
+    if let Some((dir, bytes)) = &options.quota {
+        argv.push(Template::literal("--log-dir"));
+        argv.push(Template::literal(&dir.to_string_lossy()));
+        argv.push(Template::literal("--quota"));
+        argv.push(Template::literal(&bytes.to_string()));
+    }
     let mut process = ProcessSpec::new(Command::Argv(argv), FilePath::from("/"));
     process.output = Output::Inherit;
     let mut spec = Spec::new(Kind::Service, name());

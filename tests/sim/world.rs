@@ -131,6 +131,7 @@ impl World {
                 run_dir: PathBuf::from("/run/opm"),
                 console: false,
                 colour: false,
+                quota: None,
             });
             let (shutdown_budget, room) = (None, None);
             let boot = Boot { system, loaded, replay, keeper, shutdown_budget, room, same_process };

@@ -337,7 +337,7 @@ pub(super) fn alternatives(words: &[&str]) -> String {
 }
 
 /// Reads a number of bytes. A letter alone means 1024, as systemd and Docker mean it.
-pub(super) fn parse_size(text: &str) -> Option<u64> {
+pub fn parse_size(text: &str) -> Option<u64> {
     let text = text.trim();
     let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (digits, unit) = text.split_at(end);

@@ -1,0 +1,302 @@
+//! Output that goes to a syslog daemon or into another unit: whole, in order, counted where it is lost,
+//! and never in the way of a service for good.
+#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
+mod common;
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::os::unix::net::UnixDatagram;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use common::World;
+
+/// Longer than anything here takes: a lost message ends the test instead of hanging it.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Reads lines and writes each as it comes.
+const READER: &str = "while IFS= read -r line; do printf '%s\\n' \"$line\" >> got; done";
+
+fn reader(world: &World, more: &str) {
+    world.service("ship", READER, &format!("stdin: logs\n{more}"));
+}
+
+/// What the reader was given: the lines, and what opm says.
+fn got(world: &World) -> (Vec<String>, Vec<String>) {
+    let mut both = (Vec::new(), Vec::new());
+    for line in world.lines("got") {
+        let json: serde_json::Value = serde_json::from_str(&line).unwrap();
+        let text = json["line"].as_str().unwrap().to_owned();
+        if json["stream"] == "opm" { both.1.push(text) } else { both.0.push(text) }
+    }
+    both
+}
+
+#[test]
+fn a_unit_reads_what_others_write_and_what_came_while_it_was_away() {
+    let Some(mut world) = World::new() else { return };
+    reader(&world, "");
+    let to = "logs: {to: {unit: ship}}\nworking_dir: ..\nrestart: never\n";
+    for name in ["a", "b"] {
+        let script =
+            format!("seq 1 100; until [ -e go ]; do sleep 0.02; done; seq 101 200; : {name}");
+        world.task(name, &script, to);
+    }
+    world.run();
+    let of = |name: &str, world: &World| {
+        let lines = world.lines("got");
+        let json =
+            lines.iter().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+        let own = json.filter(|json| json["instance"] == name);
+        own.map(|json| json["line"].as_str().unwrap().parse().unwrap()).collect::<Vec<u32>>()
+    };
+    world.until("the first lines", || got(&world).0.len() == 200);
+    // Nobody reads now; what comes waits.
+    assert_eq!(world.opm(&["stop", "ship"]).code, 0);
+    fs::write(world.path("go"), "").unwrap();
+    world.until_phase("a", "done");
+    world.until_phase("b", "done");
+    assert_eq!(world.opm(&["start", "ship"]).code, 0);
+    world.until("the other lines", || got(&world).0.len() == 400);
+    let all: Vec<u32> = (1..=200).collect();
+    assert_eq!((of("a", &world), of("b", &world)), (all.clone(), all));
+    let first: serde_json::Value = serde_json::from_str(&world.lines("got")[0]).unwrap();
+    assert_eq!(first["run"].as_str().unwrap().len(), 16);
+    assert_eq!(got(&world).1, Vec::<String>::new());
+    assert_eq!(world.opm(&["shutdown"]).code, 0);
+}
+
+#[test]
+fn who_has_nobody_to_read_it_is_held_up_once_and_told_what_was_lost() {
+    let Some(mut world) = World::new() else { return };
+    reader(&world, "enabled: false\n");
+    // Much more than the FIFOs and queues between them take.
+    let script = "head -c 3000000 /dev/zero | tr '\\0' x | fold -w 99; : > written; \
+                  until [ -e go ]; do sleep 0.02; done; echo last; exec sleep 1000";
+    world.service("web", script, "logs: {to: {unit: ship}}\nworking_dir: ..\n");
+    world.run();
+    world.until("all is written", || world.path("written").exists());
+    assert!(world.log().contains("`ship` takes nothing"), "{}", world.log());
+    assert_eq!(world.opm(&["start", "ship"]).code, 0);
+    fs::write(world.path("go"), "").unwrap();
+    world.until("the last line", || got(&world).0.last().is_some_and(|line| line == "last"));
+    let (lines, said) = got(&world);
+    let dropped: usize = said
+        .iter()
+        .map(|text| {
+            let rest = text.strip_prefix("[opm: dropped ").unwrap();
+            let (bytes, why) = rest.split_once(" bytes: ").unwrap();
+            assert!(why.starts_with("`ship` takes nothing"), "{why}");
+            bytes.parse::<usize>().unwrap()
+        })
+        .sum();
+    let read: usize = lines.iter().map(|line| line.len() + 1).sum();
+    // 30,303 lines of 99, and one of 3 without a newline, on which the last one follows.
+    assert_eq!(read + dropped, 3_000_000 + 30_303 + "last\n".len(), "{dropped} dropped");
+    assert!(dropped > 0);
+    assert!(lines.iter().all(|line| line.len() == 99 || line.ends_with("last")), "a torn line");
+    assert_eq!(world.opm(&["shutdown"]).code, 0);
+}
+
+#[test]
+fn messages_are_datagrams_at_a_socket_and_lines_say_how_bad_they_are() {
+    let Some(mut world) = World::new() else { return };
+    let path = world.path("log.sock");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    let to =
+        format!("logs: {{to: {{syslog: {{address: {}, facility: local3}}}}}}\n", path.display());
+    world.service("web", "echo one; echo '<3>two'; printf three; exec sleep 1000", &to);
+    world.run();
+    for (priority, text) in [(158, "one"), (155, "two"), (158, "three")] {
+        let message = datagram(|buffer| socket.recv(buffer));
+        let rest = message.strip_prefix(&format!("<{priority}>")).unwrap();
+        assert!(rest.ends_with(&format!(" web: {text}")), "{message}");
+    }
+    assert_eq!(world.opm(&["shutdown"]).code, 0);
+}
+
+fn datagram(mut receive: impl FnMut(&mut [u8]) -> std::io::Result<usize>) -> String {
+    let mut buffer = vec![0; 65_536];
+    let length = receive(&mut buffer).unwrap();
+    String::from_utf8(buffer[..length].to_vec()).unwrap()
+}
+
+#[test]
+fn rfc_5424_goes_over_udp() {
+    let Some(mut world) = World::new() else { return };
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    let address = socket.local_addr().unwrap();
+    let to = format!("logs: {{to: {{syslog: {{address: \"udp://{address}\"}}}}}}\n");
+    world.service("web", "echo one; exec sleep 1000", &to);
+    world.run();
+    let message = datagram(|buffer| socket.recv(buffer));
+    let words: Vec<&str> = message.split(' ').collect();
+    assert_eq!(
+        (words[0], words[3], words[5], words[6]),
+        ("<30>1", "web", "stdout", "-"),
+        "{message}"
+    );
+    assert_eq!((words[4].len(), words[7]), (16, "one"), "{message}");
+    assert_eq!(world.opm(&["shutdown"]).code, 0);
+}
+
+/// The next message of a stream: its length, a blank, and so many bytes.
+fn framed(stream: &mut BufReader<TcpStream>) -> Option<String> {
+    let mut length = Vec::new();
+    stream.read_until(b' ', &mut length).unwrap();
+    let length = String::from_utf8(length).unwrap();
+    let mut message = vec![0; length.trim_end().parse().ok()?];
+    stream.read_exact(&mut message).unwrap();
+    Some(String::from_utf8(message).unwrap())
+}
+
+fn accept(listener: &TcpListener) -> BufReader<TcpStream> {
+    let (stream, _) = listener.accept().unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    BufReader::new(stream)
+}
+
+#[test]
+fn a_stream_is_taken_up_again_where_it_broke() {
+    let Some(mut world) = World::new() else { return };
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let to =
+        format!("logs: {{to: {{syslog: {{address: \"tcp://{address}\"}}}}}}\nworking_dir: ..\n");
+    let script = "echo one; until [ -e go ]; do sleep 0.02; done; seq 1 1000; exec sleep 1000";
+    world.service("web", script, &to);
+    world.run();
+    let mut stream = accept(&listener);
+    assert!(framed(&mut stream).unwrap().ends_with(" one"));
+    // The other side goes away while nothing is under way, and nobody listens for a while.
+    drop(stream);
+    drop(listener);
+    fs::write(world.path("go"), "").unwrap();
+    let listener = TcpListener::bind(address).unwrap();
+    let mut stream = accept(&listener);
+    for number in 1..=1000 {
+        let message = framed(&mut stream).unwrap();
+        assert!(message.ends_with(&format!(" - {number}")), "{message}");
+    }
+    assert_eq!(world.opm(&["shutdown"]).code, 0);
+}
+
+#[test]
+fn a_real_rsyslogd_understands_every_way() {
+    let program = ["/usr/sbin/rsyslogd", "/sbin/rsyslogd"].map(PathBuf::from);
+    let Some(program) = program.into_iter().find(|path| path.exists()) else {
+        return common::skip("no rsyslogd");
+    };
+    let Some(mut world) = World::new() else { return };
+    let socket = world.path("log.sock");
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let got = world.path("got");
+    let config = format!(
+        "module(load=\"imuxsock\" SysSock.Name=\"{}\")\n\
+         module(load=\"imtcp\")\ninput(type=\"imtcp\" port=\"{port}\" address=\"127.0.0.1\")\n\
+         module(load=\"imudp\")\ninput(type=\"imudp\" port=\"{port}\" address=\"127.0.0.1\")\n\
+         template(name=\"plain\" type=\"string\" \
+         string=\"%app-name%|%syslogfacility-text%|%syslogseverity-text%|%procid%|%msg%\\n\")\n\
+         *.* action(type=\"omfile\" file=\"{}\" template=\"plain\")\n",
+        socket.display(),
+        got.display()
+    );
+    fs::write(world.path("rsyslog.conf"), config).unwrap();
+    let command = serde_json::json!([
+        program,
+        "-n",
+        "-f",
+        world.path("rsyslog.conf"),
+        "-i",
+        world.path("rsyslog.pid")
+    ]);
+    let ready = serde_json::json!({"command": ["test", "-S", socket], "every": "50ms"});
+    world.unit("rsyslog", &format!("command: {command}\nready: {ready}\n"));
+    for (name, address) in [
+        ("local", socket.display().to_string()),
+        ("tcp", format!("tcp://127.0.0.1:{port}")),
+        ("udp", format!("udp://127.0.0.1:{port}")),
+    ] {
+        let to = format!("{{syslog: {{address: \"{address}\", facility: local1}}}}");
+        let script = "echo 'hello  <world>'; echo '<4>careful'";
+        world.task(name, script, &format!("logs: {{to: {to}}}\nrequires: [rsyslog]\n"));
+    }
+    world.run();
+    world.until("all messages", || {
+        let lines = world.lines("got");
+        ["local", "tcp", "udp"].iter().all(|name| {
+            lines.iter().filter(|line| line.starts_with(&format!("{name}|"))).count() == 2
+        })
+    });
+    for line in world.lines("got") {
+        let fields: Vec<&str> = line.splitn(5, '|').collect();
+        let [name, facility, severity, run, text] = fields[..] else { panic!("{line}") };
+        if !["local", "tcp", "udp"].contains(&name) {
+            continue;
+        }
+        assert_eq!(facility, "local1");
+        let (expected, words) =
+            if severity == "info" { ("info", "hello  <world>") } else { ("warning", "careful") };
+        assert_eq!((severity, text.trim_start()), (expected, words), "{line}");
+        assert_eq!(run.len() == 16, name != "local", "{line}");
+    }
+    assert_eq!(world.opm(&["shutdown"]).code, 0);
+}
+
+#[test]
+fn logs_have_the_form_that_is_asked_for_and_are_read_back() {
+    let Some(mut world) = World::new() else { return };
+    for format in ["text", "json", "raw"] {
+        let script = "echo \"$RUN one\"; printf 'two\\tb'";
+        let more = format!("logs: {{format: {format}}}\n");
+        world.task(format, script, &more);
+    }
+    world.run();
+    for format in ["text", "json", "raw"] {
+        world.until_phase(format, "done");
+        world.until("all lines", || world.opm(&["logs", "--raw", format]).out.contains("two"));
+        let said = world.opm(&["logs", format, "--json"]).out;
+        let lines: Vec<serde_json::Value> =
+            said.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let texts: Vec<&str> = lines.iter().map(|json| json["line"].as_str().unwrap()).collect();
+        assert_eq!(texts, [" one", "two\tb"], "{format}");
+        assert_eq!(lines[1]["run"].is_string(), format != "raw", "{format}: {said}");
+    }
+    let raw = fs::read_to_string(world.root().join("log/raw/current")).unwrap();
+    assert_eq!(raw, " one\ntwo\tb");
+    assert_eq!(world.opm(&["shutdown"]).code, 0);
+}
+
+#[test]
+fn the_runs_of_a_task_are_read_one_by_one() {
+    let Some(mut world) = World::new() else { return };
+    world.task("job", "echo begin; cat ../text; printf 'no end'", "working_dir: .\n");
+    fs::write(world.path("text"), "first\n").unwrap();
+    world.run();
+    world.until_phase("job", "done");
+    for text in ["second", "third"] {
+        fs::write(world.path("text"), format!("{text}\n")).unwrap();
+        assert_eq!(world.opm(&["start", "job"]).code, 0);
+    }
+    let of = |run: &str| world.opm(&["logs", "job", "--raw", "--run", run]).out;
+    let expected = |text: &str| format!("begin\n{text}\nno end");
+    world.until("the last run's lines", || of("0").ends_with("no end"));
+    assert_eq!(
+        (of("0"), of("-1"), of("-2")),
+        (expected("third"), expected("second"), expected("first"))
+    );
+    assert_eq!(of("-3"), "");
+    let json = world.opm(&["logs", "job", "--json", "--run", "-1", "-n", "1"]).out;
+    let run = serde_json::from_str::<serde_json::Value>(&json).unwrap()["run"].clone();
+    let run = run.as_str().unwrap().to_owned();
+    assert_eq!(of(&run[..8]), expected("second"));
+    let wrong = world.opm(&["logs", "job", "--run", "5"]);
+    assert_eq!(wrong.code, 1);
+    assert!(wrong.err.contains("write 0 for the latest run"), "{wrong:?}");
+    // All of it was written since the machine began.
+    assert_eq!(world.opm(&["logs", "job", "--boot"]).out.lines().count(), 9);
+    assert_eq!(world.opm(&["shutdown"]).code, 0);
+}
