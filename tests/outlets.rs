@@ -1,6 +1,10 @@
 //! Output that goes to a syslog daemon or into another unit: whole, in order, counted where it is lost,
 //! and never in the way of a service for good.
-#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a test stops at the first surprise"
+)]
 
 mod common;
 
