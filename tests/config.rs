@@ -137,6 +137,8 @@ goldens! {
     instances_wrong
     key_at_the_wrong_depth
     log_limits
+    logs_elsewhere
+    logs_elsewhere_wrong
     log_limits_wrong
     long_delay
     many_mistakes

@@ -23,7 +23,7 @@ use nix::sys::signal::Signal;
 
 use opm::keeper::Options;
 use opm::logs::{self, LogsError, Query, Record};
-use opm::model::{FilePath, InstanceId, LogRate, Span};
+use opm::model::{FilePath, InstanceId, LogFormat, LogRate, Span};
 use opm::system::instruction::{Destination, Instruction};
 
 use world::{CONSOLE, DEADLINE, Helper, RUN_DIR, World, spawn, until};
@@ -249,7 +249,8 @@ fn a_changed_instruction_is_taken_over_at_once() {
     let path = world.root.path().join("app/log");
     let to = Destination::Path(FilePath::from(path.as_path()));
     let id = InstanceId::parse("l").unwrap();
-    let instruction = Instruction { to, ..world.instruction("l", 4, 9) };
+    let format = LogFormat::Raw;
+    let instruction = Instruction { to, format, ..world.instruction("l", 4, 9) };
     instruction.write(world.root.path(), &id).unwrap();
     let mut number = 0;
     until("the new file is written", || {

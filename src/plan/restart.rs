@@ -46,13 +46,13 @@ pub(super) fn after(
         _ => None,
     };
     match &instance.phase {
+        // It was to run by another definition, which was taken back, or held, before it could.
+        Phase::Down | Phase::Waiting { .. } if anew.is_none() && is_done_task(unit, instance) => {
+            Next::Settle(Verdict::Done, Reason::Changed)
+        }
         Phase::Down => {
             let reason = if instance.last.is_some() { anew } else { None };
             Next::Begin { fresh: true, reason: reason.unwrap_or(Reason::Wanted) }
-        }
-        // It waited to run by another definition, which was taken back before it could.
-        Phase::Waiting { .. } if anew.is_none() && is_done_task(unit, instance) => {
-            Next::Settle(Verdict::Done, Reason::Changed)
         }
         Phase::Waiting { fresh, .. } => {
             // Counters begin anew too where it was asked for, or changed, while it waited.
