@@ -57,7 +57,7 @@ impl<'a> Batch<'a> {
         self.tell_now();
         self.tell_of_clock();
         let run = self.store.run_to_say();
-        self.add(Words { bytes: part.bytes, full: part.full, is_ours: false, run });
+        self.add(Words { bytes: part.bytes, full: part.full, is_ours: false, told: 0, run });
         if self.state == State::Dropping {
             self.store.dropped += part.bytes.len() as u64 + u64::from(part.full);
         }
@@ -127,8 +127,9 @@ impl<'a> Batch<'a> {
         let limited = self.store.has_limited().then(|| self.store.limited_text());
         let said = [note.as_deref(), dropped.as_deref(), limited.as_deref()];
         let said: Vec<&str> = said.into_iter().flatten().collect();
+        let told = self.store.dropped + self.store.limited.1;
         let text = format!("[opm: {}]", said.join("; "));
-        self.add(Words { bytes: text.as_bytes(), full: true, is_ours: true, run: None });
+        self.add(Words { bytes: text.as_bytes(), full: true, is_ours: true, told, run: None });
         self.told = self.state == State::Writing;
     }
 
@@ -139,7 +140,13 @@ impl<'a> Batch<'a> {
         if back >= CLOCK_BACK_MICROS_MIN && self.store.form.is_stamped() {
             let back = Span::millis(u64::try_from(back / 1_000).unwrap_or(0));
             let text = format!("{CLOCK_BACK} by {back}]");
-            self.add(Words { bytes: text.as_bytes(), full: true, is_ours: true, run: None });
+            self.add(Words {
+                bytes: text.as_bytes(),
+                full: true,
+                is_ours: true,
+                told: 0,
+                run: None,
+            });
         }
     }
 

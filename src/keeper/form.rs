@@ -29,6 +29,9 @@ pub(super) struct Words<'a> {
     pub(super) full: bool,
     /// Whether they are opm's own.
     pub(super) is_ours: bool,
+    /// How many bytes of output these tell of that are missing: they count as missing once more where
+    /// this is lost too.
+    pub(super) told: u64,
     /// The run they belong to, where it is known and to be said.
     pub(super) run: Option<RunId>,
 }
@@ -88,8 +91,9 @@ impl Form {
         words: Words<'_>,
         piece: &mut dyn FnMut(usize, usize),
     ) {
-        let Words { bytes, full, is_ours, run } = words;
-        let content = if is_ours { 0 } else { bytes.len() + usize::from(full) };
+        let Words { bytes, full, is_ours, told, run } = words;
+        let told = usize::try_from(told).unwrap_or(usize::MAX);
+        let content = if is_ours { told } else { bytes.len() + usize::from(full) };
         match &self.kind {
             Kind::Text => {
                 out.extend_from_slice(&stamp.text);
@@ -230,7 +234,7 @@ mod tests {
     }
 
     fn line(bytes: &[u8]) -> Words<'_> {
-        Words { bytes, full: true, is_ours: false, run: Some(RUN) }
+        Words { bytes, full: true, is_ours: false, told: 0, run: Some(RUN) }
     }
 
     fn syslog(address: &str) -> Destination {
@@ -239,7 +243,7 @@ mod tests {
 
     #[test]
     fn each_form_is_as_documented() {
-        let said = Words { is_ours: true, run: None, ..line(b"[opm: gap]") };
+        let said = Words { is_ours: true, told: 7, run: None, ..line(b"[opm: gap]") };
         for (to, format, words, expected) in [
             (
                 Destination::File,
@@ -278,7 +282,7 @@ mod tests {
             (syslog("/dev/log"), LogFormat::Text, said, "<28>Nov 25 10:32:00 web: [opm: gap]"),
         ] {
             let content = match (words.is_ours, words.full) {
-                (true, _) => 0,
+                (true, _) => 7,
                 (false, full) => words.bytes.len() + usize::from(full),
             };
             assert_eq!(put(to, format, words), [(expected.to_owned(), content)]);

@@ -174,6 +174,9 @@ impl Cursor {
             if self.segment.is_some() && !is_finished {
                 let current = segment::current_id(&self.dir)?;
                 if current.is_some() && current == self.segment.as_ref().map(|s| s.id) {
+                    if self.rest_of_raw() {
+                        continue;
+                    }
                     break;
                 }
                 // Once more: something may have been written before it was finished.
@@ -261,6 +264,20 @@ impl Cursor {
     fn rest_of_file(&mut self) -> bool {
         let length = self.buffer.len().saturating_sub(self.given);
         if length == 0 || self.is_behind_end(length) {
+            return false;
+        }
+        self.give(length);
+        self.given += length;
+        true
+    }
+
+    /// Gives what stands behind the last newline at our end where nothing has a stamp: it is no record
+    /// that is being written.
+    fn rest_of_raw(&mut self) -> bool {
+        let length = self.buffer.len().saturating_sub(self.given);
+        let place = self.offset + (self.given + length) as u64;
+        let is_end = self.end.as_ref().is_some_and(|end| place == end.offset);
+        if length == 0 || !is_end || !self.time.is_empty() {
             return false;
         }
         self.give(length);

@@ -32,7 +32,7 @@ pub use fields::{conceal, fields_of};
 pub use lazy::{is_lazy, waits_at};
 pub use order::{Standing, blockers, standing};
 pub use probe::{failures, is_unhealthy};
-pub use restart::verdict;
+pub use restart::{has_done, verdict};
 pub use roll::{Turn, is_outdated, turn};
 pub use room::Room;
 pub use schedule::rests_until_due;

@@ -47,7 +47,7 @@ pub(super) fn after(
     };
     match &instance.phase {
         // It was to run by another definition, which was taken back, or held, before it could.
-        Phase::Down | Phase::Waiting { .. } if anew.is_none() && is_done_task(unit, instance) => {
+        Phase::Down | Phase::Waiting { .. } if anew.is_none() && has_done(unit, instance) => {
             Next::Settle(Verdict::Done, Reason::Changed)
         }
         Phase::Down => {
@@ -202,7 +202,7 @@ fn final_verdict(unit: &Unit, end: &End) -> Option<Verdict> {
 }
 
 /// Whether a task has done what it should, and nobody asked for more.
-fn is_done_task(unit: &Unit, instance: &Instance) -> bool {
+pub fn has_done(unit: &Unit, instance: &Instance) -> bool {
     let last = instance.last.as_ref().filter(|_| unit.spec.kind == Kind::Task);
     last.and_then(|end| final_verdict(unit, end)) == Some(Verdict::Done)
 }

@@ -12,7 +12,7 @@ use crate::model::{
     Event, Graph, Happening, InstanceId, Kind, Life, Observed, Outcome, Phase, Role, RunId, Span,
     Spec, Stage, StartError, Word,
 };
-use crate::plan::Room;
+use crate::plan::{self, Room};
 use crate::system::{Launch, Loaded, Proof, Replay, System};
 
 /// What a supervisor begins with.
@@ -233,6 +233,11 @@ impl<S: System> Supervisor<S> {
             .observed
             .iter()
             .filter(|(_, instance)| instance.run.is_none() && instance.phase != Phase::Done)
+            // One that was to run by another definition, which may be taken back, has run by its own.
+            .filter(|(id, instance)| {
+                let unit = self.desired.units.get(&id.unit);
+                !unit.is_some_and(|unit| plan::has_done(unit, instance))
+            })
             .map(|(id, _)| id.clone())
             .collect();
         for id in settled {

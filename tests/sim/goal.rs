@@ -1,9 +1,24 @@
 //! Where the units of a random world must be once there are no more faults.
 
-use opm::model::{Instance, InstanceId, Kind, Phase, Unit, UnitName};
+use opm::model::{Instance, InstanceId, Kind, Observed, Phase, Unit, UnitName};
 use opm::plan;
 
 use crate::story::{NAMES, Story};
+
+/// Whether what an instance waits for has not come to rest itself, as what restarts again and again.
+fn is_under_way(observed: &Observed, phase: &Phase) -> bool {
+    let Phase::Waiting { on, .. } = phase else { return false };
+    let is_moving = |instance: &Instance| {
+        matches!(
+            instance.phase,
+            Phase::Waiting { .. }
+                | Phase::Starting
+                | Phase::Stopping { .. }
+                | Phase::Backoff { .. }
+        )
+    };
+    on.iter().any(|blocker| observed.of_unit(&blocker.unit).any(|(_, other)| is_moving(other)))
+}
 
 impl Story {
     pub(crate) fn expect_all(&mut self) -> Result<(), String> {
@@ -72,7 +87,10 @@ impl Story {
             (true, false) if calls => true,
             (true, true) => {
                 // It may be looked at in the moment in which another task runs.
-                let may_wait = !is_met || conflicts || self.waits_for(place, "overlap:");
+                let may_wait = !is_met
+                    || conflicts
+                    || is_under_way(supervisor.observed(), &phase)
+                    || self.waits_for(place, "overlap:");
                 may_wait || !matches!(phase, Phase::Waiting { .. })
             }
             // A condition command that somebody killed has not said yes.
