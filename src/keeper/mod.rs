@@ -33,7 +33,7 @@ mod watch;
 #[cfg(test)]
 mod store_tests;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs::{self, File};
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
@@ -111,7 +111,7 @@ struct Keeper {
     /// Those that may have something to read, in the order of their turns.
     ready: VecDeque<Token>,
     /// Those that are not read until something was sent.
-    blocked: Vec<Token>,
+    blocked: BTreeSet<Token>,
     shared: Shared,
     /// When something is due of an instance, such as an unfinished line.
     unit_due: Option<u64>,
@@ -156,7 +156,7 @@ impl Keeper {
             tokens: BTreeMap::new(),
             next_token: FIRST_UNIT,
             ready: VecDeque::new(),
-            blocked: Vec::new(),
+            blocked: BTreeSet::new(),
             shared,
             unit_due: None,
             stopping: false,
@@ -346,7 +346,7 @@ impl Keeper {
                 Turn::Idle => unit.is_queued = false,
                 Turn::Blocked => {
                     unit.is_queued = false;
-                    self.blocked.push(token);
+                    self.blocked.insert(token);
                 }
                 Turn::Over => {
                     // Closing the FIFO takes it out of the poll set: nobody else has it.

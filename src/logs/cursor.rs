@@ -44,6 +44,8 @@ pub(super) struct Cursor {
     /// The run that was named last.
     run: Option<RunId>,
     select: Arc<Select>,
+    /// Whether all lines are wanted, up to what has no newline yet.
+    is_whole: bool,
     /// Where to end for good.
     end: Option<Start>,
     is_over: bool,
@@ -65,6 +67,7 @@ impl Cursor {
             time: String::new(),
             run: None,
             select: Arc::clone(select),
+            is_whole: false,
             end: None,
             is_over: false,
         }
@@ -78,6 +81,11 @@ impl Cursor {
             self.began = true;
             self.segment = Some(start.segment);
         }
+    }
+
+    /// Has it give what stands behind the last newline too, where nothing has a stamp.
+    pub(super) fn take_whole(&mut self) {
+        self.is_whole = true;
     }
 
     /// Says which run the next record is of.
@@ -277,7 +285,7 @@ impl Cursor {
         let length = self.buffer.len().saturating_sub(self.given);
         let place = self.offset + (self.given + length) as u64;
         let is_end = self.end.as_ref().is_some_and(|end| place == end.offset);
-        if length == 0 || !is_end || !self.time.is_empty() {
+        if length == 0 || !is_end || !self.time.is_empty() || !self.is_whole {
             return false;
         }
         self.give(length);

@@ -193,6 +193,7 @@ impl Check for Stops {
                 // It went down under a supervisor that died before it let the command of the step go.
                 Happening::Ended { run, role: Role::PreStop(_) | Role::Stop(_), .. } => {
                     self.judged.insert(run);
+                    self.doubts.retain(|(doubted, ..)| *doubted != run);
                 }
                 _ => {}
             },
