@@ -44,8 +44,6 @@ pub(super) struct Cursor {
     /// The run that was named last.
     run: Option<RunId>,
     select: Arc<Select>,
-    /// Whether all lines are wanted, up to what has no newline yet.
-    is_whole: bool,
     /// Where to end for good.
     end: Option<Start>,
     is_over: bool,
@@ -67,7 +65,6 @@ impl Cursor {
             time: String::new(),
             run: None,
             select: Arc::clone(select),
-            is_whole: false,
             end: None,
             is_over: false,
         }
@@ -81,11 +78,6 @@ impl Cursor {
             self.began = true;
             self.segment = Some(start.segment);
         }
-    }
-
-    /// Has it give what stands behind the last newline too, where nothing has a stamp.
-    pub(super) fn take_whole(&mut self) {
-        self.is_whole = true;
     }
 
     /// Says which run the next record is of.
@@ -182,9 +174,6 @@ impl Cursor {
             if self.segment.is_some() && !is_finished {
                 let current = segment::current_id(&self.dir)?;
                 if current.is_some() && current == self.segment.as_ref().map(|s| s.id) {
-                    if self.rest_of_raw() {
-                        continue;
-                    }
                     break;
                 }
                 // Once more: something may have been written before it was finished.
@@ -272,20 +261,6 @@ impl Cursor {
     fn rest_of_file(&mut self) -> bool {
         let length = self.buffer.len().saturating_sub(self.given);
         if length == 0 || self.is_behind_end(length) {
-            return false;
-        }
-        self.give(length);
-        self.given += length;
-        true
-    }
-
-    /// Gives what stands behind the last newline at our end where nothing has a stamp: it is no record
-    /// that is being written.
-    fn rest_of_raw(&mut self) -> bool {
-        let length = self.buffer.len().saturating_sub(self.given);
-        let place = self.offset + (self.given + length) as u64;
-        let is_end = self.end.as_ref().is_some_and(|end| place == end.offset);
-        if length == 0 || !is_end || !self.time.is_empty() || !self.is_whole {
             return false;
         }
         self.give(length);

@@ -203,7 +203,6 @@ fn start(query: &Query, names: &[String]) -> Result<Vec<Cursor>, LogsError> {
             cursor.end_at(end);
         }
         if query.lines.is_none() {
-            cursor.take_whole();
             cursor.go_to(bounds.first);
         } else if !bounds.is_empty {
             let back = Backward::new(&dir, bounds).map_err(fail)?;

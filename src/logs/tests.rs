@@ -73,9 +73,7 @@ fn the_rest_of_a_finished_file_is_a_line_from_both_ends() {
     append(&log.join("00000002.log"), b"three");
     append(&log.join("current"), b"four\nunfinished");
     let all = ["one", "two", "three", "four"];
-    // What may go on is given where all is asked for, and nothing has a stamp.
-    let whole = [&all[..], &["unfinished"]].concat();
-    assert_eq!(texts(&query(root.path(), &[], None)), whole);
+    assert_eq!(texts(&query(root.path(), &[], None)), all);
     for lines in 0..6 {
         let expected = &all[all.len() - lines.min(all.len())..];
         assert_eq!(texts(&query(root.path(), &[], Some(lines))), expected, "{lines}");
