@@ -249,8 +249,7 @@ fn a_changed_instruction_is_taken_over_at_once() {
     let path = world.root.path().join("app/log");
     let to = Destination::Path(FilePath::from(path.as_path()));
     let id = InstanceId::parse("l").unwrap();
-    let format = LogFormat::Raw;
-    let instruction = Instruction { to, format, ..world.instruction("l", 4, 9) };
+    let instruction = Instruction { to, format: LogFormat::Raw, ..world.instruction("l", 4, 9) };
     instruction.write(world.root.path(), &id).unwrap();
     let mut number = 0;
     until("the new file is written", || {
