@@ -59,7 +59,7 @@ const LINES_MAX: usize = 500;
 const LONG: [(&str, &str); 10] = [
     ("src/model/event.rs", "all that can happen, and the words for it, in one place"),
     ("tests/phases.rs", "every event, in every phase, in one table"),
-    ("src/model/spec.rs", "all that a unit file can say, and every default, in one place"),
+    ("src/model/spec.rs", "what every unit can say, and the defaults, in one place"),
     ("src/model/observed.rs", "one door for facts: the phases and what changes them"),
     ("src/system/linux.rs", "the whole trait System; what it needs is in the files beside it"),
     ("tests/sim/story.rs", "one story, from its first act to its end"),

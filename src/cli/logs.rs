@@ -14,7 +14,6 @@ use super::args::{Global, LogOutput, Logs, Stream};
 use super::client::{Client, dirs, rows};
 use super::{Error, Exit, Outcome, output, query, when};
 use crate::keeper::colour_of;
-use crate::logs::record::{Json, JsonLine};
 use crate::logs::{self, LogsError, Pattern, Query, Record, Select, Which, Whose};
 use crate::system::{self, Dirs};
 
@@ -154,18 +153,10 @@ struct Form {
 
 impl Form {
     fn write(&self, out: &mut dyn Write, record: &Record) -> io::Result<()> {
-        let Record { time, instance, stream, partial, bytes, run } = record;
+        let Record { time, instance, partial, bytes, .. } = record;
         match self.output {
             LogOutput::Json => {
-                let json = Json {
-                    time: time.into(),
-                    instance: instance.into(),
-                    run: run.map(|run| run.to_string().into()),
-                    stream: stream.into(),
-                    partial: *partial,
-                    line: JsonLine(bytes.into()),
-                };
-                serde_json::to_writer(&mut *out, &json)?;
+                serde_json::to_writer(&mut *out, &record.json())?;
                 return out.write_all(b"\n");
             }
             LogOutput::Cat => {

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use super::decode::{Decoded, Reference, Tie};
 use super::diagnostic::{Diagnostic, Spot, quoted};
 use super::source::MISTAKES_MAX;
-use super::suggest;
+use super::{shippers, sockets, suggest};
 use crate::model::{
     Condition, DEFAULT_TARGET, Dependency, Desired, Graph, InstanceId, Kind, LogTarget, Spec,
     Template, Unit, UnitName, Variable, find_loop, needs_of,
@@ -49,6 +49,16 @@ impl<'a> Set<'a> {
         by_name(self.units)
     }
 
+    /// What each unit says, those of other sources too.
+    fn specs<'s>(
+        &'s self,
+        units: &BTreeMap<&UnitName, &'s Decoded>,
+    ) -> BTreeMap<&'s UnitName, &'s Spec> {
+        let others = self.other_specs.iter().filter(|spec| !units.contains_key(&spec.name));
+        let own = units.values().filter_map(|unit| unit.spec.as_deref());
+        others.copied().chain(own).map(|spec| (&spec.name, spec)).collect()
+    }
+
     /// Every mistake of the set, whose units are these by name.
     pub(super) fn check(&self, units: &BTreeMap<&UnitName, &Decoded>) -> Vec<Diagnostic> {
         let mut found = Vec::new();
@@ -57,8 +67,9 @@ impl<'a> Set<'a> {
         self.loops(units, &mut found);
         self.conflicts(units, &mut found);
         self.log_files(units, &mut found);
-        self.sockets(units, &mut found);
-        self.shippers(units, &mut found);
+        let specs = self.specs(units);
+        sockets::check(units, &specs, &mut found);
+        shippers::check(units, &specs, &mut found);
         found
     }
 

@@ -2,36 +2,25 @@
 
 use std::collections::BTreeMap;
 
-use super::check::Set;
 use super::decode::Decoded;
 use super::diagnostic::{Diagnostic, Spot};
 use crate::model::{LogTarget, Spec, UnitName};
 
-impl Set<'_> {
-    /// Every unit whose `logs.to` names one that does not read it.
-    pub(super) fn shippers(
-        &self,
-        units: &BTreeMap<&UnitName, &Decoded>,
-        found: &mut Vec<Diagnostic>,
-    ) {
-        let others = self.other_specs.iter().filter(|spec| !units.contains_key(&spec.name));
-        let own = units.values().filter_map(|unit| unit.spec.as_deref());
-        let all: Vec<&Spec> = others.copied().chain(own).collect();
-        if !all.iter().any(|spec| matches!(spec.logs.to, LogTarget::Unit(_))) {
-            return;
-        }
-        let specs: BTreeMap<&UnitName, &Spec> =
-            all.into_iter().map(|spec| (&spec.name, spec)).collect();
-        for spec in specs.values() {
-            let LogTarget::Unit(to) = &spec.logs.to else { continue };
-            // Both may be of another source, which was checked without us; what has gone wrong since is
-            // told where the one that changes stands.
-            let Some(spot) = spot(units, &spec.name, to) else { continue };
-            let Some(reader) = specs.get(to).filter(|reader| reader.name != spec.name) else {
-                continue;
-            };
-            found.extend(mistake(spec, reader, spot));
-        }
+/// Every unit whose `logs.to` names one that does not read it.
+pub(super) fn check(
+    units: &BTreeMap<&UnitName, &Decoded>,
+    specs: &BTreeMap<&UnitName, &Spec>,
+    found: &mut Vec<Diagnostic>,
+) {
+    for spec in specs.values() {
+        let LogTarget::Unit(to) = &spec.logs.to else { continue };
+        // Both may be of another source, which was checked without us; what has gone wrong since is
+        // told where the one that changes stands.
+        let Some(spot) = spot(units, &spec.name, to) else { continue };
+        let Some(reader) = specs.get(to).filter(|reader| reader.name != spec.name) else {
+            continue;
+        };
+        found.extend(mistake(spec, reader, spot));
     }
 }
 

@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 
-use super::check::Set;
 use super::decode::Decoded;
 use super::diagnostic::{Diagnostic, Spot, quoted};
 use crate::model::{Address, Kind, Ready, Socket, Spec, UnitName};
@@ -11,31 +10,25 @@ use crate::model::{Address, Kind, Ready, Socket, Spec, UnitName};
 /// The first descriptor that is a socket, `sd_listen_fds(3)`.
 const FIRST: usize = 3;
 
-impl Set<'_> {
-    /// Every mistake with sockets.
-    pub(super) fn sockets(
-        &self,
-        units: &BTreeMap<&UnitName, &Decoded>,
-        found: &mut Vec<Diagnostic>,
-    ) {
-        let others = self.other_specs.iter().filter(|spec| !units.contains_key(&spec.name));
-        let own = units.values().filter_map(|unit| unit.spec.as_deref());
-        let specs: BTreeMap<&UnitName, &Spec> =
-            others.copied().chain(own).map(|spec| (&spec.name, spec)).collect();
-        for (name, socket) in sockets(&specs) {
-            let Some(spot) = for_spot(units, name) else { continue };
-            let kind = specs.get(&socket.service).map_or(Kind::Service, |spec| spec.kind);
-            if kind != Kind::Service && socket.service != *name {
-                let (service, kind) = (&socket.service, kind.as_str());
-                let message = format!("`for` of `{name}` names `{service}`, which is a {kind}");
-                let mut wrong = Diagnostic::error(spot.clone(), &message);
-                wrong.help("only a service gets sockets");
-                found.push(wrong);
-            }
+/// Every mistake with sockets.
+pub(super) fn check(
+    units: &BTreeMap<&UnitName, &Decoded>,
+    specs: &BTreeMap<&UnitName, &Spec>,
+    found: &mut Vec<Diagnostic>,
+) {
+    for (name, socket) in sockets(specs) {
+        let Some(spot) = for_spot(units, name) else { continue };
+        let kind = specs.get(&socket.service).map_or(Kind::Service, |spec| spec.kind);
+        if kind != Kind::Service && socket.service != *name {
+            let (service, kind) = (&socket.service, kind.as_str());
+            let message = format!("`for` of `{name}` names `{service}`, which is a {kind}");
+            let mut wrong = Diagnostic::error(spot.clone(), &message);
+            wrong.help("only a service gets sockets");
+            found.push(wrong);
         }
-        numbers(units, &specs, found);
-        addresses(units, &specs, found);
     }
+    numbers(units, specs, found);
+    addresses(units, specs, found);
 }
 
 /// All socket units, in order.

@@ -21,6 +21,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::outlet::{Address, Chunk, Piece, Queue};
 use super::sink::now_ms;
+use super::store::plain;
 use crate::logs::segment::FileId;
 use crate::model::SyslogAddress;
 
@@ -114,10 +115,6 @@ impl Courier<'_> {
 
     fn fail(&mut self, error: &io::Error) {
         let now = now_ms();
-        let reason = match error.raw_os_error() {
-            Some(number) => Errno::from_raw(number).desc().to_owned(),
-            None => error.to_string(),
-        };
         let failing = self.failing.get_or_insert_with(|| Failing {
             since: now,
             next: now,
@@ -125,7 +122,7 @@ impl Courier<'_> {
             is_dropping: false,
         });
         failing.next = now + if failing.is_dropping { RETRY_LATER_MS } else { RETRY_MS };
-        failing.reason = format!("{} takes nothing: {reason}", name(self.to));
+        failing.reason = format!("{} takes nothing: {}", name(self.to), plain(error));
     }
 
     fn give_up(&mut self) {

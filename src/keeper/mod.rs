@@ -11,7 +11,6 @@
 //! - Where a keeper was killed, each log says so: a missing line means something.
 //! - One keeper per directory, by a lock: two readers of a FIFO would tear its lines.
 
-mod batch;
 mod console;
 mod courier;
 mod fifo;

@@ -10,13 +10,14 @@
 //! What goes elsewhere than into a file has the same batches and the same marks, and an
 //! [`Outlet`] in the place of the file.
 
+mod batch;
+
 use std::io;
 use std::mem;
 use std::os::fd::{AsRawFd, RawFd};
 
 use nix::errno::Errno;
 
-use super::batch::Batch;
 use super::form::Form;
 use super::outlet::Outlet;
 use super::packer::Packer;
@@ -25,6 +26,7 @@ use super::sink::now_ms;
 use super::stamp::Stamp;
 use crate::model::RunId;
 use crate::system::{self, instruction::Instruction};
+use batch::Batch;
 
 /// Shortest time between two messages about one instance's log, in seconds; others are left out.
 const REPORT_SECONDS: i64 = 10;
@@ -59,37 +61,37 @@ pub(super) fn plain(error: &io::Error) -> String {
 /// Where one instance's output is kept.
 #[derive(Debug)]
 pub(super) struct Store {
-    pub(super) name: String,
-    pub(super) place: Place,
-    pub(super) form: Form,
-    pub(super) max_size: u64,
-    pub(super) open: Option<Open>,
+    name: String,
+    place: Place,
+    form: Form,
+    max_size: u64,
+    open: Option<Open>,
     /// The way to somewhere else than a file.
-    pub(super) outlet: Option<Outlet>,
+    outlet: Option<Outlet>,
     /// The run whose lines come now, where it is known.
-    pub(super) run: Option<RunId>,
+    run: Option<RunId>,
     /// How many bytes of a text log stand behind the last word about the run; `None`: there is none.
-    pub(super) since_run: Option<u64>,
+    since_run: Option<u64>,
     /// What is to be said about the log before its next record.
-    pub(super) note: Option<String>,
+    note: Option<String>,
     /// Bytes of output that are in no file, since the last record that says so.
-    pub(super) dropped: u64,
+    dropped: u64,
     /// Lines and bytes of output that `logs.rate` left out, since the last record that says so.
-    pub(super) limited: (u64, u64),
+    limited: (u64, u64),
     /// What that rate is.
-    pub(super) limit: String,
+    limit: String,
     /// Why nothing can be written at the moment.
-    pub(super) failing: Option<String>,
+    failing: Option<String>,
     /// Why something was dropped last.
-    pub(super) reason: String,
+    reason: String,
     /// When the last message about this log was given, in seconds since 1970.
-    pub(super) reported: Option<i64>,
+    reported: Option<i64>,
     /// When the last batch was received, in microseconds since 1970.
-    pub(super) received: i64,
+    received: i64,
     /// When the oldest file becomes too old.
-    pub(super) age_due: Option<u64>,
+    age_due: Option<u64>,
     /// Whether a file was finished since this was asked last.
-    pub(super) rotated: bool,
+    rotated: bool,
 }
 
 impl Store {
@@ -162,7 +164,7 @@ impl Store {
     }
 
     /// Makes sure that the open file is the one at the path, and that its length is known.
-    pub(super) fn refresh(&mut self) -> Result<(), Failure> {
+    fn refresh(&mut self) -> Result<(), Failure> {
         if let Some(open) = &mut self.open
             && self.place.still_has(open)
         {
@@ -181,7 +183,7 @@ impl Store {
     }
 
     /// Finishes the current file and begins a new one.
-    pub(super) fn rotate(&mut self) -> Result<(), Failure> {
+    fn rotate(&mut self) -> Result<(), Failure> {
         self.place.finish()?;
         self.open = None;
         self.since_run = None;
@@ -242,25 +244,25 @@ impl Store {
     }
 
     /// The run that the next record has to name.
-    pub(super) fn run_to_say(&self) -> Option<RunId> {
+    fn run_to_say(&self) -> Option<RunId> {
         let is_said = self.since_run.is_some_and(|since| since < RUN_EVERY_BYTES);
         self.run.filter(|_| !(is_said && self.form.says_run_rarely()))
     }
 
     /// Takes over what was lost on the way to somewhere else.
-    pub(super) fn take_lost(&mut self) {
+    fn take_lost(&mut self) {
         if let Some((lost, reason)) = self.outlet.as_ref().and_then(Outlet::take_lost) {
             self.dropped += lost;
             self.reason = reason;
         }
     }
 
-    pub(super) fn limited_text(&self) -> String {
+    fn limited_text(&self) -> String {
         let (lines, bytes) = self.limited;
         format!("dropped {lines} lines of {bytes} bytes: {}", self.limit)
     }
 
-    pub(super) fn fail(&mut self, failure: Failure, now: i64) {
+    fn fail(&mut self, failure: Failure, now: i64) {
         if self.failing.is_none() && self.may_report(now) {
             let (name, path) = (&self.name, self.place.path().display());
             log::error!(
@@ -273,17 +275,17 @@ impl Store {
         self.failing = Some(failure.cause);
     }
 
-    pub(super) fn works(&mut self, now: i64) {
+    fn works(&mut self, now: i64) {
         if self.failing.take().is_some() && self.may_report(now) {
             log::info!("the log of `{}` is written again", self.name);
         }
     }
 
-    pub(super) fn has_to_tell(&self) -> bool {
+    fn has_to_tell(&self) -> bool {
         self.note.is_some() || self.dropped > 0 || self.has_limited()
     }
 
-    pub(super) fn has_told(&mut self) {
+    fn has_told(&mut self) {
         self.note = None;
         self.dropped = 0;
         self.limited = (0, 0);

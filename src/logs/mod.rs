@@ -6,7 +6,8 @@
 //!
 //! Reading backwards finds where to begin ([`backward`]), reading forwards gives the records and
 //! goes over from one file to the next ([`cursor`]), and following waits for changes ([`follow`]).
-//! Where a time is asked for, its place is found by bisection ([`find`]), also in a large log.
+//! Where a time is asked for, its place is found by bisection ([`find`]), also in a large log; a run is
+//! found from the end ([`runs`]).
 //! A reader that falls behind by more than the files that are kept misses some, and gets a record
 //! of opm that says so.
 

@@ -64,6 +64,18 @@ impl Record {
         )
     }
 
+    /// The same as an object.
+    pub fn json(&self) -> Json<'_> {
+        Json {
+            time: self.time.as_str().into(),
+            instance: self.instance.as_str().into(),
+            run: self.run.map(|run| run.to_string().into()),
+            stream: self.stream.as_str().into(),
+            partial: self.partial,
+            line: JsonLine(self.bytes.as_slice().into()),
+        }
+    }
+
     /// Whether it says that something is missing. Of opm's records all do but one.
     pub(super) fn is_gap(&self) -> bool {
         !self.bytes.starts_with(CLOCK_BACK.as_bytes())

@@ -1,4 +1,5 @@
-//! What a unit file can say, valid by construction. Every default is here.
+//! What a unit file can say, valid by construction, and every default; parts that are large are in files
+//! of their own (`logs`, `probe`, `schedule`, `socket`, `watch`).
 //!
 //! A [`Spec`] is grouped by what a change of it costs: whatever is in [`Process`] is fixed when a
 //! run starts, so that changing it restarts the run; everything else is taken over at once.

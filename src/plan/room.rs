@@ -3,7 +3,7 @@
 //!
 //! What a start takes for a moment is not counted: starts wait their turn for that.
 
-use crate::model::{Desired, Graph, Kind, Output, ProcessSpec, Ready, Unit, UnitName};
+use crate::model::{Desired, Graph, Kind, Output, ProcessSpec, Ready, Stdin, Unit, UnitName};
 
 /// Descriptors that are never for units: what is kept free of starts, and opm's own files. With a low
 /// limit no more than [`OWN_SHARE`] of it.
@@ -101,10 +101,11 @@ fn taken(desired: &Desired) -> (Taken, Taken) {
 }
 
 /// The descriptors that a run of a service takes while it is up: one for its output, one for what it
-/// says.
+/// says, one for what others write to it.
 fn of_a_run(process: &ProcessSpec) -> u64 {
     let hears = process.ready == Ready::Notify || process.watchdog.is_some();
-    u64::from(process.output == Output::Keeper).saturating_add(u64::from(hears))
+    let all = [process.output == Output::Keeper, hears, process.stdin == Stdin::Logs];
+    all.into_iter().map(u64::from).sum()
 }
 
 #[cfg(test)]
@@ -149,14 +150,17 @@ mod tests {
     }
 
     #[test]
-    fn output_and_words_take_a_descriptor_each() {
+    fn output_words_and_input_take_a_descriptor_each() {
         let mut web = service("web", 500);
         let process = web.process.as_mut().unwrap();
         process.watchdog = Some(Span::seconds(1));
         let both = desired(&[web.clone()]);
         assert!(ROOM.shortage(&Desired::default(), &both).unwrap().contains("take 1000"));
         web.process.as_mut().unwrap().output = Output::Null;
-        assert_eq!(ROOM.shortage(&Desired::default(), &desired(&[web])), None);
+        assert_eq!(ROOM.shortage(&Desired::default(), &desired(&[web.clone()])), None);
+        web.process.as_mut().unwrap().stdin = Stdin::Logs;
+        let said = ROOM.shortage(&Desired::default(), &desired(&[web])).unwrap();
+        assert!(said.contains("take 1000"), "{said}");
     }
 
     #[test]

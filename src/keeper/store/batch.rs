@@ -4,13 +4,13 @@
 use std::io::{self, Write};
 use std::mem;
 
-use super::form::Words;
-use super::limit::Limit;
-use super::outlet::Piece;
-use super::place::Open;
-use super::split::Part;
-use super::stamp::Stamp;
-use super::store::{Failure, Store, plain};
+use super::super::form::Words;
+use super::super::limit::Limit;
+use super::super::outlet::Piece;
+use super::super::place::Open;
+use super::super::split::Part;
+use super::super::stamp::Stamp;
+use super::{Failure, Store, plain};
 use crate::logs::record::{CLOCK_BACK, Record, STREAM_OPM};
 use crate::model::{RunId, Span};
 
@@ -32,7 +32,7 @@ enum State {
 
 /// Records on their way to a file.
 #[derive(Debug)]
-pub(super) struct Batch<'a> {
+pub(in crate::keeper) struct Batch<'a> {
     store: &'a mut Store,
     out: &'a mut Vec<u8>,
     stamp: Stamp,
@@ -50,7 +50,7 @@ impl<'a> Batch<'a> {
     }
 
     /// Adds a line or a part of one.
-    pub(super) fn push(&mut self, part: Part<'_>) {
+    pub(in crate::keeper) fn push(&mut self, part: Part<'_>) {
         if self.store.place.is_nowhere() && self.store.outlet.is_none() {
             return;
         }
@@ -64,7 +64,7 @@ impl<'a> Batch<'a> {
     }
 
     /// A run begins, if one does: what is pushed from now on is of it.
-    pub(super) fn begin_run(&mut self, run: Option<RunId>) {
+    pub(in crate::keeper) fn begin_run(&mut self, run: Option<RunId>) {
         if let Some(run) = run
             && self.store.run.replace(run) != Some(run)
         {
@@ -73,7 +73,7 @@ impl<'a> Batch<'a> {
     }
 
     /// Counts a part of a line that is too much.
-    pub(super) fn limit(&mut self, part: Part<'_>, begins: bool, limit: &Limit) {
+    pub(in crate::keeper) fn limit(&mut self, part: Part<'_>, begins: bool, limit: &Limit) {
         let (lines, bytes) = &mut self.store.limited;
         if *lines == 0 {
             self.store.limit = limit.reason();
@@ -83,7 +83,7 @@ impl<'a> Batch<'a> {
     }
 
     /// Says what is missing, before any line comes.
-    pub(super) fn tell_now(&mut self) {
+    pub(in crate::keeper) fn tell_now(&mut self) {
         if self.state == State::Untouched {
             self.begin();
         }
@@ -93,7 +93,7 @@ impl<'a> Batch<'a> {
     }
 
     /// Writes what was added.
-    pub(super) fn finish(mut self) {
+    pub(in crate::keeper) fn finish(mut self) {
         self.write();
     }
 
