@@ -4,7 +4,7 @@
 //! It knows the truth and judges nothing: what it saw goes to the checks in [`crate::check`].
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::panic::resume_unwind;
 use std::rc::Rc;
@@ -129,6 +129,8 @@ pub(crate) struct Machine {
     pub(crate) setting: Setting,
     pub(crate) now: Monotonic,
     wall_offset: i64,
+    /// By how many seconds the wall clock is off at the next looks at it, one each; then it is right.
+    pub(crate) wall_looks: VecDeque<i64>,
     pub(crate) chance: Chance,
     pub(crate) drive: Drive,
     pub(crate) processes: BTreeMap<i32, Process>,
@@ -182,6 +184,7 @@ impl Machine {
             setting,
             now: Monotonic::default().after(Span::seconds(1)),
             wall_offset: 1_700_000_000_000_000,
+            wall_looks: VecDeque::new(),
             chance: Chance::new(seed),
             drive: Drive::default(),
             processes: BTreeMap::new(),

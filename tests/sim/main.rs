@@ -28,6 +28,7 @@ mod back;
 mod calls;
 mod chance;
 mod check;
+mod clock;
 mod conformance;
 mod drive;
 mod file;
@@ -60,7 +61,7 @@ const FAILURES_MAX: usize = 8;
 const SEEDS: u64 = 2_000;
 
 /// Seeds of worlds in which a soak found a fault.
-const FOUND: [u64; 21] = [
+const FOUND: [u64; 20] = [
     77_000_000_915,
     77_000_001_022,
     77_100_021_456,
@@ -72,7 +73,6 @@ const FOUND: [u64; 21] = [
     77_900_022_573,
     88_000_005_193,
     88_600_083_969,
-    88_600_142_029,
     88_800_092_721,
     88_800_219_445,
     30_126_062_604_127_187,

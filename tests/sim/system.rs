@@ -337,7 +337,9 @@ impl System for Simulated {
     }
 
     fn wall(&self) -> Wall {
-        self.machine.borrow().wall()
+        let mut machine = self.machine.borrow_mut();
+        let off = machine.wall_looks.pop_front().unwrap_or(0);
+        Wall(machine.wall().0 + off * 1_000_000)
     }
 
     fn steady(&self) -> Monotonic {
