@@ -6,6 +6,7 @@ mod common;
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use common::{World, now, skip};
@@ -206,12 +207,19 @@ fn case_104_a_clock_that_is_stepped_all_the_time_harms_nobody() {
     assert_eq!(world.wait_run(), 0);
 }
 
-/// Sets opm's wall clock to a time of the day, and lets opm see it. The real kernel would wake it.
+/// The day after the one on which the test began: what is due on it was not before opm began.
+fn tomorrow() -> jiff::civil::Date {
+    static DATE: LazyLock<jiff::civil::Date> = LazyLock::new(|| {
+        let real = jiff::Timestamp::now().to_zoned_datetime(jiff::tz::TimeZone::UTC);
+        real.date().tomorrow().unwrap()
+    });
+    *DATE
+}
+
+/// Sets opm's wall clock to a time of that day, and lets opm see it. The real kernel would wake it.
 fn set_time(world: &World, clock: &File, time: &str) {
-    let real = jiff::Timestamp::now();
-    let date = real.to_zoned_datetime(jiff::tz::TimeZone::UTC).date();
-    let wanted: jiff::Timestamp = format!("{date}T{time}Z").parse().unwrap();
-    set(clock, wanted.as_second() - real.as_second());
+    let wanted: jiff::Timestamp = format!("{}T{time}Z", tomorrow()).parse().unwrap();
+    set(clock, wanted.as_second() - jiff::Timestamp::now().as_second());
     // Whatever it is told makes it look at the clock.
     assert_eq!(world.opm(&["save"]).code, 0);
 }
@@ -255,10 +263,8 @@ fn a_due_time_that_was_missed_is_made_up_for_once_or_passed_over() {
         assert_eq!(world.wait_run(), 0);
         // As after a reboot: what was let run is not known any more.
         std::fs::remove_dir_all(world.root().join("run")).unwrap();
-        let real = jiff::Timestamp::now();
-        let date = real.to_zoned_datetime(jiff::tz::TimeZone::UTC).date().tomorrow().unwrap();
-        let later: jiff::Timestamp = format!("{date}T15:30:00Z").parse().unwrap();
-        set(&clock, later.as_second() - real.as_second());
+        let later: jiff::Timestamp = format!("{}T15:30:00Z", tomorrow()).parse().unwrap();
+        set(&clock, later.as_second() - jiff::Timestamp::now().as_second());
         world.run();
         world.until_phase("other", "up");
         world.until("it to be due later", || {
@@ -267,7 +273,7 @@ fn a_due_time_that_was_missed_is_made_up_for_once_or_passed_over() {
         });
         assert_eq!(world.lines("runs").len(), runs, "{keys}{}", world.log());
         let next = world.row("noon")["next_run"].as_str().unwrap().to_owned();
-        let day_after = date.tomorrow().unwrap();
+        let day_after = tomorrow().tomorrow().unwrap();
         assert_eq!(next, format!("{day_after}T12:00:00+00:00"));
         // Another start of opm makes up for nothing.
         world.crash();
