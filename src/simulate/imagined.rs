@@ -310,6 +310,10 @@ impl System for Imagined {
         Ok(())
     }
 
+    fn has_lost(&self, _: u64) -> bool {
+        false
+    }
+
     fn put_back(&mut self, _: &Desired, _: &Observed) -> Result<(), SystemError> {
         Ok(())
     }

@@ -203,6 +203,8 @@ impl<S: System> Supervisor<S> {
         cause: Cause,
         revisions: &[Revision],
     ) -> Result<(), Refusal> {
+        // A save that broke off may have left this number in force, and its history is its own then.
+        self.put_back().map_err(|error| Refusal::NotSaved(error.to_string()))?;
         let generation = self.desired.generation.saturating_add(1);
         for revision in revisions {
             desired.sources.insert(revision.source.clone(), generation);

@@ -355,8 +355,12 @@ impl<S: System> Supervisor<S> {
         self.ledger_fails = result.is_err();
     }
 
-    /// Puts back what was taken away under our feet: the saved state, and the ledger.
+    /// Puts back what was taken away under our feet, the saved state and the ledger; what a save that
+    /// broke off may have left in force goes with it.
     fn put_back(&mut self) -> Result<(), crate::system::SystemError> {
+        if !self.system.has_lost(self.desired.generation) {
+            return Ok(());
+        }
         let saved = keeper_unit::without_internal(&self.desired);
         self.system.put_back(&saved, &self.observed)
     }

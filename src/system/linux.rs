@@ -1015,13 +1015,19 @@ impl System for Linux {
         self.lasting.as_mut().map_or(Ok(()), |lasting| lasting.ledger.compact(observed, always))
     }
 
+    fn has_lost(&self, generation: u64) -> bool {
+        self.lasting
+            .as_ref()
+            .is_some_and(|lasting| lasting.ledger.is_lost() || lasting.store.has_lost(generation))
+    }
+
     fn put_back(&mut self, desired: &Desired, observed: &Observed) -> Result<(), SystemError> {
         let Some(lasting) = &mut self.lasting else { return Ok(()) };
         if lasting.ledger.is_lost() {
             log::warn!("the ledger was removed; it is written again");
             lasting.ledger.compact(observed, true)?;
         }
-        if lasting.store.is_lost() && desired.generation > 0 {
+        if lasting.store.has_lost(desired.generation) {
             log::warn!("the saved state was removed, or is not synced; it is written again");
             lasting.store.save(desired)?;
         }

@@ -256,7 +256,11 @@ pub trait System {
     /// Replaces the ledger by these facts, if it has grown so much that this pays.
     fn compact(&mut self, observed: &Observed, always: bool) -> Result<(), SystemError>;
 
-    /// Writes the saved state and the ledger again, where somebody removed them.
+    /// Whether the ledger or the saved state, which is of this generation, was removed, or the latter
+    /// may be another than the one in force.
+    fn has_lost(&self, generation: u64) -> bool;
+
+    /// Writes those of the two again that are lost.
     fn put_back(&mut self, desired: &Desired, observed: &Observed) -> Result<(), SystemError>;
 
     /// Saves the desired state so that it survives power loss.

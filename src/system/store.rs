@@ -60,9 +60,10 @@ impl<D: Disk> Store<D> {
         self.dir.join("desired.previous.json")
     }
 
-    /// Whether the current file is not there, or may not survive power loss.
-    pub fn is_lost(&self) -> bool {
-        !self.is_sure || !self.disk.exists(&self.current())
+    /// Whether a generation that was saved is not there, or it is not sure that it is this one that
+    /// is, and that it survives power loss. Generation 0 was never saved.
+    pub fn has_lost(&self, generation: u64) -> bool {
+        if self.disk.exists(&self.current()) { !self.is_sure } else { generation > 0 }
     }
 
     /// The saved state: the current file, or the one before where that is broken. A file that is

@@ -115,6 +115,17 @@ impl Story {
         }
     }
 
+    /// What is in force can be gone back to: nobody has taken its history away.
+    pub(crate) fn has_history(&mut self) -> Result<(), String> {
+        let Some(supervisor) = self.world.supervisor() else { return Ok(()) };
+        let generation = supervisor.desired().applied;
+        if generation == 0 {
+            return Ok(());
+        }
+        let record = supervisor.record(generation).and_then(|record| supervisor.revisions(&record));
+        record.map(|_| ()).map_err(|why| format!("generation {generation} has no history: {why:?}"))
+    }
+
     /// Whatever is on trial when there are no more faults is taken back in time.
     pub(crate) fn end_trial(&mut self) -> Result<(), String> {
         let is_on_trial = |supervisor: &mut Supervisor<Simulated>| {

@@ -174,9 +174,11 @@ struct Stops {
 impl Check for Stops {
     fn see(&mut self, scene: &Scene, _: Monotonic, seen: &Seen) -> Result<(), String> {
         match seen {
-            // A reload is no step of a stop.
+            // A reload is no step of a stop, nor is the end of a question that took too long.
             Seen::Signalled { target: Some(owner), meant, signal, is_by_hand: false }
-                if owner.run == *meant && *signal != Signal::HUP =>
+                if owner.run == *meant
+                    && *signal != Signal::HUP
+                    && !matches!(owner.role, Some(Role::HealthProbe | Role::ReadyProbe)) =>
             {
                 self.goes_down(scene, *meant, &owner.instance);
             }

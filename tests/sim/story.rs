@@ -435,6 +435,7 @@ impl Story {
             // What an operator does about it.
             self.world.crash();
         }
+        self.has_history()?;
         self.end_trial()?;
         if !self.apply() {
             return Err("without faults, an apply was refused".to_owned());

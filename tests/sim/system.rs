@@ -156,8 +156,8 @@ impl Simulated {
     }
 
     /// Whether the saved state survives a loss of power.
-    pub(crate) fn is_sure(&self) -> bool {
-        !self.store.is_lost()
+    pub(crate) fn is_sure(&self, generation: u64) -> bool {
+        !self.store.has_lost(generation)
     }
 
     /// Whether this machine's supervisor has a log keeper.
@@ -604,12 +604,16 @@ impl System for Simulated {
         self.ledger.compact(observed, always)
     }
 
+    fn has_lost(&self, generation: u64) -> bool {
+        self.ledger.is_lost() || self.store.has_lost(generation)
+    }
+
     fn put_back(&mut self, desired: &Desired, observed: &Observed) -> Result<(), SystemError> {
         self.verb();
         if self.ledger.is_lost() {
             self.ledger.compact(observed, true)?;
         }
-        if self.store.is_lost() && desired.generation > 0 {
+        if self.store.has_lost(desired.generation) {
             self.store.save(desired)?;
             self.machine.borrow_mut().see(Seen::Saved { desired: desired.clone() });
         }

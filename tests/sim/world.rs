@@ -120,7 +120,7 @@ impl World {
         let booted = catch_unwind(AssertUnwindSafe(|| {
             let (system, mut loaded, replay) = Simulated::open(&self.machine)?;
             let desired = loaded.desired.clone().unwrap_or_default();
-            let is_sure = system.is_sure();
+            let is_sure = system.is_sure(desired.generation);
             self.machine.borrow_mut().see(Seen::Boots { desired, is_sure });
             if self.machine.borrow().has_fault(Fault::HoldsForgotten) {
                 let units =
