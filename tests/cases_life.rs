@@ -449,3 +449,19 @@ fn what_is_said_while_no_supervisor_lives_is_found_later() {
     assert_eq!(world.phase("notify"), "starting");
     assert_eq!(rules.map(|(name, ..)| world.pid(name)), pids);
 }
+
+#[test]
+fn conditions_that_change_while_they_are_asked_are_asked_anew() {
+    let Some(mut world) = World::new() else { return };
+    let asks = "echo > asked; while ! [ -e go ]; do sleep 0.05; done; exit 1";
+    let asks = format!("conditions: {{command: [sh, -c, '{asks}']}}\n");
+    world.service("s", "exec sleep 1000", &asks);
+    world.run();
+    world.until("its condition to be asked", || world.path("asked").exists());
+    world.service("s", "exec sleep 1000", "");
+    assert_eq!(world.opm(&["apply", "--no-wait", "units"]).code, 0);
+    std::fs::write(world.path("go"), "").unwrap();
+    world.until_phase("s", "up");
+    assert_eq!(world.opm(&["shutdown"]).code, 0);
+    assert_eq!(world.wait_run(), 0);
+}

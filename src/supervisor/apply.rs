@@ -10,8 +10,8 @@ use super::requests::{Refusal, raise_epoch};
 use super::source::Source;
 use crate::config::{self, Diagnostic, Loaded, SourceFile};
 use crate::model::{
-    Author, Cause, Desired, InstanceId, KeptFile, Phase, Revision, Span, Spec, Unit, UnitName,
-    find_loop, needs_of,
+    Author, Cause, Desired, Instance, InstanceId, KeptFile, Phase, Revision, Role, Span, Spec,
+    StopCause, Unit, UnitName, find_loop, needs_of,
 };
 use crate::plan::{self, Plan};
 use crate::system::System;
@@ -254,7 +254,8 @@ impl<S: System> Supervisor<S> {
         plan
     }
 
-    /// A changed spec clears what an instance came to under the old one.
+    /// A changed spec clears what an instance came to under the old one, and changed conditions what
+    /// is about to come of a look at the old ones.
     fn try_anew(&self, desired: &mut Desired) {
         let changed = |id: &&InstanceId| {
             let spec = |desired: &'_ Desired| Some(Arc::clone(&desired.units.get(&id.unit)?.spec));
@@ -263,11 +264,13 @@ impl<S: System> Supervisor<S> {
                 (new, old) => new.is_some() != old.is_some(),
             }
         };
-        let ended = self.observed.iter().filter(|(_, instance)| {
-            matches!(
-                instance.phase,
-                Phase::Failed { .. } | Phase::Skipped { .. } | Phase::Backoff { .. }
-            )
+        let conditions = |desired: &'_ Desired, id: &InstanceId| {
+            desired.units.get(&id.unit).map(|unit| unit.spec.conditions.clone())
+        };
+        let ended = self.observed.iter().filter(|(id, instance)| match &instance.phase {
+            Phase::Failed { .. } | Phase::Skipped { .. } | Phase::Backoff { .. } => true,
+            _ if !looks_at_conditions(instance) => false,
+            _ => conditions(desired, id) != conditions(&self.desired, id),
         });
         let ids: Vec<InstanceId> = ended.map(|(id, _)| id).filter(changed).cloned().collect();
         for id in ids {
@@ -295,6 +298,18 @@ impl<S: System> Supervisor<S> {
             }
         }
     }
+}
+
+/// Whether nothing has come of an instance's run yet but a look at its conditions.
+fn looks_at_conditions(instance: &Instance) -> bool {
+    if let Phase::Stopping { cause, .. } = &instance.phase {
+        return matches!(cause, StopCause::ConditionUnmet(_));
+    }
+    instance.phase == Phase::Starting
+        && instance.run.as_ref().is_some_and(|run| {
+            let helper = run.helper.as_ref().map(|(role, _)| *role);
+            run.main.is_none() && helper.is_none_or(|role| role == Role::Condition)
+        })
 }
 
 /// What a source declares in a desired state.
