@@ -126,7 +126,7 @@ class Opm:
 
     def processes(self):
         """Pids of the supervisor, and of the log keeper where there is one."""
-        children = read(f"/proc/{self.process.pid}/task/{self.process.pid}/children").split()
+        children = [child for task in tasks(self.process.pid) for child in read(f"{task}/children").split()]
         keeper = [int(pid) for pid in children if b"log-keeper" in read(f"/proc/{pid}/cmdline", "rb")]
         return [self.process.pid, *keeper]
 
@@ -164,14 +164,19 @@ def pss(pid):
     return field("Pss"), field("Private_Clean") + field("Private_Dirty")
 
 
+def tasks(pid):
+    """The threads of a process, by their directories."""
+    return [f"/proc/{pid}/task/{task}" for task in os.listdir(f"/proc/{pid}/task")]
+
+
 def switches(pid):
-    text = read(f"/proc/{pid}/status")
+    text = "".join(read(f"{task}/status") for task in tasks(pid))
     return sum(int(number) for number in re.findall(r"ctxt_switches:\s+(\d+)", text))
 
 
 def cpu(pid):
     """Nanoseconds on a processor."""
-    return int(read(f"/proc/{pid}/schedstat").split()[0])
+    return sum(int(read(f"{task}/schedstat").split()[0]) for task in tasks(pid))
 
 
 def system_calls(pid):
@@ -185,10 +190,14 @@ def system_calls(pid):
         time.sleep(IDLE_SECONDS)
         strace.send_signal(signal.SIGINT)
         strace.wait()
-        lines = [line.split(maxsplit=1)[1] for line in out.read().splitlines()]
-        # Attaching interrupts the wait: what comes before the next one is strace's own doing.
-        waits = [place for place, line in enumerate(lines) if line.startswith("epoll_wait(")]
-        return len(lines) - 1 - waits[0] if waits else len(lines)
+        threads = {}
+        for line in out.read().splitlines():
+            thread, call = line.split(maxsplit=1)
+            threads.setdefault(thread, []).append(call)
+        # Attaching interrupts the wait of each: what comes before the next one is strace's own doing.
+        waits = ("epoll_wait(", "futex(", "restart_syscall(")
+        begins = [[call.startswith(waits) for call in calls].index(True) for calls in threads.values()]
+        return sum(len(calls) - 1 - begin for calls, begin in zip(threads.values(), begins))
 
 
 def table(title, head, rows):

@@ -32,6 +32,8 @@ use signals::Signals;
 const EVENTS_AT_ONCE: usize = 256;
 /// Calls taken from one client in a turn: one that floods us does not hold up the others.
 const CALLS_PER_TURN: usize = 64;
+/// Bytes of the supervisor's stack: as many as a first thread has.
+const STACK_BYTES: usize = 8 << 20;
 /// How long processes that no unit owns get between TERM and KILL at the very end.
 const STRAYS_WAIT: Span = Span::seconds(2);
 /// How long those that were killed may take to be gone.
@@ -95,8 +97,24 @@ struct Daemon {
 /// Runs the supervisor until it is over. Returns its exit code.
 ///
 /// `ready` is called once it can be reached.
-pub fn run(options: Options, ready: &mut dyn FnMut()) -> Result<u8, BootFailure> {
+///
+/// The supervisor has a thread of its own, and the first thread waits for it. The kernel keeps a list
+/// of children for each thread, and gives orphans to the first one: so whatever a service has left
+/// behind stands in a list of its own, and is found without a look at all services.
+pub fn run(options: Options, ready: &mut (dyn FnMut() + Send)) -> Result<u8, BootFailure> {
     crate::system::keep_memory_small();
+    signals::block_all();
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name("supervisor".to_owned());
+        let supervisor = thread
+            .stack_size(STACK_BYTES)
+            .spawn_scoped(scope, || supervise(options, ready))
+            .map_err(|error| SystemError::new("make the thread of", "the supervisor", error))?;
+        supervisor.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+fn supervise(options: Options, ready: &mut dyn FnMut()) -> Result<u8, BootFailure> {
     let mut daemon = setup::build(options)?;
     ready();
     loop {

@@ -632,7 +632,7 @@ impl Linux {
             )],
             adopted: false,
         };
-        let strays = tree::strays(|_| false);
+        let strays = tree::own_children();
         let members = tree::members(&run, strays.as_deref(), &Ends::default()).living;
         let others: Vec<&Identity> = members.iter().filter(|one| one.pid != self.own).collect();
         for other in signal.iter().flat_map(|_| &others) {

@@ -106,15 +106,17 @@ pub(super) fn pidfd_outcome(fd: BorrowedFd<'_>) -> Option<Outcome> {
 }
 
 /// Lets large blocks of memory come from the kernel and go back to it, always: else the allocator
-/// keeps what was once needed for a moment.
+/// keeps what was once needed for a moment. All threads share what it keeps.
 pub fn keep_memory_small() {
     /// Bytes from which on a block is large: the allocator's own default, which is not raised then.
     #[cfg(target_env = "gnu")]
     const LARGE: libc::c_int = 128 * 1024;
-    // SAFETY: changes a number of the allocator.
     #[cfg(target_env = "gnu")]
-    if unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE) } == 0 {
-        log::debug!("the allocator takes no advice");
+    for (parameter, value) in [(libc::M_MMAP_THRESHOLD, LARGE), (libc::M_ARENA_MAX, 1)] {
+        // SAFETY: changes a number of the allocator.
+        if unsafe { libc::mallopt(parameter, value) } == 0 {
+            log::debug!("the allocator takes no advice");
+        }
     }
 }
 

@@ -57,10 +57,21 @@ pub(super) struct Members {
     pub(super) is_stale: bool,
 }
 
-/// The children of opm without a role in any run; `None` where the kernel does not tell.
-pub(super) fn strays(has_role: impl Fn(i32) -> bool) -> Option<Vec<i32>> {
+/// All children of opm; `None` where the kernel does not tell.
+pub(super) fn own_children() -> Option<Vec<i32>> {
     let own = i32::try_from(std::process::id()).unwrap_or(0);
-    let mut strays = children_of_threads(own)?;
+    children_of_threads(own)
+}
+
+/// The children of opm that it has not made, by whether they have a role in a run all the same; `None`
+/// where the kernel does not tell.
+///
+/// Orphans go to the first thread of the process that is to have them (`find_new_reaper` in the
+/// kernel's exit.c), and that one makes no children of its own. After an exec it has all that there
+/// were before.
+pub(super) fn strays(has_role: impl Fn(i32) -> bool) -> Option<Vec<i32>> {
+    let own = std::process::id();
+    let mut strays = children_of_thread(format!("/proc/{own}/task/{own}/children"))?;
     strays.retain(|pid| !has_role(*pid));
     Some(strays)
 }

@@ -60,6 +60,9 @@ const FAILURES_MAX: usize = 8;
 /// Seeds of a plain `cargo test`.
 const SEEDS: u64 = 2_000;
 
+/// A soak says how far it is after so many worlds.
+const SAYS_EVERY: u64 = 10_000;
+
 /// Seeds of worlds in which a soak found a fault.
 const FOUND: [u64; 23] = [
     77_000_000_915,
@@ -147,7 +150,13 @@ fn soak() {
     );
     let began = Instant::now();
     let end = Duration::from_secs_f64(hours * 3_600.0);
-    let lived = live_all(|n| (began.elapsed() < end).then_some(first + n));
+    let lived = live_all(|n| {
+        let passed = began.elapsed();
+        if n > 0 && n % SAYS_EVERY == 0 {
+            eprintln!("{n} worlds, {} s", passed.as_secs());
+        }
+        (passed < end).then_some(first + n)
+    });
     let seconds = began.elapsed().as_secs_f64();
     eprintln!("{lived} worlds from seed {first}: {seconds:.0} s");
 }

@@ -1,9 +1,10 @@
 //! The processes of runs: signalled, killed, and watched until none is left.
 //!
-//! Whoever loses its parent comes to us, at the end of our list of children. The list grows with the
-//! number of units, so that it is read once for all that is done about trees in one turn. That is
-//! enough: an orphan of a leader is in a list that was read after the leader was reaped, and one of
-//! any other process of a run is looked for in a new list when that other one is found dead.
+//! Whoever loses its parent comes to us, into the list of the first thread's children, in which no
+//! service is (`daemon/mod.rs`): it does not grow with the number of units. It is read once for all that
+//! is done about trees in one turn. That is enough: an orphan of a leader is in a list that was read
+//! after the leader was reaped, and one of any other process of a run is looked for in a new list when
+//! that other one is found dead.
 
 use std::collections::BTreeSet;
 use std::os::fd::AsRawFd;
