@@ -105,7 +105,7 @@ pub fn run(options: Options, ready: &mut (dyn FnMut() + Send)) -> Result<u8, Boo
     crate::system::keep_memory_small();
     signals::block_all();
     std::thread::scope(|scope| {
-        let thread = std::thread::Builder::new().name("supervisor".to_owned());
+        let thread = std::thread::Builder::new().name("opm".to_owned());
         let supervisor = thread
             .stack_size(STACK_BYTES)
             .spawn_scoped(scope, || supervise(options, ready))

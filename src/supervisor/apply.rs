@@ -267,10 +267,13 @@ impl<S: System> Supervisor<S> {
         let conditions = |desired: &'_ Desired, id: &InstanceId| {
             desired.units.get(&id.unit).map(|unit| unit.spec.conditions.clone())
         };
-        let ended = self.observed.iter().filter(|(id, instance)| match &instance.phase {
-            Phase::Failed { .. } | Phase::Skipped { .. } | Phase::Backoff { .. } => true,
-            _ if !looks_at_conditions(instance) => false,
-            _ => conditions(desired, id) != conditions(&self.desired, id),
+        let ended = self.observed.iter().filter(|(id, instance)| {
+            let has_ended = matches!(
+                instance.phase,
+                Phase::Failed { .. } | Phase::Skipped { .. } | Phase::Backoff { .. }
+            );
+            let has_other = || conditions(desired, id) != conditions(&self.desired, id);
+            has_ended || (looks_at_conditions(instance) && has_other())
         });
         let ids: Vec<InstanceId> = ended.map(|(id, _)| id).filter(changed).cloned().collect();
         for id in ids {

@@ -634,7 +634,8 @@ impl Linux {
         };
         let strays = tree::own_children();
         let members = tree::members(&run, strays.as_deref(), &Ends::default()).living;
-        let others: Vec<&Identity> = members.iter().filter(|one| one.pid != self.own).collect();
+        let all = members.iter().map(|member| &member.identity);
+        let others: Vec<&Identity> = all.filter(|one| one.pid != self.own).collect();
         for other in signal.iter().flat_map(|_| &others) {
             if let Some(signal) = signal
                 && let Err(error) = process::signal(other, signal)

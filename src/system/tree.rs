@@ -47,11 +47,19 @@ impl Ends {
     }
 }
 
+/// A living process of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Member {
+    pub(super) identity: Identity,
+    /// Whether it leads a session: then it is in the group of its own number for good, setsid(2).
+    pub(super) leads_session: bool,
+}
+
 /// The processes of a run that were found.
 #[derive(Debug, Default)]
 pub(super) struct Members {
     /// Those that live, those with a role included.
-    pub(super) living: Vec<Identity>,
+    pub(super) living: Vec<Member>,
     /// Whether a stray has ended since the list of them was made: what it had begun may have come to
     /// us since, and is not in the list.
     pub(super) is_stale: bool,
@@ -111,7 +119,10 @@ pub(super) fn members(run: &RunRef, strays: Option<&[i32]>, ends: &Ends) -> Memb
     let living = found
         .into_iter()
         .filter(|(_, stat)| !stat.is_dead())
-        .map(|(pid, stat)| Identity { pid, start: stat.start, inode: None })
+        .map(|(pid, stat)| Member {
+            identity: Identity { pid, start: stat.start, inode: None },
+            leads_session: stat.session == pid,
+        })
         .collect();
     Members { living, is_stale }
 }

@@ -194,7 +194,8 @@ impl Linux {
     fn regain(&self, holders: &[RunRef], inode: u64, place: &Place) -> Option<Open> {
         holders.iter().find_map(|run| {
             let leaders = run.leaders.iter().map(|(_, identity)| *identity);
-            let mut all = leaders.chain(self.members_now(run));
+            let mut all =
+                leaders.chain(self.members_now(run).into_iter().map(|member| member.identity));
             all.find_map(|holder| sockets::regain(&holder, inode, place))
         })
     }

@@ -259,7 +259,8 @@ impl Linux {
             return true;
         }
         let members = self.members_now(&tree);
-        members.iter().any(|member| (member.pid, member.start) == (process.pid, process.start))
+        let mut members = members.iter().map(|member| member.identity);
+        members.any(|member| (member.pid, member.start) == (process.pid, process.start))
     }
 
     /// A run by its processes with a role, as far as they are known here.

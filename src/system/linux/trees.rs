@@ -11,10 +11,10 @@ use std::os::fd::AsRawFd;
 use std::rc::Rc;
 
 use super::super::process::Found;
-use super::super::tree::Members;
+use super::super::tree::{Member, Members};
 use super::super::{RunRef, process, sys, tree};
 use super::{Linux, System, Token, Watched};
-use crate::model::{Identity, RunId, Signal};
+use crate::model::{RunId, Signal};
 
 /// Processes without a role that are watched in one tree. When these are gone it is counted anew,
 /// and others are watched: more would only take descriptors.
@@ -29,7 +29,7 @@ const LISTS_MAX: usize = 16;
 pub(super) struct Look {
     strays: Strays,
     /// The tree that was signalled last.
-    signalled: Option<(RunId, Vec<Identity>)>,
+    signalled: Option<(RunId, Vec<Member>)>,
 }
 
 /// Our children without a role.
@@ -69,7 +69,7 @@ impl Linux {
     }
 
     /// All living processes of a run, by a list of our children that is not older than they are.
-    pub(super) fn members_now(&self, run: &RunRef) -> Vec<Identity> {
+    pub(super) fn members_now(&self, run: &RunRef) -> Vec<Member> {
         let mut before: Option<Vec<i32>> = None;
         let mut found = Members::default();
         for _ in 0..LISTS_MAX {
@@ -84,7 +84,7 @@ impl Linux {
     }
 
     /// All living processes of a run, by the list of this turn as far as that can be.
-    fn members(&mut self, run: &RunRef) -> Vec<Identity> {
+    fn members(&mut self, run: &RunRef) -> Vec<Member> {
         let strays = self.strays();
         let found = tree::members(run, strays.as_deref(), &self.ends(run.run));
         if !found.is_stale {
@@ -107,14 +107,15 @@ impl Linux {
         reached
     }
 
-    fn signal_members(&self, run: &RunRef, members: &[Identity], signal: Signal) -> u32 {
+    fn signal_members(&self, run: &RunRef, members: &[Member], signal: Signal) -> u32 {
         // The groups first, in one call each: nothing in them can be born in between and missed.
         let mut groups = BTreeSet::new();
         for (_, leader) in &run.leaders {
             // A number alone is nobody: a dead leader's may be another unit's process by now.
             let own = self.children.get(&leader.pid).is_some_and(|(_, of, _)| *of == run.run);
-            let is_it = |one: &&Identity| (one.pid, one.start) == (leader.pid, leader.start);
-            let alive = own || members.iter().any(|one| is_it(&one));
+            let is_it =
+                |one: &Member| (one.identity.pid, one.identity.start) == (leader.pid, leader.start);
+            let alive = own || members.iter().any(is_it);
             if alive
                 && groups.insert(leader.pid)
                 && let Err(error) = sys::kill(-leader.pid, signal)
@@ -125,8 +126,14 @@ impl Linux {
         let mut reached = 0u32;
         for member in members {
             reached = reached.saturating_add(1);
-            let in_group = process::stat(member.pid).is_some_and(|s| groups.contains(&s.group));
-            if !in_group && let Err(error) = process::signal(member, signal) {
+            let Member { identity, leads_session } = member;
+            let group = if *leads_session {
+                Some(identity.pid)
+            } else {
+                process::stat(identity.pid).map(|stat| stat.group)
+            };
+            let in_group = group.is_some_and(|group| groups.contains(&group));
+            if !in_group && let Err(error) = process::signal(identity, signal) {
                 log::warn!("{}: {error}", run.instance);
             }
         }
@@ -161,9 +168,9 @@ impl Linux {
         }
         let mut members = self.members(run);
         // The end of those with a role is told anyway.
-        members.retain(|member| {
+        members.retain(|Member { identity, .. }| {
             let mut leaders = run.leaders.iter();
-            !leaders.any(|(_, leader)| (leader.pid, leader.start) == (member.pid, member.start))
+            !leaders.any(|(_, leader)| (leader.pid, leader.start) == (identity.pid, identity.start))
         });
         let watched: Vec<Token> = self.runs.get(&run.run).map_or_else(Vec::new, |kept| {
             let is_member =
@@ -178,14 +185,14 @@ impl Linux {
     }
 
     /// Watches for the ends of these processes. Returns how many of them live.
-    fn watch_members(&mut self, run: RunId, members: &[Identity]) -> u32 {
+    fn watch_members(&mut self, run: RunId, members: &[Member]) -> u32 {
         let (mut left, mut watching) = (0u32, 0usize);
-        for member in members {
+        for Member { identity, .. } in members {
             if watching >= MEMBERS_WATCHED_MAX {
                 left = left.saturating_add(1);
                 continue;
             }
-            let found = process::find(member);
+            let found = process::find(identity);
             left = left.saturating_add(u32::from(!matches!(found, Found::Dead)));
             if let Found::Alive(Some(pidfd)) = found
                 && self.room.for_member(pidfd.as_raw_fd())
@@ -193,7 +200,7 @@ impl Linux {
                 let fd = pidfd.as_raw_fd();
                 match self.watch(Some(run), fd, Watched::Member { run, pidfd }) {
                     Ok(_) => watching = watching.saturating_add(1),
-                    Err(error) => log::error!("cannot watch process {}: {error}", member.pid),
+                    Err(error) => log::error!("cannot watch process {}: {error}", identity.pid),
                 }
             }
         }
