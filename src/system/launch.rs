@@ -166,9 +166,9 @@ impl Launcher<'_> {
             env: env
                 .into_iter()
                 .map(|(name, value)| {
-                    let mut entry = name;
-                    entry.push("=");
-                    entry.push(value);
+                    // With room for the NUL: a start makes as many of these as there are variables.
+                    let mut entry = OsString::with_capacity(name.len() + value.len() + 2);
+                    entry.extend([name.as_os_str(), OsStr::new("="), &value]);
                     c_string(entry, Stage::EnvFile)
                 })
                 .collect::<Result<_, _>>()?,

@@ -401,7 +401,7 @@ pub fn detach(log_to: &std::path::Path) -> io::Result<bool> {
     use std::os::unix::fs::OpenOptionsExt;
     let null = std::fs::File::open("/dev/null")?;
     let log = std::fs::OpenOptions::new().append(true).create(true).mode(0o640).open(log_to)?;
-    // SAFETY: opm has one thread, so that the child is a whole copy.
+    // SAFETY: there is one thread yet, so that the child is a whole copy.
     match unsafe { libc::fork() } {
         -1 => return Err(io::Error::last_os_error()),
         0 => {}

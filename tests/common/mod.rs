@@ -107,10 +107,8 @@ impl World {
         // The namespace's own /proc is mounted before PID 1 runs; until then ours is seen there.
         let device = |proc: &Path| fs::metadata(proc).ok().map(|found| found.dev());
         let ours = device(Path::new("/proc"));
-        until("its /proc", || {
-            let proc = world.proc().filter(|proc| device(proc) != ours);
-            proc.is_some_and(|proc| proc.join("2/stat").exists())
-        });
+        until("its /proc", || world.proc().is_some_and(|proc| device(&proc) != ours));
+        until("the command of its PID 1", || world.pids().len() > 1);
         Some(world)
     }
 
