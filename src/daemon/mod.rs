@@ -100,18 +100,24 @@ struct Daemon {
 ///
 /// The supervisor has a thread of its own, and the first thread waits for it. The kernel keeps a list
 /// of children for each thread, and gives orphans to the first one: so whatever a service has left
-/// behind stands in a list of its own, and is found without a look at all services.
+/// behind stands in a list of its own, and is found without a look at all services. Where no thread
+/// can be made, as in containers whose filter refuses clone3(2), the first one does it all.
 pub fn run(options: Options, ready: &mut (dyn FnMut() + Send)) -> Result<u8, BootFailure> {
     crate::system::keep_memory_small();
     signals::block_all();
-    std::thread::scope(|scope| {
-        let thread = std::thread::Builder::new().name("opm".to_owned());
-        let supervisor = thread
-            .stack_size(STACK_BYTES)
-            .spawn_scoped(scope, || supervise(options, ready))
-            .map_err(|error| SystemError::new("make the thread of", "the supervisor", error))?;
-        supervisor.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-    })
+    let mut options = Some(options);
+    let mut begin = || options.take().map(|options| supervise(options, &mut *ready));
+    let over = std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name("opm".to_owned()).stack_size(STACK_BYTES);
+        match thread.spawn_scoped(scope, &mut begin) {
+            Ok(thread) => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+            Err(error) => {
+                log::debug!("cannot make a thread: {error}");
+                None
+            }
+        }
+    });
+    over.or_else(begin).unwrap_or(Ok(EXIT_BUG))
 }
 
 fn supervise(options: Options, ready: &mut dyn FnMut()) -> Result<u8, BootFailure> {
