@@ -1,6 +1,6 @@
 //! Stops a process at its system calls with ptrace(2), and kills it at one of them.
 //!
-//! Only the process itself is traced, not what it starts. Each entry into a system call and each
+//! Only the process itself is traced, with all its threads, and not what it starts. Each entry into a system call and each
 //! return from one is a stop; what is killed at an entry does not make the call.
 
 use std::fs;
@@ -48,22 +48,38 @@ pub(crate) fn is_allowed() -> bool {
 #[derive(Debug)]
 pub(crate) struct Traced {
     pid: Pid,
+    /// All its threads, that one included.
+    threads: Vec<Pid>,
+    /// The one that stopped last.
+    at: Pid,
     ended: bool,
 }
 
 impl Traced {
     /// Takes hold of a process and stops it.
     pub(crate) fn seize(pid: i32) -> Self {
+        // The kernel tells a new thread from a new process by the signal of its end.
+        let options = Options::PTRACE_O_TRACESYSGOOD
+            | Options::PTRACE_O_EXITKILL
+            | Options::PTRACE_O_TRACECLONE;
+        let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+        let numbers = tasks.map(|task| task.unwrap().file_name().to_str().unwrap().parse());
+        let threads: Vec<Pid> = numbers.map(|number| Pid::from_raw(number.unwrap())).collect();
+        for thread in &threads {
+            ptrace::seize(*thread, options).unwrap();
+            ptrace::interrupt(*thread).unwrap();
+            let stop = waitpid(*thread, Some(WaitPidFlag::__WALL)).unwrap();
+            assert!(
+                matches!(stop, WaitStatus::PtraceEvent(..) | WaitStatus::Stopped(..)),
+                "not stopped: {stop:?}"
+            );
+        }
         let pid = Pid::from_raw(pid);
-        let options = Options::PTRACE_O_TRACESYSGOOD | Options::PTRACE_O_EXITKILL;
-        ptrace::seize(pid, options).unwrap();
-        ptrace::interrupt(pid).unwrap();
-        let stop = waitpid(pid, Some(WaitPidFlag::__WALL)).unwrap();
-        assert!(
-            matches!(stop, WaitStatus::PtraceEvent(..) | WaitStatus::Stopped(..)),
-            "not stopped: {stop:?}"
-        );
-        Self { pid, ended: false }
+        let traced = Self { pid, threads, at: pid, ended: false };
+        for thread in traced.threads.iter().filter(|thread| **thread != pid) {
+            Self::go_on(*thread, None);
+        }
+        traced
     }
 
     /// Lets it go to that point, or until it rests and `is_over` says that all is done; kills it
@@ -77,7 +93,7 @@ impl Traced {
                 self.kill();
                 return End::Killed(at);
             }
-            self.go_on(signal.take());
+            Self::go_on(self.at, signal.take());
             match self.next_stop(&mut is_over) {
                 None => {
                     self.kill();
@@ -94,6 +110,10 @@ impl Traced {
                     None => left -= 1,
                 },
                 Some(WaitStatus::Stopped(_, due)) => signal = Some(due),
+                Some(WaitStatus::PtraceEvent(_, _, libc::PTRACE_EVENT_CLONE)) => {
+                    let thread = ptrace::getevent(self.at).unwrap();
+                    self.threads.push(Pid::from_raw(i32::try_from(thread).unwrap()));
+                }
                 Some(WaitStatus::PtraceEvent(..)) => {}
                 Some(other) => {
                     self.ended = true;
@@ -105,26 +125,29 @@ impl Traced {
 
     /// The system call that it is in, by its number, and the arguments.
     fn call(&self) -> String {
-        let text = fs::read_to_string(format!("/proc/{}/syscall", self.pid));
+        let text = fs::read_to_string(format!("/proc/{}/syscall", self.at));
         text.unwrap_or_default().trim().to_owned()
     }
 
-    fn go_on(&self, signal: Option<Signal>) {
-        match ptrace::syscall(self.pid, signal) {
+    fn go_on(thread: Pid, signal: Option<Signal>) {
+        match ptrace::syscall(thread, signal) {
             // Killed by somebody else: the next wait tells.
             Ok(()) | Err(Errno::ESRCH) => {}
             Err(error) => panic!("cannot go on: {error}"),
         }
     }
 
-    /// Waits for the next stop; `None` where it rests and is over.
-    fn next_stop(&self, is_over: &mut impl FnMut() -> bool) -> Option<WaitStatus> {
+    /// Waits for the next stop of any thread; `None` where it rests and is over.
+    fn next_stop(&mut self, is_over: &mut impl FnMut() -> bool) -> Option<WaitStatus> {
         let began = Instant::now();
         loop {
             let flags = WaitPidFlag::__WALL | WaitPidFlag::WNOHANG;
-            let stop = waitpid(self.pid, Some(flags)).unwrap();
-            if stop != WaitStatus::StillAlive {
-                return Some(stop);
+            for thread in &self.threads {
+                let stop = waitpid(*thread, Some(flags)).unwrap();
+                if stop != WaitStatus::StillAlive {
+                    self.at = *thread;
+                    return Some(stop);
+                }
             }
             let rested = began.elapsed();
             if rested < Duration::from_micros(200) {
@@ -143,9 +166,13 @@ impl Traced {
         if !self.ended {
             self.ended = true;
             nix::sys::signal::kill(self.pid, Signal::SIGKILL).unwrap();
-            while let Ok(status) = waitpid(self.pid, Some(WaitPidFlag::__WALL)) {
-                if matches!(status, WaitStatus::Signaled(..) | WaitStatus::Exited(..)) {
-                    break;
+            // The first thread is over when all others are.
+            self.threads.sort_by_key(|thread| *thread == self.pid);
+            for thread in &self.threads {
+                while let Ok(status) = waitpid(*thread, Some(WaitPidFlag::__WALL)) {
+                    if matches!(status, WaitStatus::Signaled(..) | WaitStatus::Exited(..)) {
+                        break;
+                    }
                 }
             }
         }
