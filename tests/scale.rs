@@ -176,6 +176,27 @@ fn a_restart_takes_as_many_calls_among_many_units_as_among_few() {
     assert!(among_many[1] <= among_few[1] + 300, "{figures}");
 }
 
+#[test]
+fn units_that_begin_again_without_end_keep_no_other_from_beginning() {
+    const UNITS: usize = 150;
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let Some(mut world) = World::new() else { return };
+    for number in 0..UNITS {
+        let keys = "logs: {to: null}\nrestart: {policy: always, delay: 0s}\n";
+        world.unit(&format!("s{number:04}"), &format!("command: ['true']\n{keys}"));
+    }
+    world.run();
+    let mut fewest = 0;
+    let all_begin = || {
+        let rows = world.rows();
+        fewest = rows.iter().filter_map(|row| row["restarts"].as_u64()).min().unwrap_or(0);
+        rows.len() == UNITS && fewest >= 3
+    };
+    world.until("each to have begun again three times", all_begin);
+    assert_eq!(world.opm(&["shutdown"]).code, 0);
+    assert_eq!(world.wait_run(), 0);
+}
+
 /// How many processes of opm's are not what they are to be yet.
 fn under_way_by_proc(world: &World) -> usize {
     let is_opm = |pid: &i32| world.status_line(*pid, "Name").as_deref() == Some("opm");

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::agenda::Timetable;
 use super::keeper_unit::{self, KeeperOptions};
+use super::queue::Queue;
 use super::wakes::Wakes;
 use super::{Refusal, Supervisor};
 use crate::model::{
@@ -58,7 +59,7 @@ impl<S: System> Boot<S> {
             shutdown_budget: self.shutdown_budget,
             room: self.room,
             dirty: BTreeSet::new(),
-            queued: BTreeSet::new(),
+            queued: Queue::default(),
             wakes: Wakes::new(),
             times: Timetable::new(self.loaded.agenda),
             hold_ends: None,

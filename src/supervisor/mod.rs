@@ -14,6 +14,7 @@ mod boot;
 mod history;
 mod holds;
 mod keeper_unit;
+mod queue;
 mod requests;
 mod sockets;
 mod source;
@@ -33,6 +34,7 @@ pub use state::State;
 pub use status::Row;
 
 use agenda::Timetable;
+use queue::Queue;
 use wakes::Wakes;
 
 use crate::config::Cache;
@@ -75,7 +77,7 @@ pub struct Supervisor<S> {
     /// Instances that a new look may find something due for.
     dirty: BTreeSet<InstanceId>,
     /// Instances whose next process is due, and waits until there is room, [`System::has_room`].
-    queued: BTreeSet<InstanceId>,
+    queued: Queue,
     wakes: Wakes<Monotonic>,
     /// When instances with a schedule are due.
     times: Timetable,
@@ -219,7 +221,7 @@ impl<S: System> Supervisor<S> {
         if self.queued.is_empty() || !self.system.has_room() {
             return false;
         }
-        self.dirty.extend(self.queued.pop_first());
+        self.dirty.extend(self.queued.next());
         true
     }
 
@@ -249,8 +251,10 @@ impl<S: System> Supervisor<S> {
         for step in due {
             if wishes && !step.action.is_wish() {
                 self.dirty.insert(step.instance);
-            } else if self.makes_process(&step) && !self.system.has_room() {
-                self.queued.insert(step.instance);
+            } else if self.makes_process(&step)
+                && !(self.queued.lets(&step.instance) && self.system.has_room())
+            {
+                self.queued.push(step.instance);
             } else if !self.is_heard_after_all(&step) {
                 self.carry_out(step);
             }
