@@ -1,4 +1,4 @@
-//! Builds the parts and runs the one poll loop.
+//! Builds the parts and runs the one poll loop, in a thread for which the first one waits.
 //!
 //! Nothing here blocks but the poll. A turn: whatever the kernel has to tell becomes events, the
 //! supervisor takes its turn, then clients and the log are told. With nothing due, poll waits

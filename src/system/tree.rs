@@ -71,12 +71,12 @@ pub(super) fn own_children() -> Option<Vec<i32>> {
     children_of_threads(own)
 }
 
-/// The children of opm that it has not made, by whether they have a role in a run all the same; `None`
-/// where the kernel does not tell.
+/// The orphans that came to opm, without those that have a role in a run; `None` where the kernel does
+/// not tell.
 ///
-/// Orphans go to the first thread of the process that is to have them (`find_new_reaper` in the
-/// kernel's exit.c), and that one makes no children of its own. After an exec it has all that there
-/// were before.
+/// Orphans are the children of the first thread (`find_new_reaper` in the kernel's exit.c), which makes
+/// none of its own, `daemon/mod.rs`. After `opm reexec` the services of before are among them, and have
+/// a role.
 pub(super) fn strays(has_role: impl Fn(i32) -> bool) -> Option<Vec<i32>> {
     let own = std::process::id();
     let mut strays = children_of_thread(format!("/proc/{own}/task/{own}/children"))?;

@@ -115,15 +115,21 @@ impl Story {
         }
     }
 
-    /// What is in force can be gone back to: nobody has taken its history away.
+    /// What is in force can be gone back to, and so can what a trial is taken back to: nobody has taken
+    /// their history away.
     pub(crate) fn has_history(&mut self) -> Result<(), String> {
         let Some(supervisor) = self.world.supervisor() else { return Ok(()) };
         let generation = supervisor.desired().applied;
         if generation == 0 {
             return Ok(());
         }
-        let record = supervisor.record(generation).and_then(|record| supervisor.revisions(&record));
-        record.map(|_| ()).map_err(|why| format!("generation {generation} has no history: {why:?}"))
+        let before = supervisor.desired().trial.as_ref().map(|trial| trial.sources.clone());
+        let lacks = |why| format!("generation {generation} has no history: {why:?}");
+        let mut record = supervisor.record(generation).map_err(lacks)?;
+        supervisor.revisions(&record).map_err(lacks)?;
+        record.sources = before.unwrap_or_default();
+        supervisor.revisions(&record).map_err(lacks)?;
+        Ok(())
     }
 
     /// Whatever is on trial when there are no more faults is taken back in time.
