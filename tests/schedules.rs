@@ -110,6 +110,27 @@ fn who_requires_a_task_with_a_schedule_waits_until_it_has_completed_once() {
 }
 
 #[test]
+fn one_more_run_of_a_task_is_no_recovery_and_no_restart_to_those_who_require_it() {
+    let Some(mut world) = World::new() else { return };
+    world.task("tick", "echo x >> runs; sleep 0.2", "every: 1s\n");
+    let more = "requires: [tick]\non_dependency_restart: restart\n";
+    world.service("follows", "echo x >> follows; exec sleep 1000", more);
+    let more = "requires: [tick]\non_dependency_restart: reload\nreload: {command: [sh, -c, 'echo x >> reloads']}\n";
+    world.service("reloads", "exec sleep 1000", more);
+    let more = "requires: [tick]\nrestart: {delay: 0s, limit: {starts: 2, within: 1m}}\n";
+    world.service("broken", "echo x >> broken; exit 1", more);
+    world.run();
+    world.until_phase("broken", "failed");
+    world.until_phase("follows", "up");
+    let runs = world.lines("runs").len();
+    world.until("more runs", || world.lines("runs").len() >= runs + 3);
+    assert_eq!(world.lines("broken").len(), 2, "failed for good\n{}", world.log());
+    assert_eq!(world.lines("follows").len(), 1, "nothing restarted\n{}", world.log());
+    assert_eq!(world.lines("reloads").len(), 0, "nothing restarted\n{}", world.log());
+    assert_eq!(world.opm(&["shutdown"]).code, 0);
+}
+
+#[test]
 fn a_broken_agenda_is_set_aside_and_schedules_begin_anew() {
     let Some(mut world) = World::new() else { return };
     world.task("yearly", "echo x >> runs", "schedule: '@yearly'\ncatch_up: true\n");

@@ -89,7 +89,7 @@ fn standing_of(view: &View<'_>, unit: &Unit, id: &InstanceId, wanted: Condition)
     let Some(instance) = view.observed.get(id) else { return idle };
     let current = instance.epoch == unit.epoch_of(id)
         && (instance.hash == unit.hash || !wants || unit.spec.kind == Kind::Task);
-    let completes = wanted == Condition::Completed || unit.spec.kind == Kind::Task;
+    let completes = must_complete(unit, wanted);
     if current && has_completed(view, unit, id, instance) {
         return Standing::Met;
     }
@@ -106,7 +106,7 @@ fn standing_of(view: &View<'_>, unit: &Unit, id: &InstanceId, wanted: Condition)
         Phase::Up if !current && unit.rolling.is_none() => Standing::Pending,
         Phase::Up => match wanted {
             Condition::Started => Standing::Met,
-            Condition::Ready if unit.spec.kind != Kind::Task => Standing::Met,
+            Condition::Ready if !completes => Standing::Met,
             Condition::Ready | Condition::Completed => Standing::Pending,
         },
         Phase::Starting => {
@@ -138,6 +138,11 @@ fn has_completed(view: &View<'_>, unit: &Unit, id: &InstanceId, instance: &Insta
         && instance.last.as_ref().is_some_and(|end| restart::is_success(&unit.spec, end))
 }
 
+/// Whether what is needed of this unit is a success that ends: a task is ready when it has completed.
+fn must_complete(unit: &Unit, wanted: Condition) -> bool {
+    wanted == Condition::Completed || unit.spec.kind == Kind::Task
+}
+
 fn is_started(run: &Run) -> bool {
     run.main.as_ref().is_some_and(|main| matches!(main.state, Life::Running(_)))
 }
@@ -154,7 +159,7 @@ pub(super) fn lost(view: &View<'_>, unit: &UnitName) -> Option<UnitName> {
 /// Whether no instance of a required unit is what it has to be, or on its way there.
 fn is_lost(view: &View<'_>, need: &Need) -> bool {
     let Some(unit) = view.desired.units.get(&need.unit) else { return true };
-    let completes = need.condition == Condition::Completed || unit.spec.kind == Kind::Task;
+    let completes = must_complete(unit, need.condition);
     view.instances(&need.unit).iter().all(|id| {
         let Some(instance) = view.observed.get(id) else { return !view.wants(id) };
         if has_completed(view, unit, id, instance) {
@@ -175,7 +180,8 @@ fn is_lost(view: &View<'_>, need: &Need) -> bool {
     })
 }
 
-/// A required unit that came up again after `since`, with the time of that.
+/// A required unit that came up again after `since`. A task that has completed and runs once more
+/// was not away.
 pub(super) fn recovered_since(
     view: &View<'_>,
     unit: &UnitName,
@@ -183,8 +189,10 @@ pub(super) fn recovered_since(
 ) -> Option<UnitName> {
     let needs = view.graph.node(unit)?.needs.iter();
     needs
+        .filter(|need| need.strength == Strength::Requires)
         .filter(|need| {
-            need.strength == Strength::Requires && need.condition != Condition::Completed
+            let unit = view.desired.units.get(&need.unit);
+            unit.is_some_and(|unit| !must_complete(unit, need.condition))
         })
         .find(|need| {
             // One that a connection starts has not restarted.

@@ -222,14 +222,19 @@ fn up(view: &View<'_>, unit: &Unit, id: &InstanceId, run: &Run, now: Monotonic) 
 /// Follow the reload of a required unit, and bound a reload command's time.
 fn reloads(view: &View<'_>, unit: &Unit, id: &InstanceId, run: &Run, now: Monotonic) -> Due {
     let spec = &unit.spec;
-    if let Some((role @ Role::Reload, process)) = &run.helper
-        && let Life::Running(since) = process.state
-    {
-        let deadline = since.after(spec.start_timeout);
-        if now >= deadline {
-            return Due::step(id, Action::KillHelper(run.id, *role), Reason::StopTimedOut);
+    if let Some((role @ Role::Reload, process)) = &run.helper {
+        match process.state {
+            // That it runs its program is told, and so is its end.
+            Life::Born => return Due::NOTHING,
+            Life::Running(since) => {
+                let deadline = since.after(spec.start_timeout);
+                if now >= deadline {
+                    return Due::step(id, Action::KillHelper(run.id, *role), Reason::StopTimedOut);
+                }
+                return Due::at(deadline);
+            }
+            Life::Ended(_) => {}
         }
-        return Due::at(deadline);
     }
     let touched = touched(spec, id, run, now);
     let follows = spec.relations.on_dependency_restart == OnDependencyRestart::Reload;

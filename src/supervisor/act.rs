@@ -76,7 +76,10 @@ impl<S: System> Supervisor<S> {
     /// Whether a step makes a process, or leads to one at once.
     pub(super) fn makes_process(&self, step: &Step) -> bool {
         match step.action {
-            Action::Begin { .. } | Action::Spawn(..) => true,
+            Action::Spawn(..) => true,
+            Action::Begin { .. } => {
+                self.spec_of(&step.instance).is_some_and(|spec| spec.process.is_some())
+            }
             Action::Climb(_, rung) => match rung {
                 Rung::PreStop(_) | Rung::PostStop(_) => true,
                 Rung::Step(n) => self.spec_of(&step.instance).is_some_and(|spec| {

@@ -185,8 +185,11 @@ impl<S: System> Supervisor<S> {
             if self.minimal && self.shutdown.is_none() {
                 break;
             }
-            if self.dirty.is_empty() && !self.take_from_queue() {
-                break;
+            if self.dirty.is_empty() {
+                self.queued.expire();
+                if !self.take_from_queue() {
+                    break;
+                }
             }
             self.round();
         }
@@ -216,13 +219,30 @@ impl<S: System> Supervisor<S> {
         self.is_restless = is_restless;
     }
 
-    /// Takes up one instance that waits for room, if there is some now.
+    /// Takes up those that wait for room, as many as there is some for now. Returns whether any.
     fn take_from_queue(&mut self) -> bool {
-        if self.queued.is_empty() || !self.system.has_room() {
-            return false;
+        while !self.queued.is_empty() && self.system.has_room(self.queued.promised(None)) {
+            self.dirty.extend(self.queued.next());
         }
-        self.dirty.extend(self.queued.next());
-        true
+        !self.dirty.is_empty()
+    }
+
+    /// Whether a step may be carried out now. One that makes a process may have to wait for its turn.
+    fn may_go(&mut self, step: &Step) -> bool {
+        if !self.makes_process(step) {
+            return true;
+        }
+        let id = &step.instance;
+        let may = self.queued.lets(id) && self.system.has_room(self.queued.promised(Some(id)));
+        if !may {
+            self.queued.push(id.clone());
+        } else if matches!(step.action, Action::Begin { .. }) {
+            // Its process follows in the next round.
+            self.queued.admit(id);
+        } else {
+            self.queued.done(id);
+        }
+        may
     }
 
     /// Looks at everything touched. Where anything wishes to stop, only wishes are carried out, so
@@ -251,11 +271,7 @@ impl<S: System> Supervisor<S> {
         for step in due {
             if wishes && !step.action.is_wish() {
                 self.dirty.insert(step.instance);
-            } else if self.makes_process(&step)
-                && !(self.queued.lets(&step.instance) && self.system.has_room())
-            {
-                self.queued.push(step.instance);
-            } else if !self.is_heard_after_all(&step) {
+            } else if self.may_go(&step) && !self.is_heard_after_all(&step) {
                 self.carry_out(step);
             }
         }
@@ -420,10 +436,12 @@ impl<S: System> Supervisor<S> {
         Event { instance: id.clone(), at: self.system.now(), what }
     }
 
-    /// What is due at this moment by a look at everything; for tests of the incremental pass.
-    pub fn due_by_full_look(&self) -> Vec<Action> {
-        let due = plan::reconcile(&self.view(), self.system.now());
-        due.steps.into_iter().map(|step| step.action).collect()
+    /// What is due at this moment by a look at everything, and could be done; for tests of the
+    /// incremental pass.
+    pub fn due_by_full_look(&mut self) -> Vec<Action> {
+        let has_room = self.system.has_room(0);
+        let due = plan::reconcile(&self.view(), self.system.now()).steps.into_iter();
+        due.filter(|step| has_room || !self.makes_process(step)).map(|step| step.action).collect()
     }
 }
 

@@ -775,17 +775,18 @@ impl System for Linux {
         Ok(())
     }
 
-    fn has_room(&mut self) -> bool {
-        if self.starting.len() >= STARTING_MAX {
+    fn has_room(&mut self, promised: usize) -> bool {
+        if self.starting.len() + promised >= STARTING_MAX {
             let now = self.now();
             let is_young = |since: &&Monotonic| now.since(**since) < STARTING_TIME;
-            if self.starting.values().filter(is_young).count() >= STARTING_MAX {
+            if self.starting.values().filter(is_young).count() + promised >= STARTING_MAX {
                 // If none of them gets on, nothing else would have us ask again.
                 self.later.again(now);
                 return false;
             }
         }
-        self.starting.is_empty() || self.room.for_start(self.null.as_fd())
+        let is_alone = self.starting.is_empty() && promised == 0;
+        is_alone || self.room.for_start(self.null.as_fd())
     }
 
     fn spawn(&mut self, launch: &Launch, at: Monotonic) -> Result<Identity, StartError> {

@@ -179,9 +179,11 @@ pub trait System {
     /// Whether the conditions of a unit hold that need no command; else which does not.
     fn conditions(&mut self, id: &InstanceId, index: u32, spec: &Spec) -> Result<(), String>;
 
-    /// Whether a process may be made now. If not, others that are on their way up hold what it would
-    /// need: the exec or the end of one of them is an event, and then is the time to ask again.
-    fn has_room(&mut self) -> bool {
+    /// Whether a process may be made now, and so many others that were promised room. If not, others
+    /// that are on their way up hold what it would need: the exec or the end of one of them is an
+    /// event, and then is the time to ask again.
+    fn has_room(&mut self, promised: usize) -> bool {
+        let _ = promised;
         true
     }
 

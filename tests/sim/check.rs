@@ -14,6 +14,7 @@
 //! | [`NoStranger`] | I9: a signal reaches the run it is for |
 //! | [`Over`] | I5: a run is over when its processes are gone |
 //! | [`Silence`] | a watchdog ends no run that was not silent for so long |
+//! | [`Edits`] | files that change end a run once, and when it is quiet |
 //! | [`Reasons`] | every decision has a reason |
 //!
 //! What can only be asked of the supervisor itself (incremental = full, quiescence, convergence)
@@ -27,6 +28,7 @@ use opm::model::{
 };
 
 use crate::calls::Calls;
+use crate::edits::Edits;
 use crate::machine::Owner;
 use crate::once::{DueOnce, Once};
 use crate::scene::{Scene, Seen};
@@ -59,6 +61,7 @@ impl Default for Checks {
             Box::new(NoStranger),
             Box::new(Over),
             Box::new(Silence::default()),
+            Box::new(Edits::default()),
             Box::new(Reasons),
         ];
         Self { scene: Scene::default(), all, wrongs: Vec::new() }

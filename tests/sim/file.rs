@@ -149,6 +149,18 @@ impl File {
         Self { socket: Some(socket), ..self }
     }
 
+    /// The same, perhaps with files that it watches.
+    pub(crate) fn watching(mut self, chance: &mut Chance) -> Self {
+        if self.kind == "service" && !chance.one_in(3) {
+            let can_reload = self.keys.contains("reload:");
+            let action = if can_reload && chance.one_in(2) { "reload" } else { "restart" };
+            let debounce = chance.pick(&["0s", "50ms", "400ms"]);
+            writeln!(self.keys, "watch: {{paths: [/srv], debounce: {debounce}, action: {action}}}")
+                .unwrap();
+        }
+        self
+    }
+
     /// A task that runs when it is due.
     pub(crate) fn scheduled(place: usize, chance: &mut Chance) -> Self {
         let program = *chance.pick(&["after:900:0", "exit:0", "after:300:1", "after:2500:0"]);

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use opm::model::{Happening, Span, UnitName};
+use opm::model::{Happening, InstanceId, Phase, Span, UnitName};
 use opm::plan::{Effect, Plan};
 use opm::supervisor::Manner;
 
@@ -130,8 +130,13 @@ fn compare(
     }
     let supervisor = story.world.supervisor().ok_or("no supervisor")?;
     let view = supervisor.view();
-    // What is not to be up is planned too, and does not begin.
-    let is_up = |unit: &UnitName| view.instances(unit).iter().any(|id| view.wants(id));
+    // What is not to be up is planned too, and does not begin; nor does what requires such.
+    let waits = |id: &InstanceId| {
+        let instance = view.observed.get(id);
+        instance.is_some_and(|instance| matches!(instance.phase, Phase::Waiting { .. }))
+    };
+    let is_up =
+        |unit: &UnitName| view.instances(unit).iter().any(|id| view.wants(id) && !waits(id));
     let comes: BTreeSet<UnitName> =
         of(&[Effect::Restart, Effect::Create, Effect::Start]).into_iter().filter(is_up).collect();
     let is_known =

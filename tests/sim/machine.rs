@@ -10,7 +10,8 @@ use std::panic::resume_unwind;
 use std::rc::Rc;
 
 use opm::model::{
-    EXIT_NEVER_STARTED, Identity, InstanceId, Monotonic, Outcome, Role, RunId, Signal, Span, Wall,
+    EXIT_NEVER_STARTED, Identity, InstanceId, Monotonic, Outcome, Role, RunId, Signal, Span,
+    UnitName, Wall,
 };
 
 use crate::chance::Chance;
@@ -121,6 +122,8 @@ pub(crate) enum Wire {
     Ping(RunId),
     /// A run says that this is its main process.
     MainIs(RunId, Identity),
+    /// A file that a run watches has changed.
+    Touched(RunId),
 }
 
 /// The machine.
@@ -610,6 +613,17 @@ impl Machine {
             self.processes.remove(&process.identity.pid);
         }
         dead
+    }
+
+    /// Somebody changes the files that a unit watches.
+    pub(crate) fn edit(&mut self, unit: &UnitName) {
+        self.see(Seen::Edited { unit: unit.clone() });
+        let owners = self.processes.values().filter_map(|process| process.owner.as_ref());
+        let runs: BTreeSet<RunId> =
+            owners.filter(|owner| owner.instance.unit == *unit).map(|owner| owner.run).collect();
+        for run in runs {
+            self.tell(Wire::Touched(run));
+        }
     }
 
     // Ends.

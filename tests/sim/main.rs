@@ -13,7 +13,8 @@
 //! - `scene.rs`: what was seen. `check.rs`, `once.rs`: what must hold of it.
 //! - `file.rs`, `story.rs`, `goal.rs`: random worlds, and where they must come to. `small.rs`: all
 //!   small ones.
-//! - `watchdog.rs`: who pings, and who falls silent. `points.rs`: one life, cut off at each of its operations. `planted.rs`: faults to be found.
+//! - `watchdog.rs`: who pings, and who falls silent. `edits.rs`: who watches files that change.
+//! - `points.rs`: one life, cut off at each of its operations. `planted.rs`: faults to be found.
 #![expect(
     clippy::unwrap_used,
     clippy::panic,
@@ -31,6 +32,7 @@ mod check;
 mod clock;
 mod conformance;
 mod drive;
+mod edits;
 mod file;
 mod foretold;
 mod goal;
@@ -64,7 +66,7 @@ const SEEDS: u64 = 2_000;
 const SAYS_EVERY: u64 = 10_000;
 
 /// Seeds of worlds in which a soak found a fault.
-const FOUND: [u64; 23] = [
+const FOUND: [u64; 25] = [
     77_000_000_915,
     77_000_001_022,
     77_100_021_456,
@@ -81,6 +83,8 @@ const FOUND: [u64; 23] = [
     90_000_016_282,
     90_000_152_689,
     91_000_014_151,
+    95_000_018_834,
+    97_000_006_699,
     30_126_062_604_127_187,
     30_126_062_604_128_453,
     30_126_062_604_130_338,

@@ -46,6 +46,7 @@ const DAEMON: Setting = Setting {
     has_keeper: false,
     is_unordered: false,
     delay_max: 3,
+    slots: None,
     fault: None,
 };
 

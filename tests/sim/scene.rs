@@ -65,6 +65,10 @@ pub(crate) enum Seen {
     Asks {
         units: Option<Vec<UnitName>>,
     },
+    /// Somebody changes the files that this unit watches.
+    Edited {
+        unit: UnitName,
+    },
     /// A client is told that these units are held.
     Held {
         units: Vec<UnitName>,
@@ -236,6 +240,7 @@ impl Scene {
             | Seen::Connects { .. }
             | Seen::Asks { .. }
             | Seen::Held { .. }
+            | Seen::Edited { .. }
             | Seen::Unanswered
             | Seen::Saves { .. }
             | Seen::SupervisorDies

@@ -60,6 +60,8 @@ pub(crate) struct Setting {
     pub(crate) is_unordered: bool,
     /// How much later it is told, at most, in milliseconds.
     pub(crate) delay_max: u64,
+    /// How many starts may be before their exec at once, where that is limited.
+    pub(crate) slots: Option<usize>,
     /// What is planted.
     pub(crate) fault: Option<Fault>,
 }

@@ -22,7 +22,7 @@ const HAPPENINGS: u64 = 24;
 /// By then everything is where it belongs once faults are over: the longest wait before a restart
 /// (2 s in these files), the longest start (5 s), the longest stop (1 s) for each of five units in a
 /// chain, and a passing shortage.
-const CONVERGED_AFTER: Span = Span::seconds(40);
+pub(crate) const CONVERGED_AFTER: Span = Span::seconds(40);
 /// A quiet time in which a supervisor that is at rest does nothing at all.
 const QUIET: Span = Span::seconds(3_600);
 
@@ -38,6 +38,8 @@ pub(crate) struct Story {
     pub(crate) exists: Vec<bool>,
     troubles: Vec<Trouble>,
     flavour: Flavour,
+    /// Whether services watch files, and somebody changes those at times.
+    watches: bool,
     /// Whether its operator goes back at times.
     goes_back: bool,
     pub(crate) known: Known,
@@ -63,8 +65,12 @@ impl Story {
             has_keeper: chance.one_in(2),
             is_unordered: chance.one_in(2),
             delay_max: chance.below(20),
+            // Beyond the flavour, one thing more; worlds of which a fault was known before it came stay
+            // what they were.
+            slots: matches!(seed % 13, 0 | 4).then_some(1 + count % 2),
             fault,
         };
+        let watches = matches!(seed % 13, 4 | 10 | 11);
         let troubles: Vec<Trouble> =
             Trouble::ALL.into_iter().filter(|_| chance.one_in(2)).collect();
         // Worlds of before there were schedules, watchdogs and sockets stay what they were.
@@ -73,12 +79,12 @@ impl Story {
             4 => Flavour::More,
             _ => Flavour::Plain,
         };
-        let any = |place| Self::file(place, flavour, &mut chance);
+        let any = |place| Self::file(place, flavour, watches, &mut chance);
         let files = (0..count).map(any).collect();
         let world = World::new(chance.next(), setting);
         let exists = vec![true; count];
         let (goes_back, known) = (seed % 4 == 1, Known::default());
-        Self { world, chance, files, exists, troubles, flavour, goes_back, known }
+        Self { world, chance, files, exists, troubles, flavour, watches, goes_back, known }
     }
 
     /// The same, and nothing goes wrong.
@@ -86,13 +92,14 @@ impl Story {
         Self { troubles: Vec::new(), ..Self::new(seed, None) }
     }
 
-    fn file(place: usize, flavour: Flavour, chance: &mut Chance) -> File {
-        match flavour {
+    fn file(place: usize, flavour: Flavour, watches: bool, chance: &mut Chance) -> File {
+        let file = match flavour {
             Flavour::More if chance.one_in(2) => File::scheduled(place, chance),
             Flavour::More => File::any(place, chance).speaking(chance),
             Flavour::Sockets => File::any(place, chance).with_socket(chance),
             Flavour::Plain => File::any(place, chance),
-        }
+        };
+        if watches { file.watching(chance) } else { file }
     }
 
     /// Three units that have to do with each other, and nothing left to chance.
@@ -124,6 +131,7 @@ impl Story {
             exists,
             troubles: Vec::new(),
             flavour: Flavour::Plain,
+            watches: false,
             goes_back: false,
             known: Known::default(),
         }
@@ -225,7 +233,7 @@ impl Story {
 
     /// A unit becomes another one.
     pub(crate) fn change(&mut self, place: usize) {
-        self.files[place] = Self::file(place, self.flavour, &mut self.chance);
+        self.files[place] = Self::file(place, self.flavour, self.watches, &mut self.chance);
     }
 
     /// Something that an operator does.
@@ -399,6 +407,10 @@ impl Story {
             if self.flavour == Flavour::Sockets {
                 self.network();
             }
+            if self.watches && self.chance.one_in(3) {
+                let place = self.chance.place(self.files.len());
+                self.world.machine().edit(&name(NAMES[place]));
+            }
             if self.goes_back && self.chance.one_in(3) {
                 self.hesitate()?;
             }
@@ -495,6 +507,9 @@ impl Story {
                 return Err(format!("a restore started something: {line}"));
             }
             self.expect_all()?;
+        }
+        if self.watches {
+            self.edit_all()?;
         }
         verdict(&self.world)
     }

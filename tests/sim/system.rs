@@ -106,6 +106,8 @@ pub(crate) struct Simulated {
     foreign: BTreeMap<i32, (Identity, Owner)>,
     trees: BTreeMap<RunId, RunRef>,
     runs: BTreeMap<RunId, InstanceId>,
+    /// Runs whose files are under watch.
+    watching: BTreeSet<RunId>,
     /// How many verbs there were, the clocks apart.
     pub(crate) verbs: u64,
 }
@@ -150,6 +152,7 @@ impl Simulated {
             foreign: BTreeMap::new(),
             trees: BTreeMap::new(),
             runs: BTreeMap::new(),
+            watching: BTreeSet::new(),
             verbs: 0,
         };
         Ok((system, loaded, replay))
@@ -212,6 +215,11 @@ impl Simulated {
                 vec![self.event(&instance, Happening::Ready { run })]
             }
             Wire::MainIs(run, identity) => self.main_is(run, identity).into_iter().collect(),
+            Wire::Touched(run) => {
+                let instance = self.runs.get(&run).filter(|_| self.watching.contains(&run));
+                let Some(instance) = instance.cloned() else { return Vec::new() };
+                vec![self.event(&instance, Happening::Touched { run })]
+            }
             Wire::Ping(run) => {
                 let Some(instance) = self.runs.get(&run).cloned() else { return Vec::new() };
                 vec![self.event(&instance, Happening::Word { run, word: Word::Well })]
@@ -354,8 +362,13 @@ impl System for Simulated {
         TimeZone::UTC
     }
 
-    fn watch_paths(&mut self, _: &Launch) {
+    fn watch_paths(&mut self, launch: &Launch) {
         self.verb();
+        if launch.spec.watch.is_some() {
+            self.watching.insert(launch.run);
+        } else {
+            self.watching.remove(&launch.run);
+        }
     }
 
     fn set_alarm(&mut self, at: Option<Wall>) {
@@ -373,6 +386,11 @@ impl System for Simulated {
         let until = machine.now.after(machine.slowness);
         machine.pass_until(until);
         Ok(())
+    }
+
+    fn has_room(&mut self, promised: usize) -> bool {
+        let slots = self.machine.borrow().setting.slots;
+        slots.is_none_or(|slots| self.channels.len() + promised < slots)
     }
 
     fn spawn(&mut self, launch: &Launch, at: Monotonic) -> Result<Identity, StartError> {
@@ -489,6 +507,7 @@ impl System for Simulated {
         self.verb();
         self.trees.remove(&run);
         self.runs.remove(&run);
+        self.watching.remove(&run);
         let mut machine = self.machine.borrow_mut();
         machine.watched_trees.remove(&run);
         machine.see(Seen::Released { instance: instance.clone(), run });

@@ -348,7 +348,7 @@ impl World {
         if self.is_minimal || !self.compares {
             return;
         }
-        let Some(supervisor) = self.supervisor.as_ref() else { return };
+        let Some(supervisor) = self.supervisor.as_mut() else { return };
         let now = supervisor.system().now();
         let late = supervisor.wake_at().filter(|at| *at <= now);
         // A kill stays due until the end of what was killed is told.
