@@ -260,6 +260,24 @@ fn a_stop_has_more_time_while_it_goes_on_asking_for_it() {
 }
 
 #[test]
+fn a_stop_that_goes_on_under_another_supervisor_and_definition_has_more_time_too() {
+    let keys = format!("{NOTIFY}stop: {{timeout: 500ms}}\n");
+    let Some(mut world) = world(&keys) else { return };
+    tell(&world, "a", "late");
+    tell(&world, "a", "say READY=1");
+    world.until_phase("a", "up");
+    // It says nothing any more by its new definition.
+    world.service("a", "exec sleep 1000", "stop: {timeout: 500ms}\n");
+    assert_eq!(world.opm(&["apply", "--no-wait", "units"]).code, 0);
+    world.until_phase("a", "stopping");
+    world.crash();
+    world.run();
+    world.until_phase("a", "up");
+    let row = world.row("a");
+    assert_eq!(row["last"], "exited 0", "{row}\n{}", world.log());
+}
+
+#[test]
 fn what_a_run_is_doing_is_shown_and_changes_no_phase() {
     let Some(world) = world(NOTIFY) else { return };
     tell(&world, "a", "say READY=1|STATUS=well");

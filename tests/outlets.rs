@@ -94,6 +94,50 @@ fn a_unit_reads_what_others_write_and_what_came_while_it_was_away() {
     assert_eq!(world.opm(&["shutdown"]).code, 0);
 }
 
+#[test]
+fn a_reader_that_was_removed_and_is_there_again_reads_on() {
+    let Some(mut world) = World::new() else { return };
+    let to = "logs: {to: {unit: ship}}\nrestart: never\n";
+    // The log keeper has something to do all the time.
+    service(&world, "stays", "exec sleep 1000", "");
+    let mut expected = Vec::new();
+    for n in 1..=3 {
+        reader(&world, "");
+        service(&world, "a", &format!("echo {n}; exec sleep 1000"), to);
+        if n == 1 {
+            world.run();
+        } else {
+            world.apply(0);
+        }
+        expected.push(n.to_string());
+        world.until("its line", || got(&world).0 == expected);
+        for unit in ["a", "ship"] {
+            world.remove_unit(unit);
+        }
+        world.apply(0);
+    }
+    assert_eq!(got(&world).1, Vec::<String>::new());
+    assert_eq!(world.opm(&["shutdown"]).code, 0);
+}
+
+#[test]
+fn an_input_that_somebody_removed_is_made_anew_and_found_by_those_who_write_to_it() {
+    let Some(mut world) = World::new() else { return };
+    reader(&world, "");
+    let script = "echo 1; until [ -e go ]; do sleep 0.02; done; echo 2; exec sleep 1000";
+    service(&world, "a", script, "logs: {to: {unit: ship}}\n");
+    world.run();
+    world.until("the first line", || got(&world).0 == ["1"]);
+    world.crash();
+    fs::remove_file(world.root().join("run/log/ship.in")).unwrap();
+    world.run();
+    world.until_phase("ship", "up");
+    assert_eq!(world.opm(&["restart", "ship"]).code, 0);
+    fs::write(world.path("go"), "").unwrap();
+    world.until("the second line", || got(&world).0 == ["1", "2"]);
+    assert_eq!(world.opm(&["shutdown"]).code, 0);
+}
+
 /// How many bytes opm says are missing.
 fn told(text: &str) -> usize {
     let rest = text.strip_prefix("[opm: dropped ").unwrap();
