@@ -338,6 +338,44 @@ fn case_097_what_was_stopped_by_hand_stays_down() {
 }
 
 #[test]
+fn a_hold_on_one_instance_leaves_the_others_alone_however_they_came_up() {
+    let Some(mut world) = World::new() else { return };
+    staying(&world, "a", "instances: 3\nenabled: false\n");
+    world.run();
+    assert_eq!(world.opm(&["start", "a"]).code, 0);
+    assert_eq!(world.opm(&["stop", "a@1"]).code, 0);
+    let phases = |world: &World| [1, 2, 3].map(|n| world.phase(&format!("a@{n}")));
+    assert_eq!(phases(&world), ["down", "up", "up"]);
+    world.crash();
+    world.run();
+    world.until("all to be known", || phases(&world) == ["down", "up", "up"]);
+    assert_eq!(world.opm(&["stop", "a"]).code, 0);
+    assert_eq!(phases(&world), ["down", "down", "down"]);
+}
+
+#[test]
+fn what_would_bring_something_up_is_refused_while_opm_goes_down() {
+    let Some(mut world) = World::new() else { return };
+    staying(&world, "a", "");
+    world.service("late", "trap '' TERM; while :; do sleep 0.05; done", "stop: {timeout: 1h}\n");
+    world.run();
+    world.until_phase("a", "up");
+    world.until_phase("late", "up");
+    let mut shutdown = world.command(common::OPM);
+    let mut shutdown = shutdown.arg("--root").arg(world.root()).arg("shutdown").spawn().unwrap();
+    world.until_phase("a", "down");
+    staying(&world, "a", "description: changed\n");
+    for args in [&["start", "a"][..], &["restart", "a"], &["apply", "units"], &["rollback"]] {
+        let said = world.opm(args);
+        assert_eq!(said.code, 4, "{said:?}");
+        assert!(said.err.contains("opm is shutting down"), "{said:?}");
+    }
+    assert_eq!(starts(&world, "a"), 1);
+    world.kill("KILL", world.pid("late").unwrap());
+    assert!(shutdown.wait().unwrap().success());
+}
+
+#[test]
 fn case_097_what_was_stopped_by_hand_is_started_by_no_other_units_end() {
     let Some(world) = World::new() else { return };
     staying(&world, "b", "");

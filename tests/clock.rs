@@ -285,6 +285,34 @@ fn a_due_time_that_was_missed_is_made_up_for_once_or_passed_over() {
 }
 
 #[test]
+fn a_due_time_of_just_now_is_served_whatever_was_missed_before_it() {
+    let Some((mut world, clock)) = at_noon("") else { return };
+    world.task("minutely", "echo x >> minutes", "schedule: '* * * * *'\n");
+    world.apply(0);
+    assert_eq!(world.opm(&["shutdown"]).code, 0);
+    assert_eq!(world.wait_run(), 0);
+    let before = world.lines("minutes").len();
+    let later: jiff::Timestamp = format!("{}T15:30:10Z", tomorrow()).parse().unwrap();
+    set(&clock, later.as_second() - jiff::Timestamp::now().as_second());
+    world.run();
+    world.until("the run of now", || world.lines("minutes").len() == before + 1);
+    assert_eq!(world.lines("runs").len(), 0, "that of noon was missed");
+    assert_eq!(world.opm(&["shutdown"]).code, 0);
+}
+
+#[test]
+fn a_jitter_that_changes_changes_the_next_run() {
+    let Some((world, _clock)) = at_noon("jitter: 2h\n") else { return };
+    let next = || world.row("noon")["next_run"].as_str().unwrap().to_owned();
+    let jittered = next();
+    world.task("noon", "echo x >> runs", "schedule: '0 12 * * *'\n");
+    world.apply(0);
+    assert!(next().ends_with("T12:00:00+00:00"), "{}", next());
+    assert_ne!(next(), jittered);
+    assert_eq!(world.opm(&["shutdown"]).code, 0);
+}
+
+#[test]
 fn an_interval_is_as_long_as_before_when_the_clock_is_set() {
     let Some((mut world, clock)) = stepped() else { return };
     world.task("tick", "echo x >> runs", "every: 1s\n");

@@ -111,6 +111,13 @@ fn what_nobody_confirms_goes_back_by_itself_after_a_crash_too() {
     let refused = world.opm(&["apply", "units"]);
     assert_eq!(refused.code, 4, "{refused:?}");
     assert!(refused.err.contains("generation 2 waits to be confirmed"), "{refused:?}");
+    // It would confirm what somebody else wants to confirm.
+    let refused = world.opm(&["apply", "units", "--rollback-on-failure"]);
+    assert_eq!(refused.code, 4, "{refused:?}");
+    // What is in force already will not stay.
+    version(&world, "web", "2");
+    assert_eq!(world.opm(&["apply", "units"]).code, 4);
+    version(&world, "web", "3");
     done(&world, &["apply", "units", "--confirm", "1500ms", "--no-wait"]);
     world.crash();
     // What its own directory says is no reason to end a trial.

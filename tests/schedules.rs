@@ -110,6 +110,25 @@ fn who_requires_a_task_with_a_schedule_waits_until_it_has_completed_once() {
 }
 
 #[test]
+fn an_apply_does_not_wait_for_a_task_that_happens_to_run() {
+    let Some(mut world) = World::new() else { return };
+    world.task("backup", "echo x >> runs; exec sleep 1000", "every: 1s\n");
+    world.service("web", "exec sleep 1000", "");
+    world.run();
+    world.until("the task to run", || world.lines("runs").len() == 1);
+    for web in ["exec sleep 1000", "exec sleep 1001"] {
+        world.service("web", web, "");
+        let said = world.opm(&["apply", "--rollback-on-failure", "--timeout", "20s", "units"]);
+        assert_eq!(said.code, 0, "{said:?}");
+    }
+    assert_eq!(world.lines("runs").len(), 1, "it was left alone");
+    world.service("web", "exec sleep 1002", "");
+    world.apply(0);
+    assert_eq!(world.opm(&["rollback"]).code, 0);
+    assert_eq!(world.opm(&["shutdown"]).code, 0);
+}
+
+#[test]
 fn one_more_run_of_a_task_is_no_recovery_and_no_restart_to_those_who_require_it() {
     let Some(mut world) = World::new() else { return };
     world.task("tick", "echo x >> runs; sleep 0.2", "every: 1s\n");

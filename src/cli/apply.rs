@@ -92,6 +92,7 @@ struct Parameters<'a> {
     message: &'a str,
     basis: Option<&'a Basis>,
     confirm_ms: Option<u64>,
+    confirms_itself: bool,
 }
 
 impl<'a> Parameters<'a> {
@@ -108,6 +109,7 @@ impl<'a> Parameters<'a> {
             message: "",
             basis: None,
             confirm_ms: None,
+            confirms_itself: false,
         }
     }
 }
@@ -144,6 +146,7 @@ pub(super) fn apply(global: &Global, args: &Apply) -> Outcome {
         message: &args.message,
         basis: basis.as_ref(),
         confirm_ms: trial.map(Span::as_millis_up),
+        confirms_itself: args.rollback_on_failure && args.confirm.is_none(),
         ..Parameters::new(&source, &manner)
     };
     let reply = client.call("Apply", parameters)?;

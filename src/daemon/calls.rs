@@ -272,6 +272,7 @@ fn manner(parameters: &Parameters<'_>, by: &str) -> Result<Manner, Failure> {
         only: parameters.unit_names("only")?,
         rolling: parameters.batch()?,
         confirm: parameters.number("confirm_ms")?.map(Span::millis),
+        confirms_itself: parameters.flag("confirms_itself")?,
         must_fit: true,
         basis,
     })

@@ -204,6 +204,12 @@ impl Wall {
         self.0.checked_add(micros).map(Self)
     }
 
+    /// The time so much earlier.
+    #[must_use]
+    pub fn before(self, span: Span) -> Self {
+        Self(self.0.saturating_sub(i64::try_from(span.0 / 1_000).unwrap_or(i64::MAX)))
+    }
+
     /// How long after `earlier` this is; nothing if it is not.
     pub fn since(self, earlier: Self) -> Span {
         let micros = u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0);

@@ -35,7 +35,7 @@ pub use probe::{failures, is_unhealthy};
 pub use restart::{has_done, verdict};
 pub use roll::{Turn, is_outdated, turn};
 pub use room::Room;
-pub use schedule::rests_until_due;
+pub use schedule::{MISSED_AFTER, rests_until_due};
 pub use start::reload_action;
 pub use why::{health, why};
 

@@ -7,7 +7,7 @@ use crate::model::{
 };
 
 /// A run that would begin so much after its time was missed: opm or the machine was not there.
-const MISSED_AFTER: Span = Span::seconds(60);
+pub const MISSED_AFTER: Span = Span::seconds(60);
 
 /// What an instance's schedule calls for.
 enum Call {

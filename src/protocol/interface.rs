@@ -100,11 +100,13 @@ method Plan(
 )
 
 # Make a source what these files say. Answered when the new state is saved. With confirm_ms it is
-# taken back unless Confirm follows in time; with a basis it is refused where things have moved.
+# taken back unless Confirm follows in time; who says with confirms_itself that it will follow where
+# all comes up is refused while another trial goes on. With a basis it is refused where things have moved.
 # Of the instances of a unit so many are away at a time as rolling says
 method Apply(
   source: string, files: []File, dir: ?string, profiles: ?[]string, sets: ?[]string,
-  only: ?[]string, rolling: ?int, message: ?string, confirm_ms: ?int, basis: ?Basis
+  only: ?[]string, rolling: ?int, message: ?string, confirm_ms: ?int,
+  confirms_itself: ?bool, basis: ?Basis
 ) -> (changes: []Change, generation: int, units: []string, warnings: string, basis: Basis)
 
 # What was applied on trial stays

@@ -53,7 +53,7 @@ impl<S: System> Supervisor<S> {
             Action::Enrol => self.enrol(&id),
             Action::PassOver => {
                 log::info!("{id}: passed over: {reason}");
-                self.serve(&id, |_| {});
+                self.pass_over(&id, &reason);
             }
             Action::Queue => self.serve(&id, |entry| entry.queued = true),
             Action::Forget => {

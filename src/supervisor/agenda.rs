@@ -3,7 +3,10 @@
 
 use super::Supervisor;
 use super::wakes::Wakes;
-use crate::model::{Agenda, Due, Entry, Instance, InstanceId, RunId, Schedule, Span, Wall};
+use crate::model::{
+    Agenda, Due, Entry, Instance, InstanceId, Reason, RunId, Schedule, Span, UnitName, Wall,
+};
+use crate::plan;
 use crate::system::System;
 
 /// A change of the wall clock against the time that passes which is no drift.
@@ -63,7 +66,20 @@ impl<S: System> Supervisor<S> {
     /// Notes that the latest due time that has come is served: by a run that begins, by one that is
     /// to begin later, or by none.
     pub(super) fn serve(&mut self, id: &InstanceId, change: impl FnOnce(&mut Entry)) {
-        let wall = self.schedule_wall();
+        self.serve_until(id, self.schedule_wall(), change);
+    }
+
+    /// Passes over the due times that have come; where they were missed, over those of which that is
+    /// true: the latest may have come just now.
+    pub(super) fn pass_over(&mut self, id: &InstanceId, reason: &Reason) {
+        let mut until = self.schedule_wall();
+        if *reason == Reason::Missed {
+            until = until.before(plan::MISSED_AFTER);
+        }
+        self.serve_until(id, until, |_| {});
+    }
+
+    fn serve_until(&mut self, id: &InstanceId, wall: Wall, change: impl FnOnce(&mut Entry)) {
         let Some(entry) = self.times.agenda.get(id) else { return };
         let mut last = entry.last;
         if let Some(due) = entry.next.filter(|due| due.at <= wall)
@@ -79,6 +95,19 @@ impl<S: System> Supervisor<S> {
         }
         self.times.changed = true;
         self.touch(id);
+    }
+
+    /// A unit's schedule has perhaps become another one: its next due time is worked out anew.
+    pub(super) fn reschedule(&mut self, unit: &UnitName) {
+        let of_unit = self.times.agenda.iter().filter(|(id, _)| id.unit == *unit);
+        let entries: Vec<_> = of_unit.map(|(id, entry)| (id.clone(), entry.last)).collect();
+        for (id, last) in entries {
+            let next = self.due_after(&id, last);
+            if let Some(entry) = self.times.agenda.get_mut(&id) {
+                entry.next = next;
+            }
+            self.touch(&id);
+        }
     }
 
     /// Notes that a run begins. Returns the due time that it serves.

@@ -27,6 +27,8 @@ pub struct Manner {
     pub rolling: Option<u32>,
     /// It is taken back unless it is confirmed in so long a time.
     pub confirm: Option<Span>,
+    /// Whoever applies it will confirm it where all comes up. That would confirm another trial too.
+    pub confirms_itself: bool,
     /// It is refused where not all that is to be up then can be up at a time. Else that is a warning:
     /// at boot as much as can be is better than nothing.
     pub must_fit: bool,
@@ -43,7 +45,7 @@ pub struct Applied {
     pub generation: u64,
     /// What the plan was made from.
     pub basis: plan::Basis,
-    /// The units that the source has now.
+    /// The units that the source has now, but for tasks with a schedule, which no apply runs.
     pub units: Vec<UnitName>,
     /// Warnings; with an error nothing is applied.
     pub diagnostics: Vec<Diagnostic>,
@@ -69,6 +71,8 @@ impl<S: System> Supervisor<S> {
         if config::has_errors(&applied.diagnostics) {
             return Ok(applied);
         }
+        self.stays()?;
+        self.beside_trial(manner)?;
         if let Some(basis) = &manner.basis {
             basis.compare(&applied.basis).map_err(Refusal::Impossible)?;
         }
@@ -154,7 +158,14 @@ impl<S: System> Supervisor<S> {
         let only = manner.only.as_slice();
         let loaded = self.load(source);
         let diagnostics = loaded.diagnostics;
-        let mut units = loaded.specs.iter().map(|spec| spec.name.clone()).collect();
+        // What an apply does not run it has not to wait for.
+        let scheduled: BTreeSet<UnitName> = loaded
+            .specs
+            .iter()
+            .filter(|spec| spec.schedule.is_some())
+            .map(|spec| spec.name.clone())
+            .collect();
+        let mut units: Vec<_> = loaded.specs.iter().map(|spec| spec.name.clone()).collect();
         let is_same = only.is_empty() && self.is_declared(&source.name, &loaded.specs);
         let desired = if is_same || config::has_errors(&diagnostics) {
             None
@@ -171,6 +182,7 @@ impl<S: System> Supervisor<S> {
             }
             Some(desired)
         };
+        units.retain(|unit| !scheduled.contains(unit));
         let plan = desired.as_ref().map(|desired| self.plan_to(desired)).unwrap_or_default();
         let basis = plan::Basis::of(&plan, &self.desired, &self.observed);
         let generation = self.desired.generation;
@@ -287,6 +299,9 @@ impl<S: System> Supervisor<S> {
         for change in &plan.changes {
             let Some(unit) = self.desired.units.get(&change.unit) else { continue };
             let spec = Arc::clone(&unit.spec);
+            if spec.schedule.is_some() {
+                self.reschedule(&change.unit);
+            }
             let running =
                 self.observed.of_unit(&change.unit).filter(|(_, instance)| instance.run.is_some());
             let ids: Vec<InstanceId> = running.map(|(id, _)| id.clone()).collect();

@@ -117,6 +117,9 @@ impl<S: System> Supervisor<S> {
         manner: &Manner,
         dry: bool,
     ) -> Result<RolledBack, Refusal> {
+        if !dry {
+            self.stays()?;
+        }
         let (to, sources) = match (to, &self.desired.trial) {
             (Some(generation), _) => {
                 let record = self.record(generation)?;
@@ -262,17 +265,22 @@ impl<S: System> Supervisor<S> {
         )
     }
 
-    /// Lets a change be a trial, or refuses one that would end the trial that there is.
-    pub(super) fn try_out(&self, desired: &mut Desired, manner: &Manner) -> Result<(), Refusal> {
-        let Some(span) = manner.confirm else {
-            return match &self.desired.trial {
-                None => Ok(()),
-                Some(_) => Err(Refusal::Impossible(format!(
+    /// While a trial goes on only another one may follow, which goes back to what was before both.
+    pub(super) fn beside_trial(&self, manner: &Manner) -> Result<(), Refusal> {
+        match &self.desired.trial {
+            Some(_) if manner.confirm.is_none() || manner.confirms_itself => {
+                Err(Refusal::Impossible(format!(
                     "generation {} waits to be confirmed; `opm confirm` or `opm rollback` first",
                     self.desired.applied
-                ))),
-            };
-        };
+                )))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Lets a change be a trial, or refuses one that would end the trial that there is.
+    pub(super) fn try_out(&self, desired: &mut Desired, manner: &Manner) -> Result<(), Refusal> {
+        let Some(span) = manner.confirm else { return Ok(()) };
         let (wall, steady) = (self.system.wall(), self.system.steady());
         let (sources, before) = match &self.desired.trial {
             Some(trial) => (trial.sources.clone(), trial.before),

@@ -75,6 +75,14 @@ impl<S: System> Supervisor<S> {
         Ok(())
     }
 
+    /// Refuses what would bring something up while opm goes down.
+    pub(super) fn stays(&self) -> Result<(), Refusal> {
+        match &self.shutdown {
+            None => Ok(()),
+            Some(_) => Err(Refusal::Impossible("opm is shutting down".to_owned())),
+        }
+    }
+
     /// Saves the desired state again; returns its generation.
     pub fn save(&mut self) -> Result<u64, Refusal> {
         self.system
@@ -87,6 +95,7 @@ impl<S: System> Supervisor<S> {
     /// Starts units or instances: lifts holds, wants what they require, and tries anew what failed
     /// or is done.
     pub fn start(&mut self, names: &[String]) -> Result<Vec<InstanceId>, Refusal> {
+        self.stays()?;
         let targets = self.targets(names)?;
         let mut desired = self.desired.clone();
         for target in &targets {
@@ -141,7 +150,10 @@ impl<S: System> Supervisor<S> {
             let Some(unit) = desired.units.get_mut(target.unit()) else { continue };
             let hold = Hold { by: by.to_owned(), reason: reason.to_owned(), at, until };
             let known = match target {
-                Target::Unit(_) => &mut unit.hold,
+                Target::Unit(_) => {
+                    unit.started = false;
+                    &mut unit.hold
+                }
                 Target::Instance(id) => &mut unit.instances.entry(id.clone()).or_default().hold,
             };
             // Who stops it last says for how long; where that is the same, who stopped it first stays
@@ -149,7 +161,6 @@ impl<S: System> Supervisor<S> {
             if known.as_ref().is_none_or(|known| known.until != until) {
                 *known = Some(hold);
             }
-            unit.started = false;
         }
         self.commit_changed(desired)?;
         Ok(self.all_ids(&targets))
@@ -163,6 +174,7 @@ impl<S: System> Supervisor<S> {
         names: &[String],
         rolling: Option<u32>,
     ) -> Result<Vec<InstanceId>, Refusal> {
+        self.stays()?;
         let targets = self.targets(names)?;
         let mut desired = self.desired.clone();
         for target in &targets {

@@ -389,8 +389,10 @@ impl System for Simulated {
     }
 
     fn has_room(&mut self, promised: usize) -> bool {
-        let slots = self.machine.borrow().setting.slots;
-        slots.is_none_or(|slots| self.channels.len() + promised < slots)
+        let machine = self.machine.borrow();
+        let waits = |pid: &&i32| machine.processes.get(pid).is_some_and(|p| p.life == Life::Gated);
+        let starting = || self.channels.keys().filter(waits).count();
+        machine.setting.slots.is_none_or(|slots| starting() + promised < slots)
     }
 
     fn spawn(&mut self, launch: &Launch, at: Monotonic) -> Result<Identity, StartError> {

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::Parameters;
-use crate::model::{Cause, Record};
+use crate::model::{Cause, Record, UnitName};
 use crate::protocol::{CONTROL, Failure};
 use crate::supervisor::{History, RolledBack, Supervisor};
 use crate::system::Linux;
@@ -21,8 +21,13 @@ pub(super) fn answer(
             let manner = super::manner(parameters, by)?;
             let (to, dry) = (parameters.number("to")?, parameters.flag("dry_run")?);
             let RolledBack { to, plan, generation } = supervisor.roll_back(to, &manner, dry)?;
-            let units: Vec<&crate::model::UnitName> =
-                plan.changes.iter().map(|change| &change.unit).collect();
+            // What is not run by it is not waited for, as after an apply.
+            let known = &supervisor.desired().units;
+            let is_scheduled = |name: &&UnitName| {
+                known.get(*name).is_some_and(|unit| unit.spec.schedule.is_some())
+            };
+            let units = plan.changes.iter().map(|change| &change.unit);
+            let units: Vec<&UnitName> = units.filter(|name| !is_scheduled(name)).collect();
             Ok(json!({
                 "to": to, "changes": plan.changes, "generation": generation, "units": units,
             }))
