@@ -1,0 +1,105 @@
+//! What people ask for by hand: a hold stays, one instance is not all of them, and what cannot be is
+//! refused.
+
+mod common;
+
+use std::time::Duration;
+
+use common::{World, watch_for};
+
+/// A service that notes each of its starts.
+fn staying(world: &World, name: &str, more: &str) {
+    world.service(name, &format!("echo x >> {name}.starts; exec sleep 1000"), more);
+}
+
+fn starts(world: &World, name: &str) -> usize {
+    world.lines(&format!("{name}.starts")).len()
+}
+
+#[test]
+fn case_097_what_was_stopped_by_hand_stays_down() {
+    let Some(mut world) = World::new() else { return };
+    staying(&world, "a", "");
+    staying(&world, "b", "");
+    world.apply(0);
+    world.until("both to begin", || starts(&world, "a") == 1 && starts(&world, "b") == 1);
+    assert_eq!(world.opm(&["stop", "b"]).code, 0);
+    let is_held = |world: &World| world.phase("b") == "down" && starts(world, "b") == 1;
+    for end in ["shutdown", "crash", "none"] {
+        match end {
+            "shutdown" => assert_eq!(world.opm(&["shutdown"]).code, 0),
+            "crash" => world.crash(),
+            _ => {}
+        }
+        if end == "none" {
+            world.apply(0);
+        } else {
+            assert_eq!(world.opm(&["restore"]).code, 0);
+        }
+        world.until_phase("a", "up");
+        watch_for(Duration::from_millis(200), || !is_held(&world), end);
+    }
+    assert_eq!(world.opm(&["start", "b"]).code, 0);
+    assert_eq!(world.phase("b"), "up");
+    world.until("its start", || starts(&world, "b") == 2);
+}
+
+#[test]
+fn a_hold_on_one_instance_leaves_the_others_alone_however_they_came_up() {
+    let Some(mut world) = World::new() else { return };
+    staying(&world, "a", "instances: 3\nenabled: false\n");
+    world.run();
+    assert_eq!(world.opm(&["start", "a"]).code, 0);
+    assert_eq!(world.opm(&["stop", "a@1"]).code, 0);
+    let phases = |world: &World| [1, 2, 3].map(|n| world.phase(&format!("a@{n}")));
+    assert_eq!(phases(&world), ["down", "up", "up"]);
+    world.crash();
+    world.run();
+    world.until("all to be known", || phases(&world) == ["down", "up", "up"]);
+    assert_eq!(world.opm(&["stop", "a"]).code, 0);
+    assert_eq!(phases(&world), ["down", "down", "down"]);
+}
+
+#[test]
+fn what_would_bring_something_up_is_refused_while_opm_goes_down() {
+    let Some(mut world) = World::new() else { return };
+    staying(&world, "a", "");
+    world.service("late", "trap '' TERM; while :; do sleep 0.05; done", "stop: {timeout: 1h}\n");
+    world.run();
+    world.until_phase("a", "up");
+    world.until_phase("late", "up");
+    let mut shutdown = world.command(common::OPM);
+    let mut shutdown = shutdown.arg("--root").arg(world.root()).arg("shutdown").spawn().unwrap();
+    world.until_phase("a", "down");
+    staying(&world, "a", "description: changed\n");
+    for args in [&["start", "a"][..], &["restart", "a"], &["apply", "units"], &["rollback"]] {
+        let said = world.opm(args);
+        assert_eq!(said.code, 4, "{said:?}");
+        assert!(said.err.contains("opm is shutting down"), "{said:?}");
+    }
+    assert_eq!(starts(&world, "a"), 1);
+    world.kill("KILL", world.pid("late").unwrap());
+    assert!(shutdown.wait().unwrap().success());
+}
+
+#[test]
+fn case_097_what_was_stopped_by_hand_is_started_by_no_other_units_end() {
+    let Some(world) = World::new() else { return };
+    staying(&world, "b", "");
+    staying(&world, "c", "instances: [x, y]\n");
+    for (name, starts) in [("whole", "b"), ("one", "c")] {
+        let keys = format!("restart: never\nenabled: false\non_failure: {{start: {starts}}}\n");
+        world.service(name, "exit 1", &keys);
+    }
+    world.apply(0);
+    assert_eq!(world.opm(&["stop", "b", "c@x"]).code, 0);
+    for name in ["whole", "one"] {
+        world.opm(&["start", name]);
+        world.until_phase(name, "failed");
+    }
+    for held in ["b", "c@x"] {
+        watch_for(Duration::from_millis(100), || world.phase(held) != "down", held);
+        assert!(world.row(held)["held_by"].is_string(), "{held}");
+    }
+    world.until_phase("c@y", "up");
+}
