@@ -2,6 +2,9 @@
 
 mod common;
 
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+
 use common::random::Random;
 use common::{World, witness};
 
@@ -182,6 +185,37 @@ fn a_shutdown_is_not_lost_by_reexec() {
     assert!(shutdown.wait().unwrap().success());
     // It has hung up, and ends.
     world.until("the end of opm", || !world.daemon_pid().is_some_and(|pid| world.alive(pid)));
+}
+
+#[test]
+fn what_comes_in_the_moment_of_a_reexec_is_not_lost() {
+    for is_signal in [true, false] {
+        let Some(world) = World::new() else { return };
+        world.unit("d", "command: [sleep, '1000']\nrestart: never\nlogs: {to: null}\n");
+        world.apply(0);
+        let daemon = world.daemon_pid().unwrap();
+        let socket = world.root().join("run/control.sock");
+        let mut clients = [(); 2].map(|()| UnixStream::connect(&socket).unwrap());
+        let call = |client: &mut UnixStream, method: &str| {
+            client.write_all(format!("{{\"method\":\"{method}\"}}\0").as_bytes()).unwrap();
+        };
+        for client in &mut clients {
+            call(client, "org.varlink.service.GetInfo");
+            BufReader::new(client).read_until(0, &mut Vec::new()).unwrap();
+        }
+        let d = world.pid("d").unwrap();
+        // All of it is there when it looks.
+        world.kill("STOP", daemon);
+        call(&mut clients[0], "io.opm.Control.Reexec");
+        if is_signal {
+            world.kill("TERM", daemon);
+        } else {
+            call(&mut clients[1], "io.opm.Control.Shutdown");
+        }
+        world.kill("CONT", daemon);
+        world.until("the end of opm", || !world.alive(daemon));
+        assert!(!world.alive(d));
+    }
 }
 
 #[test]

@@ -148,7 +148,12 @@ impl Daemon {
             let taken = std::mem::take(&mut events);
             let cycle = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
                 self.turn(taken);
-                self.sleep(&mut kernel, &mut events)
+                let goes_on = self.sleep(&mut kernel, &mut events);
+                if self.reexec {
+                    // Who ended in the same moment is reaped, and the next program cannot see it.
+                    self.turn(std::mem::take(&mut events));
+                }
+                goes_on
             }));
             match cycle {
                 Ok(true) => {}
@@ -346,9 +351,14 @@ impl Daemon {
     }
 
     /// Runs the program on disk in our place. Signals are blocked over it: one that comes before
-    /// the new handlers are there waits for them, even as PID 1.
-    fn replace_program(&self) -> SystemError {
+    /// the new handlers are there waits for them, even as PID 1; and so does one that the old ones
+    /// have taken already.
+    fn replace_program(&mut self) -> SystemError {
+        if self.supervisor.shutdown().is_some() {
+            return SystemError::new("exec", "opm", "it is shutting down");
+        }
         signals::block_all();
+        self.signals.put_back();
         let error =
             setup::exec_again(&self.options, self.supervisor.system(), self.clients.as_ref());
         signals::unblock_all();

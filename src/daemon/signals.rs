@@ -2,7 +2,8 @@
 
 use std::io;
 
-use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
+use nix::unistd::Pid;
 use signal_hook_mio::v1_0::Signals as Source;
 
 /// A child ended, or stopped.
@@ -40,6 +41,17 @@ impl Signals {
     /// Those that came since this was last asked; several of a kind count once.
     pub(super) fn pending(&mut self) -> Vec<i32> {
         self.0.pending().collect()
+    }
+
+    /// While signals are blocked: those that came are pending again, also over an exec. Who ended is
+    /// looked for anyway.
+    pub(super) fn put_back(&mut self) {
+        for number in self.0.pending().filter(|number| *number != CHILD) {
+            let sent = Signal::try_from(number).and_then(|signal| kill(Pid::this(), signal));
+            if let Err(errno) = sent {
+                log::error!("signal {number} is lost over an exec: {errno}");
+            }
+        }
     }
 }
 
