@@ -115,6 +115,25 @@ fn a_reload_instead_of_a_restart_and_a_change_of_what_is_watched() {
 }
 
 #[test]
+fn a_change_just_before_opm_goes_away_is_heeded_by_the_next() {
+    for way in ["reexec", "crash"] {
+        let Some(mut world) = app("{paths: [../app], debounce: 2s}") else { return };
+        fs::write(world.path("app/main"), "2").unwrap();
+        let ledger = || common::shell(&world.root(), "cat run/ledger-*").stdout;
+        let is_noted = || String::from_utf8_lossy(&ledger()).contains("touched");
+        world.until("the change to be seen", is_noted);
+        if way == "crash" {
+            world.crash();
+            world.run();
+        } else {
+            assert_eq!(world.opm(&["reexec"]).code, 0);
+        }
+        until_start(&world, 2, way);
+        assert_eq!(world.opm(&["shutdown"]).code, 0);
+    }
+}
+
+#[test]
 fn who_requires_it_goes_first_and_the_next_supervisor_watches_on() {
     let Some(mut world) = app("{paths: [../app], debounce: 100ms}") else { return };
     world.service("web", "echo $$ >> web; exec sleep 1000", "requires: [app]\n");

@@ -509,14 +509,13 @@ impl Happening {
             | Self::Settled { .. }
             | Self::Listens { .. }
             | Self::Adopted { .. }
+            | Self::Touched { .. }
             | Self::Forgotten => true,
             Self::Waits { epoch, .. } => epoch.is_some(),
             Self::Word { word, .. } => word.is_lasting(),
-            Self::Tree { .. }
-            | Self::Called { .. }
-            | Self::Touched { .. }
-            | Self::Said { .. }
-            | Self::Unproven { .. } => false,
+            Self::Tree { .. } | Self::Called { .. } | Self::Said { .. } | Self::Unproven { .. } => {
+                false
+            }
         }
     }
 }

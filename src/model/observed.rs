@@ -156,7 +156,7 @@ pub struct Run {
     /// When it was last told to read its configuration again.
     pub reloaded: Option<Monotonic>,
     /// When something that it watches last changed, while it was up.
-    #[serde(skip)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub touched: Option<Monotonic>,
     /// How many of its processes live beside those with a role, as far as they were counted. Whoever
     /// reads the ledger has to count anew, as only who counted is told when that changes.

@@ -292,7 +292,12 @@ impl<S: System> Supervisor<S> {
     /// The one way by which a fact changes.
     fn apply(&mut self, event: Event, reason: Option<Reason>) {
         let id = event.instance.clone();
-        let before = self.observed.get(&id).map(Standing::of);
+        let known = self.observed.get(&id);
+        let before = known.map(Standing::of);
+        let is_touched = known
+            .and_then(|instance| instance.run.as_ref())
+            .is_some_and(|run| run.touched.is_some());
+        let is_touched_again = is_touched && matches!(event.what, Happening::Touched { .. });
         if !self.observed.apply(&event) {
             log::debug!("passed over: {} {:?}", event.instance, event.what);
             return;
@@ -305,8 +310,9 @@ impl<S: System> Supervisor<S> {
                 if runs { self.running.saturating_add(1) } else { self.running.saturating_sub(1) };
             self.last_stage();
         }
-        // The entry of a process was written before it was let go.
-        let written = matches!(event.what, Happening::Spawned { .. });
+        // The entry of a process was written before it was let go; of many changes of files the first
+        // is enough.
+        let written = matches!(event.what, Happening::Spawned { .. }) || is_touched_again;
         if event.what.is_lasting() && !written {
             self.system.note(&event);
         }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use opm::model::{
-    Happening, InstanceId, Monotonic, Phase, RunId, StopCause, UnitName, WatchAction,
+    Happening, InstanceId, Monotonic, Phase, RunId, Span, StopCause, UnitName, WatchAction,
 };
 
 use crate::check::Check;
@@ -15,8 +15,9 @@ use crate::story::{CONVERGED_AFTER, NAMES, Story, name};
 pub(crate) struct Edits {
     /// When the files of a unit changed last.
     edited: BTreeMap<UnitName, Monotonic>,
-    /// When an instance's supervisor was told so.
-    told: BTreeMap<InstanceId, Monotonic>,
+    /// When an instance's supervisor was told so, for the first time and the last. Of the others the
+    /// next supervisor does not know.
+    told: BTreeMap<InstanceId, (Monotonic, Monotonic)>,
     /// Which change an instance went for.
     heeded: BTreeMap<InstanceId, Monotonic>,
 }
@@ -28,11 +29,20 @@ impl Check for Edits {
                 self.edited.insert(unit.clone(), at);
             }
             Seen::Told(event) if matches!(event.what, Happening::Touched { .. }) => {
-                self.told.insert(event.instance.clone(), at);
+                self.told.entry(event.instance.clone()).or_insert((at, at)).1 = at;
+            }
+            Seen::Boots { .. } | Seen::Known { .. } => {
+                self.told.values_mut().for_each(|(first, last)| *last = *first);
             }
             Seen::AllEnd => *self = Self::default(),
             Seen::Noticed(notice) => {
                 let what = &notice.event.what;
+                let told = match what {
+                    Happening::Reloaded { .. } | Happening::StopBegan { .. } => {
+                        self.told.remove(&notice.event.instance)
+                    }
+                    _ => None,
+                };
                 let Happening::StopBegan { cause: StopCause::Touched, .. } = what else {
                     return Ok(());
                 };
@@ -45,8 +55,7 @@ impl Check for Edits {
                 }
                 let watch = scene.spec(&id.unit).and_then(|spec| spec.watch.as_ref());
                 let quiet = watch.map(|watch| watch.debounce).unwrap_or_default();
-                let told = self.told.get(id).copied().unwrap_or(edited);
-                if at < told.after(quiet) {
+                if at < told.map_or(edited, |(_, last)| last).after(quiet) {
                     return Err(format!("{id} restarts before it was quiet for {quiet}"));
                 }
             }
@@ -59,14 +68,24 @@ impl Check for Edits {
 impl Story {
     /// Where all is at rest: the files of each unit change, and it does what it says that follows.
     pub(crate) fn edit_all(&mut self) -> Result<(), String> {
+        let is_pid_one = self.world.machine().setting.is_pid_one;
         for unit in NAMES.map(name) {
             let before = self.runs_of(&unit);
             let Some(supervisor) = self.world.supervisor() else { break };
-            let spec = supervisor.desired().units.get(&unit).map(|unit| &unit.spec);
-            let restarts = spec
-                .and_then(|spec| spec.watch.as_ref())
-                .is_some_and(|watch| watch.action == WatchAction::Restart);
+            let unit_now = supervisor.desired().units.get(&unit);
+            let watch = unit_now.and_then(|unit| unit.spec.watch.clone());
+            let restarts = watch.as_ref().is_some_and(|w| w.action == WatchAction::Restart);
             self.world.machine().edit(&unit);
+            // It is told after twenty milliseconds at most.
+            let quiet = watch.map(|watch| watch.debounce);
+            if quiet.is_some_and(|quiet| quiet >= Span::millis(50)) && !is_pid_one {
+                self.world.pass(Span::millis(25));
+                match self.chance.below(3) {
+                    0 => self.world.crash(),
+                    1 => self.world.reexec(),
+                    _ => {}
+                }
+            }
             self.world.pass(CONVERGED_AFTER);
             let after = self.runs_of(&unit);
             for (id, run) in before {
