@@ -121,6 +121,22 @@ fn a_reader_that_was_removed_and_is_there_again_reads_on() {
 }
 
 #[test]
+fn a_reader_whose_instance_gets_another_name_reads_on() {
+    let Some(mut world) = World::new() else { return };
+    reader(&world, "instances: [eu]\n");
+    let script = "echo 1; until [ -e go ]; do sleep 0.02; done; echo 2; exec sleep 1000";
+    service(&world, "a", script, "logs: {to: {unit: ship}}\n");
+    world.run();
+    world.until("the first line", || got(&world).0 == ["1"]);
+    reader(&world, "instances: [us]\n");
+    world.apply(0);
+    world.until("the old one to be forgotten", || world.rows().len() == 2);
+    fs::write(world.path("go"), "").unwrap();
+    world.until("the second line", || got(&world).0 == ["1", "2"]);
+    assert_eq!(world.opm(&["shutdown"]).code, 0);
+}
+
+#[test]
 fn an_input_that_somebody_removed_is_made_anew_and_found_by_those_who_write_to_it() {
     let Some(mut world) = World::new() else { return };
     reader(&world, "");

@@ -242,6 +242,20 @@ fn sockets_come_in_their_order_with_their_names_mode_and_owner() {
 }
 
 #[test]
+fn a_socket_whose_file_somebody_removed_is_there_again_after_a_restart() {
+    let Some(mut world) = world() else { return };
+    server(&world, "");
+    socket(&world, "s", "{unix: w.sock}", "");
+    world.run();
+    let unix = world.path("units/w.sock");
+    world.until("the socket", || unix.exists());
+    std::fs::remove_file(&unix).unwrap();
+    assert_eq!(world.opm(&["restart", "s"]).code, 0);
+    drop(UnixStream::connect(&unix).unwrap());
+    assert_eq!(world.opm(&["shutdown"]).code, 0);
+}
+
+#[test]
 fn a_datagram_starts_a_service_and_it_gets_it() {
     let Some(mut world) = world() else { return };
     let port = free_port();

@@ -115,6 +115,54 @@ fn a_reload_instead_of_a_restart_and_a_change_of_what_is_watched() {
 }
 
 #[test]
+fn a_link_that_is_turned_is_a_change_and_what_it_leads_to_now_is_watched() {
+    let watch = "{paths: [../current, ../app/link/conf], debounce: 100ms, action: reload}";
+    let Some(mut world) = World::new() else { return };
+    for dir in ["rel/1", "rel/2", "app"] {
+        fs::create_dir_all(world.path(dir)).unwrap();
+    }
+    let turn = |world: &World, link: &str, to: &str| {
+        let new = world.path("new");
+        std::os::unix::fs::symlink(to, &new).unwrap();
+        fs::rename(new, world.path(link)).unwrap();
+    };
+    turn(&world, "current", "rel/1");
+    turn(&world, "app/link", "../rel/1");
+    world.service("app", APP, &format!("reload: {{signal: HUP}}\nwatch: {watch}\n"));
+    world.run();
+    world.until_phase("app", "up");
+    let changes: Vec<Change<'_>> = vec![
+        ("a link turned", Box::new(|| turn(&world, "current", "rel/2"))),
+        ("a file where it leads", Box::new(|| fs::write(world.path("rel/2/a"), "1").unwrap())),
+        ("a link on the way turned", Box::new(|| turn(&world, "app/link", "../rel/2"))),
+        ("the file behind it", Box::new(|| fs::write(world.path("rel/2/conf"), "1").unwrap())),
+    ];
+    for (n, (what, change)) in changes.iter().enumerate() {
+        change();
+        world.until(what, || world.lines("reloads").len() == n + 1);
+    }
+    assert_eq!(world.lines("starts").len(), 1);
+    assert_eq!(world.opm(&["shutdown"]).code, 0);
+}
+
+#[test]
+fn a_tree_that_was_moved_away_is_watched_no_more() {
+    let Some(world) = app("{paths: [../app], debounce: 100ms, action: reload}") else { return };
+    fs::create_dir_all(world.path("app.new/lib")).unwrap();
+    fs::rename(world.path("app"), world.path("app.old")).unwrap();
+    fs::rename(world.path("app.new"), world.path("app")).unwrap();
+    world.until("a reload", || !world.lines("reloads").is_empty());
+    let reloads = world.lines("reloads").len();
+    fs::write(world.path("app.old/lib/part"), "x").unwrap();
+    fs::remove_dir_all(world.path("app.old")).unwrap();
+    let again = || world.lines("reloads").len() > reloads;
+    common::watch_for(Duration::from_millis(500), again, "a reload for what was moved away");
+    fs::write(world.path("app/lib/part"), "x").unwrap();
+    world.until("a reload for what is there now", again);
+    assert_eq!(world.opm(&["shutdown"]).code, 0);
+}
+
+#[test]
 fn a_change_just_before_opm_goes_away_is_heeded_by_the_next() {
     for way in ["reexec", "crash"] {
         let Some(mut world) = app("{paths: [../app], debounce: 2s}") else { return };

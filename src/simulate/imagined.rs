@@ -265,7 +265,7 @@ impl System for Imagined {
         self.stopping.remove(&run);
     }
 
-    fn forget(&mut self, _: &InstanceId) {}
+    fn forget(&mut self, _: &InstanceId, _: bool) {}
 
     /// All addresses are free, and nobody connects.
     fn listen(&mut self, _: &Listening<'_>) -> Result<Vec<Bound>, StartError> {

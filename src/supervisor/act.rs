@@ -57,7 +57,8 @@ impl<S: System> Supervisor<S> {
             }
             Action::Queue => self.serve(&id, |entry| entry.queued = true),
             Action::Forget => {
-                self.system.forget(&id);
+                let unit = self.desired.units.get(&id.unit);
+                self.system.forget(&id, unit.is_none_or(|unit| unit.removed));
                 self.system.close_sockets(&id);
                 self.happens(&id, Happening::Forgotten, Some(reason));
                 self.wakes.set(&id, None);

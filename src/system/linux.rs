@@ -895,15 +895,18 @@ impl System for Linux {
         }
     }
 
-    fn forget(&mut self, instance: &InstanceId) {
+    fn forget(&mut self, instance: &InstanceId, is_gone: bool) {
         self.outputs.remove(instance);
-        self.inputs.remove(&instance.unit);
-        for path in [
-            instruction::input_path(&self.dirs.run, &instance.unit),
+        let input = is_gone.then(|| instruction::input_path(&self.dirs.run, &instance.unit));
+        if is_gone {
+            self.inputs.remove(&instance.unit);
+        }
+        let of_instance = [
             instruction::instruction_path(&self.dirs.run, instance),
             instruction::fifo_path(&self.dirs.run, instance),
             self.dirs.notify().join(format!("{instance}.ready")),
-        ] {
+        ];
+        for path in of_instance.into_iter().chain(input) {
             if let Err(error) = fs::remove_file(&path)
                 && error.kind() != std::io::ErrorKind::NotFound
             {

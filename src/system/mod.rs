@@ -210,8 +210,9 @@ pub trait System {
     /// soon, so that what the instance keeps over its runs can go too.
     fn release(&mut self, instance: &InstanceId, run: RunId, idle: bool);
 
-    /// Lets go of everything that was kept for an instance: it is forgotten.
-    fn forget(&mut self, instance: &InstanceId);
+    /// Lets go of everything that was kept for an instance: it is forgotten; and of what was kept for
+    /// its unit, where that `is_gone` too.
+    fn forget(&mut self, instance: &InstanceId, is_gone: bool);
 
     /// Listens at all addresses of a socket unit, or at none that it did not listen at before: what the
     /// instance has open and still names stays open as it is, and the rest is closed. A process that

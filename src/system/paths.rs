@@ -1,7 +1,8 @@
 //! Files and trees under watch, by inotify(7): one instance for all runs.
 //!
 //! A directory is watched, not a file: what an editor puts in a file's place is seen too. Where a
-//! path does not exist, the nearest directory above it is watched until it does.
+//! path does not exist, the nearest directory above it is watched until it does. Links on the way to a
+//! path are watched as such: one that is turned is a change, and what it leads to now is watched then.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -17,6 +18,9 @@ use crate::model::RunId;
 /// Most directories that are watched for one run; what is deeper or later in a larger tree is not.
 /// The kernel's own limit for all of a user's watches is often 8,192 or more.
 const DIRS_MAX: usize = 8_192;
+
+/// Most links that follow one another; the kernel follows no more.
+const LINKS_MAX: usize = 40;
 
 /// All that is watched.
 #[derive(Debug)]
@@ -34,6 +38,9 @@ struct Dir {
 
 #[derive(Debug)]
 struct Watched {
+    /// As they were asked for.
+    given: Vec<PathBuf>,
+    /// The same without links and dots, and the links on the way.
     roots: Vec<PathBuf>,
     dirs: BTreeSet<WatchDescriptor>,
     /// Set when there was no room for a directory, so that it is said once.
@@ -51,10 +58,14 @@ impl Paths {
     }
 
     /// Watches these paths for a run, and no others.
-    pub(super) fn watch(&mut self, run: RunId, roots: &[PathBuf]) {
+    pub(super) fn watch(&mut self, run: RunId, paths: &[PathBuf]) {
         self.remove(run);
-        let roots: Vec<PathBuf> = roots.iter().map(|root| real(root)).collect();
-        let watched = Watched { roots: roots.clone(), dirs: BTreeSet::new(), is_partial: false };
+        let mut roots: Vec<PathBuf> = paths.iter().flat_map(|path| links(path)).collect();
+        roots.extend(paths.iter().map(|path| real(path)));
+        roots.sort();
+        roots.dedup();
+        let (given, dirs) = (paths.to_vec(), BTreeSet::new());
+        let watched = Watched { given, roots: roots.clone(), dirs, is_partial: false };
         self.runs.insert(run, watched);
         for root in roots {
             self.watch_root(run, &root);
@@ -109,6 +120,7 @@ impl Paths {
             | AddWatchFlags::IN_DELETE
             | AddWatchFlags::IN_MOVED_FROM
             | AddWatchFlags::IN_MOVED_TO
+            | AddWatchFlags::IN_MOVE_SELF
             | AddWatchFlags::IN_ONLYDIR
             | AddWatchFlags::IN_DONT_FOLLOW;
         let Some(watched) = self.runs.get_mut(&run) else { return false };
@@ -155,12 +167,17 @@ impl Paths {
     }
 
     fn watch_all_anew(&mut self) -> Vec<RunId> {
-        let all: Vec<(RunId, Vec<PathBuf>)> =
-            self.runs.iter().map(|(run, watched)| (*run, watched.roots.clone())).collect();
-        for (run, roots) in &all {
-            self.watch(*run, roots);
+        let all: Vec<RunId> = self.runs.keys().copied().collect();
+        for run in &all {
+            self.watch_anew(*run);
         }
-        all.into_iter().map(|(run, _)| run).collect()
+        all
+    }
+
+    fn watch_anew(&mut self, run: RunId) {
+        if let Some(given) = self.runs.get(&run).map(|watched| watched.given.clone()) {
+            self.watch(run, &given);
+        }
     }
 
     fn happened(
@@ -177,6 +194,14 @@ impl Paths {
         if is_gone {
             self.dirs.remove(&key);
         }
+        if mask.contains(AddWatchFlags::IN_MOVE_SELF) {
+            // It has another name now, with all below it, and another one may be in its place.
+            for run in &runs {
+                self.watch_anew(*run);
+            }
+            touched.extend(runs);
+            return;
+        }
         let is_new = mask.intersects(AddWatchFlags::IN_CREATE | AddWatchFlags::IN_MOVED_TO);
         for run in runs {
             let Some(watched) = self.runs.get_mut(&run) else { continue };
@@ -190,6 +215,10 @@ impl Paths {
             if roots.iter().any(|root| path.starts_with(root) || came(root)) {
                 touched.insert(run);
             }
+            if is_new && path.is_symlink() && roots.contains(&path) {
+                self.watch_anew(run);
+                continue;
+            }
             for root in roots {
                 // What it waits for may be there now, nearer or farther than before.
                 if is_gone || root.starts_with(&path) {
@@ -200,6 +229,22 @@ impl Paths {
             }
         }
     }
+}
+
+/// The links on the way to a path, each in a directory without links.
+fn links(path: &Path) -> Vec<PathBuf> {
+    let mut found: Vec<PathBuf> = Vec::new();
+    for part in path.ancestors() {
+        let mut at = part.to_owned();
+        while at.is_symlink() && found.len() < LINKS_MAX {
+            let (Some(dir), Some(name)) = (at.parent(), at.file_name()) else { break };
+            let dir = real(dir);
+            let Ok(leads_to) = fs::read_link(&at) else { break };
+            found.push(dir.join(name));
+            at = dir.join(leads_to);
+        }
+    }
+    found
 }
 
 /// A path without links and dots as far as it exists: names in events are those of directories.

@@ -515,7 +515,7 @@ impl System for Simulated {
         machine.see(Seen::Released { instance: instance.clone(), run });
     }
 
-    fn forget(&mut self, _: &InstanceId) {
+    fn forget(&mut self, _: &InstanceId, _: bool) {
         self.verb();
     }
 

@@ -132,6 +132,10 @@ impl Linux {
         kept: &mut Vec<Open>,
     ) -> (Vec<Open>, Option<StartError>) {
         let Listening { instance, spec, .. } = *listening;
+        // Nobody can reach one whose file somebody removed.
+        let is_lost = |open: &mut Open| matches!(&open.place, Place::Unix(path) if !path.exists());
+        let lost: Vec<Open> = kept.extract_if(.., is_lost).collect();
+        close_all(&lost);
         let mut new = Vec::new();
         let mut all: Vec<Option<Open>> = Vec::new();
         let listen = spec.socket.as_ref().map_or(&[][..], |socket| socket.listen.as_slice());
