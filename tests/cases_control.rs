@@ -320,3 +320,33 @@ fn case_068_a_service_writes_on_when_opm_and_the_keeper_die() {
     until_log(&world, "w", "lines after that", |bytes| whole(bytes, then));
     assert_eq!(world.pid("w"), pid);
 }
+
+#[test]
+fn what_was_saved_runs_on_where_the_directory_of_the_start_cannot_be_applied() {
+    let Some(mut world) = World::new() else { return };
+    world.unit("a", "command: [sleep, '1000']\nworking_dir: /\nlogs: {to: null}\n");
+    let daemon = |world: &World| world.opm(&["daemon", "units"]);
+    assert_eq!(daemon(&world).code, 0);
+    world.until_phase("a", "up");
+    let bad = |world: &World| world.unit("b", "comand: x\n");
+    let away = |world: &World| fs::rename(world.path("units"), world.path("away")).unwrap();
+    for (spoil, says) in [(&bad as &dyn Fn(&World), "comand"), (&away, "no such file")] {
+        assert_eq!(world.opm(&["shutdown"]).code, 0);
+        spoil(&world);
+        let said = daemon(&world);
+        assert_eq!(said.code, 2, "{said:?}");
+        assert!(said.err.contains(says) && said.err.contains("runs what was saved"), "{said:?}");
+        world.until_phase("a", "up");
+    }
+    assert_eq!(world.opm(&["shutdown"]).code, 0);
+    // In the foreground too.
+    world.run();
+    world.until_phase("a", "up");
+    assert_eq!(world.opm(&["shutdown"]).code, 0);
+    assert_eq!(world.wait_run(), 0);
+    // Where nothing is saved there is nothing to run.
+    fs::remove_dir_all(world.root().join("state")).unwrap();
+    let said = daemon(&world);
+    assert_eq!(said.code, 1, "{said:?}");
+    assert!(said.err.contains("no such file"), "{said:?}");
+}

@@ -281,7 +281,7 @@ pub(super) fn mistakes_in(dir: &Path, options: &SourceOptions) -> Error {
 /// Starts a daemon; where somebody else was faster, uses theirs.
 fn start_daemon(global: &Global) -> Result<Client, Error> {
     match serve::start(serve::background(global, None, SourceOptions::default(), None))? {
-        Started::Running => output::note("opm: no daemon ran; one was started"),
+        Started::Running(_) => output::note("opm: no daemon ran; one was started"),
         Started::Already(holder) => {
             output::note(&format!("opm: {holder}; using that one"));
             return wait_for_socket(global);

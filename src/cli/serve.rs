@@ -34,7 +34,7 @@ pub(super) fn run(global: &Global, run: &Run) -> Result<u8, Error> {
         env: std::env::vars_os().collect(),
         arguments: std::env::args_os().collect(),
     };
-    daemon::run(options, &mut || {}).map_err(|failure| boot_error(&failure))
+    daemon::run(options, &mut |_| {}).map_err(|failure| boot_error(&failure))
 }
 
 fn boot_error(failure: &BootFailure) -> Error {
@@ -62,12 +62,19 @@ pub(super) fn daemon(global: &Global, args: &Daemon) -> Result<u8, Error> {
     }
     // After `opm reexec` we are the daemon already.
     if std::env::var_os("OPM_LOCK_FD").is_some() {
-        return daemon::run(options, &mut || {}).map_err(|failure| boot_error(&failure));
+        return daemon::run(options, &mut |_| {}).map_err(|failure| boot_error(&failure));
     }
     match start(options)? {
-        Started::Running => {
+        Started::Running(None) => {
             output::note("opm: the daemon runs");
             Ok(0)
+        }
+        Started::Running(Some(over)) => {
+            output::note("opm: the daemon runs what was saved, and not what the directory says");
+            Err(match units.filter(|_| over.is_mistaken) {
+                Some(dir) => super::apply::mistakes_in(&dir, &(&args.files).into()),
+                None => Error::new(Exit::Refused, over.text),
+            })
         }
         Started::Already(holder) => Err(Error::new(Exit::Refused, holder)),
         Started::BadUnits => Err(units.map_or_else(

@@ -168,7 +168,7 @@ pub(super) fn restore(global: &Global) -> Outcome {
             Started::Failed(reason) => {
                 return Err(Error::new(Exit::Failed, format!("cannot start the daemon: {reason}")));
             }
-            Started::Running | Started::Already(_) => Client::connect(global)?,
+            Started::Running(_) | Started::Already(_) => Client::connect(global)?,
         },
     };
     let reply = client.call("Restore", json!({}))?;

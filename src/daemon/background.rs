@@ -4,14 +4,14 @@
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 
-use super::{BootFailure, Options};
+use super::{BootFailure, Options, PassedOver};
 use crate::system::{self, LockError};
 
 /// How a start in the background went.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Started {
-    /// The daemon can be reached.
-    Running,
+    /// The daemon can be reached. Where its directory was not applied: why not. What was saved runs.
+    Running(Option<PassedOver>),
     /// There is one already; in its own words.
     Already(String),
     /// There is none, since its units have mistakes and nothing is saved.
@@ -39,26 +39,44 @@ pub fn start_in_background(options: Options, log_to: &std::path::Path) -> Starte
             drop(theirs);
             let mut word = String::new();
             match ours.read_to_string(&mut word) {
-                Ok(_) if word == "+" => Started::Running,
-                Ok(_) if word == "!" => Started::BadUnits,
-                Ok(_) => match word.strip_prefix('=') {
-                    Some(holder) => Started::Already(holder.to_owned()),
-                    None if word.is_empty() => {
-                        Started::Failed("it ended without a word".to_owned())
-                    }
-                    None => Started::Failed(word),
-                },
+                Ok(_) => understood(word),
                 Err(error) => Started::Failed(error.to_string()),
             }
         }
     }
 }
 
+/// What the daemon says of its start.
+fn understood(word: String) -> Started {
+    let passed_over = |text: &str, is_mistaken| {
+        Started::Running(Some(PassedOver { is_mistaken, text: text.to_owned() }))
+    };
+    if let Some(holder) = word.strip_prefix('=') {
+        return Started::Already(holder.to_owned());
+    }
+    if let Some(text) = word.strip_prefix("+!") {
+        return passed_over(text, true);
+    }
+    if let Some(text) = word.strip_prefix("+-") {
+        return passed_over(text, false);
+    }
+    match word.as_str() {
+        "+" => Started::Running(None),
+        "!" => Started::BadUnits,
+        "" => Started::Failed("it ended without a word".to_owned()),
+        _ => Started::Failed(word),
+    }
+}
+
 fn be_daemon(options: Options, starter: &mut UnixStream) -> u8 {
     let mut told = false;
-    let result = super::run(options, &mut || {
+    let result = super::run(options, &mut |passed_over| {
         told = true;
-        tell(starter, "+");
+        let word = passed_over.map_or_else(
+            || "+".to_owned(),
+            |over| format!("{}{}", if over.is_mistaken { "+!" } else { "+-" }, over.text),
+        );
+        tell(starter, &word);
     });
     match result {
         Ok(code) => code,

@@ -94,15 +94,27 @@ struct Daemon {
     lean: u64,
 }
 
+/// Why a directory was not applied at the start: what was saved runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PassedOver {
+    /// Whether its files have mistakes, or cannot be read.
+    pub is_mistaken: bool,
+    /// What is wrong, for people.
+    pub text: String,
+}
+
+/// Who is told that the supervisor can be reached.
+pub type Ready<'a> = &'a mut (dyn FnMut(Option<PassedOver>) + Send);
+
 /// Runs the supervisor until it is over. Returns its exit code.
 ///
-/// `ready` is called once it can be reached.
+/// `ready` is called once it can be reached, with why its directory was not applied, if it was not.
 ///
 /// The supervisor has a thread of its own, and the first thread waits for it. The kernel keeps a list
 /// of children for each thread, and gives orphans to the first one: so whatever a service has left
 /// behind stands in a list of its own, and is found without a look at all services. Where no thread
 /// can be made, as in containers whose filter refuses clone3(2), the first one does it all.
-pub fn run(options: Options, ready: &mut (dyn FnMut() + Send)) -> Result<u8, BootFailure> {
+pub fn run(options: Options, ready: Ready<'_>) -> Result<u8, BootFailure> {
     crate::system::keep_memory_small();
     signals::block_all();
     let mut options = Some(options);
@@ -120,9 +132,9 @@ pub fn run(options: Options, ready: &mut (dyn FnMut() + Send)) -> Result<u8, Boo
     over.or_else(begin).unwrap_or(Ok(EXIT_BUG))
 }
 
-fn supervise(options: Options, ready: &mut dyn FnMut()) -> Result<u8, BootFailure> {
-    let mut daemon = setup::build(options)?;
-    ready();
+fn supervise(options: Options, ready: Ready<'_>) -> Result<u8, BootFailure> {
+    let (mut daemon, passed_over) = setup::build(options)?;
+    ready(passed_over);
     loop {
         if let Some(code) = daemon.run() {
             if daemon.supervisor.is_over().is_some() {

@@ -13,7 +13,7 @@ use mio::Poll;
 use super::clients::Clients;
 use super::files::read_source;
 use super::signals::Signals;
-use super::{Daemon, LISTENER, Options, SIGNALS, report};
+use super::{Daemon, LISTENER, Options, PassedOver, SIGNALS, report};
 use crate::model::{
     Author, Command, FilePath, InheritEnv, Kind, Output, ProcessSpec, RestartPolicy, Spec, Stdin,
     Template, Unit, UnitName,
@@ -47,7 +47,7 @@ impl fmt::Display for BootFailure {
         match self {
             Self::Lock(error) => error.fmt(f),
             Self::System(error) => error.fmt(f),
-            Self::BadUnits => f.write_str("the units have mistakes, and nothing else is saved"),
+            Self::BadUnits => f.write_str("the units have mistakes"),
         }
     }
 }
@@ -80,7 +80,7 @@ fn keeper_options(options: &Options) -> Option<KeeperOptions> {
 }
 
 /// Everything up to the first turn.
-pub(super) fn build(mut options: Options) -> Result<Daemon, BootFailure> {
+pub(super) fn build(mut options: Options) -> Result<(Daemon, Option<PassedOver>), BootFailure> {
     let pid_one = std::process::id() == 1;
     if pid_one {
         mount_missing()?;
@@ -145,10 +145,11 @@ pub(super) fn build(mut options: Options) -> Result<Daemon, BootFailure> {
         hurry: None,
         lean: 0,
     };
+    let mut passed_over = None;
     if !same_process && let Some(dir) = daemon.options.units.clone() {
-        daemon.apply_first(&dir, had_state)?;
+        passed_over = daemon.apply_first(&dir, had_state)?;
     }
-    Ok(daemon)
+    Ok((daemon, passed_over))
 }
 
 /// What PID 1 of a bare root has to bring itself.
@@ -163,23 +164,38 @@ fn mount_missing() -> Result<(), BootFailure> {
 }
 
 impl Daemon {
-    /// Applies the directory that the daemon was started with. With mistakes in it, what was saved
-    /// runs on; where nothing was, there is no daemon.
-    fn apply_first(&mut self, dir: &Path, had_state: bool) -> Result<(), BootFailure> {
-        let source = read_source(dir, &self.options.reading)?;
+    /// Applies the directory that the daemon was started with. With mistakes in it, or where it cannot
+    /// be read, what was saved runs on; where nothing was, there is no daemon. Returns why it was not
+    /// applied.
+    fn apply_first(
+        &mut self,
+        dir: &Path,
+        had_state: bool,
+    ) -> Result<Option<PassedOver>, BootFailure> {
+        let over = |is_mistaken, text| Ok(Some(PassedOver { is_mistaken, text }));
+        let source = match read_source(dir, &self.options.reading) {
+            Ok(source) => source,
+            Err(error) if had_state => {
+                log::error!("{error}; what was saved runs on");
+                return over(true, error.to_string());
+            }
+            Err(error) => return Err(error.into()),
+        };
         match self.supervisor.apply_source(&source, &own_manner("at the start of opm")) {
             Ok(applied) => {
                 let bad = crate::config::has_errors(&applied.diagnostics);
                 report::applied(&applied, &source);
-                if bad && !had_state {
-                    return Err(BootFailure::BadUnits);
+                match (bad, had_state) {
+                    (true, true) => over(true, BootFailure::BadUnits.to_string()),
+                    (true, false) => Err(BootFailure::BadUnits),
+                    (false, _) => Ok(None),
                 }
-                Ok(())
             }
             // What was saved runs on; a trial that goes on is such a case.
             Err(refusal) if had_state => {
-                log::error!("cannot apply `{}`: {refusal}", source.name);
-                Ok(())
+                let text = format!("cannot apply `{}`: {refusal}", source.name);
+                log::error!("{text}");
+                over(false, text)
             }
             Err(refusal) => {
                 Err(BootFailure::System(SystemError::new("apply", &source.name, refusal)))
