@@ -127,6 +127,13 @@ pub fn key(path: &str) -> Option<&'static Key> {
     KEYS.iter().find(|key| key.path == path)
 }
 
+/// The key of which this is a value: the one with this path, or the map of an operator's own words in
+/// which it is, as `env.PORT` is in `env`.
+pub fn key_of(path: &str) -> Option<&'static Key> {
+    let free = || path.split_once('.').and_then(|(map, _)| key(map)).filter(|map| map.is_free());
+    key(path).or_else(free)
+}
+
 /// The keys of a map, in the order of the table; of the unit itself for an empty path.
 pub fn children(parent: &str) -> impl Iterator<Item = &'static Key> {
     let is_child = move |key: &&Key| key.name_in(parent).is_some_and(|rest| !rest.contains('.'));
@@ -404,6 +411,8 @@ mod tests {
         assert_eq!(key("restart.delay").map(|key| key.default), Some("200ms"));
         assert_eq!(key("restart.limit.starts").map(Key::parent), Some("restart.limit"));
         assert_eq!(key("web.restart"), None);
+        assert_eq!(key_of("env.A.B").map(|key| key.path), Some("env"));
+        assert_eq!(key_of("restart.A"), None);
         assert!(children("stop").any(|key| key.name() == "leave" && !key.supported));
         assert_eq!(child("", "restart.delay"), None);
     }
