@@ -118,6 +118,10 @@ fn a_change_that_is_small_or_restarts_is_shown_as_such() {
         Desired { units: units.collect(), ..Desired::default() }
     };
     for (old, new, expected) in [
+        ("logs: {to: file}", "logs: {to: inherit}", "logs.to: restart"),
+        ("logs: {to: {path: /a}}", "logs: {to: null}", "logs.to: restart, logs.to.path: restart"),
+        ("logs: {to: null}", "logs: {to: inherit}", "logs.to: restart"),
+        ("logs: {to: file}", "logs: {to: console}", "logs.to: live"),
         ("start_timeout: 1234ms", "start_timeout: 1250ms", "start_timeout: live"),
         ("env: {A: ''}", "", "env.A: restart"),
     ] {
