@@ -70,7 +70,7 @@ impl<S: System> Supervisor<S> {
             return Ok(applied);
         }
         if let Some(basis) = &manner.basis {
-            basis.compare(&applied.basis).map_err(Refusal::Impossible)?;
+            basis.compare(&applied.basis, &applied.plan).map_err(Refusal::Impossible)?;
         }
         let Some(mut desired) = desired.filter(|desired| desired.units != self.desired.units)
         else {
