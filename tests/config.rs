@@ -153,6 +153,7 @@ goldens! {
     other_supervisors_keys
     output_inherit
     output_null
+    own_names
     questions_wrong
     ready_delay
     ready_exec
