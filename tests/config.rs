@@ -362,6 +362,39 @@ fn the_table_of_keys_tells_what_a_change_costs() {
 }
 
 #[test]
+fn the_least_values_are_those_of_the_table() {
+    let units = [
+        ("every", "kind: task\nevery: @"),
+        ("health.interval", "health: {tcp: 'a:1', interval: @}"),
+        ("health.timeout", "health: {tcp: 'a:1', timeout: @}"),
+        ("logs.max_age", "logs: {max_age: @}"),
+        ("logs.max_size", "logs: {max_size: @}"),
+        ("logs.rate.per", "logs: {rate: {lines: 1, per: @}}"),
+        ("ready.interval", "ready: {tcp: 'a:1', interval: @}"),
+        ("ready.timeout", "ready: {tcp: 'a:1', timeout: @}"),
+        ("watchdog", "ready: {notify: true}\nwatchdog: @"),
+    ];
+    let limited = KEYS.iter().filter(|key| key.supported && key.types.ends_with(" or more"));
+    let limited: BTreeSet<&str> = limited.map(|key| key.path).collect();
+    assert_eq!(limited, units.iter().map(|(path, _)| *path).collect());
+    for (path, unit) in units {
+        let types = config::key(path).unwrap().types;
+        let least = types.rsplit(' ').nth(2).unwrap();
+        let below = match least {
+            "1s" => "999ms",
+            "10ms" => "9ms",
+            "1ms" => "999us",
+            "1K" => "1023",
+            other => panic!("{other}"),
+        };
+        for (value, mistakes) in [(least, 0), (below, 1)] {
+            let loaded = load_one(format!("command: a\n{}\n", unit.replace('@', value)));
+            assert_eq!(loaded.diagnostics.len(), mistakes, "{path}: {value}");
+        }
+    }
+}
+
+#[test]
 fn every_key_that_is_not_built_says_so() {
     for key in KEYS.iter().filter(|key| !key.supported) {
         let mut text = String::new();

@@ -17,6 +17,7 @@ mod value;
 mod watch;
 
 pub use command::command_words;
+pub use schedule::{Unread, due_times};
 pub(super) use value::described;
 pub use value::parse_size;
 

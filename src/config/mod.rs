@@ -38,7 +38,7 @@ use std::sync::Arc;
 
 pub use cache::Cache;
 pub use compose::COMPOSED_NODES_MAX;
-pub use decode::{command_words, parse_size};
+pub use decode::{Unread, command_words, due_times, parse_size};
 pub use diagnostic::{Diagnostic, Place, Related, Severity, has_errors};
 pub use extends::EXTENDS_MAX;
 pub use keys::{Change, KEYS, Key, Units, key, key_of};
