@@ -148,6 +148,7 @@ goldens! {
     not_a_unit
     not_built
     not_yaml
+    not_yaml_helps
     not_yaml_second_document
     numbers
     other_supervisors_keys

@@ -31,6 +31,7 @@ mod shippers;
 mod sockets;
 mod source;
 mod suggest;
+mod syntax;
 mod yaml;
 
 use std::collections::BTreeMap;
