@@ -263,3 +263,16 @@ fn explain_takes_what_units_take_and_refuses_what_they_refuse() {
         assert!(format!("{}{}", said.out, said.err).contains(text), "{args:?}: {said:?}");
     }
 }
+
+#[test]
+fn a_daemon_whose_units_have_mistakes_prints_them_and_does_not_start() {
+    let Some(world) = World::new() else { return };
+    world.unit("a", "comand: [sleep]\n");
+    let said = world.opm(&["daemon", "units"]);
+    assert_eq!(said.code, 2, "{said:?}");
+    let log = std::fs::read_to_string(world.root().join("log/opm.log")).unwrap();
+    for text in [&said.err, &log] {
+        assert!(text.contains("unknown key `comand`"), "{text}");
+    }
+    assert_eq!(world.opm(&["status"]).code, 3, "nothing runs");
+}
