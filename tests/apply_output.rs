@@ -90,6 +90,22 @@ fn who_is_skipped_is_no_failure_and_says_why() {
     assert!(said.err.ends_with(why), "{said:?}");
 }
 
+#[test]
+fn who_dies_early_fails_where_the_unit_says_from_when_on_it_is_ready() {
+    let Some(world) = World::new() else { return };
+    world.unit("web", SLEEP);
+    world.apply(0);
+    // Up is who runs. Who is ready is up for longer than it takes to die.
+    let dies = "shell: echo oops; exit 7\nrestart: never\n";
+    world.unit("web", &format!("{dies}ready: {{delay: 1h}}\n"));
+    let said = world.opm(&["apply", "--rollback-on-failure", "units"]);
+    assert_eq!(said.code, 1, "{said:?}");
+    for text in ["`web` is failed: exited 7", "    web | oops\n", "taken back to generation 1"] {
+        assert!(said.err.contains(text), "{text}: {said:?}");
+    }
+    world.until_phase("web", "up");
+}
+
 /// An example of the page, as it is printed.
 fn example(name: &str) -> String {
     let page = concat!(env!("CARGO_MANIFEST_DIR"), "/man/opm-apply.1");
