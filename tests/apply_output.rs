@@ -37,7 +37,8 @@ fn assert_plain(said: &common::Said) {
         let is_phase = line.split_once(": ").is_some_and(|(unit, phase)| {
             let first = phase.split(' ').next().unwrap_or_default();
             !unit.contains(' ')
-                && ["starting", "up", "stopping", "down", "waiting", "failed"].contains(&first)
+                && ["starting", "up", "stopping", "down", "waiting", "failed", "skipped"]
+                    .contains(&first)
         });
         let is_reason = line.starts_with("opm: `") || line.starts_with("    ");
         assert!(is_phase || is_reason, "{line}");
@@ -72,6 +73,37 @@ fn what_an_apply_prints_is_the_same_each_time() {
     let said = world.apply(1);
     assert!(said.err.contains("opm: `new` is failed: exited 7\n"), "{said:?}");
     assert_plain(&said);
+}
+
+#[test]
+fn who_is_skipped_is_no_failure_and_says_why() {
+    let Some(world) = World::new() else { return };
+    world.unit("cond", &format!("{SLEEP}conditions: {{path_exists: [/nowhere]}}\n"));
+    let why = "opm: `cond` is skipped: a condition does not hold: path `/nowhere`: no such \
+               file or directory\n";
+    assert_eq!(world.opm(&["daemon"]).code, 0);
+    let said = world.apply(0);
+    assert!(said.err.ends_with(why), "{said:?}");
+    assert_plain(&said);
+    let said = world.opm(&["start", "cond"]);
+    assert_eq!(said.code, 0);
+    assert!(said.err.ends_with(why), "{said:?}");
+}
+
+#[test]
+fn who_dies_early_fails_where_the_unit_says_from_when_on_it_is_ready() {
+    let Some(world) = World::new() else { return };
+    world.unit("web", SLEEP);
+    world.apply(0);
+    // Up is who runs. Who is ready is up for longer than it takes to die.
+    let dies = "shell: echo oops; exit 7\nrestart: never\n";
+    world.unit("web", &format!("{dies}ready: {{delay: 1h}}\n"));
+    let said = world.opm(&["apply", "--rollback-on-failure", "units"]);
+    assert_eq!(said.code, 1, "{said:?}");
+    for text in ["`web` is failed: exited 7", "    web | oops\n", "taken back to generation 1"] {
+        assert!(said.err.contains(text), "{text}: {said:?}");
+    }
+    world.until_phase("web", "up");
 }
 
 /// An example of the page, as it is printed.

@@ -240,3 +240,39 @@ fn an_interrupt_ends_the_wait_and_says_that_it_goes_on() {
     assert!(world.read("err").contains("it goes on; `opm status`"), "{}", world.read("err"));
     assert_eq!(world.phase("slow"), "starting");
 }
+
+#[test]
+fn explain_takes_what_units_take_and_refuses_what_they_refuse() {
+    let world = World::bare();
+    for (args, code, text) in [
+        (&["every", "500ms"][..], 2, "cannot explain `500ms`: `every` must be 1s or more"),
+        (&["every", "1s"], 0, ":01 UTC\n"),
+        (&["schedule", "0 0 30 2 *"], 2, "never comes"),
+        (&["schedule", "daily"], 2, "it is written as `calendar: …`"),
+        (&["watchdog"], 0, "  value    duration of 10ms or more\n"),
+        (&["web.env.PORT"], 0, "env: variables"),
+        (&["restart.PORT"], 2, "there is no key"),
+    ] {
+        let mut all = vec!["explain", "--timezone", "UTC", "--from", "2026-11-26T00:00:00Z", "-n1"];
+        if args.len() == 1 {
+            all.truncate(1);
+        }
+        all.extend(args);
+        let said = world.opm(&all);
+        assert_eq!(said.code, code, "{args:?}: {said:?}");
+        assert!(format!("{}{}", said.out, said.err).contains(text), "{args:?}: {said:?}");
+    }
+}
+
+#[test]
+fn a_daemon_whose_units_have_mistakes_prints_them_and_does_not_start() {
+    let Some(world) = World::new() else { return };
+    world.unit("a", "comand: [sleep]\n");
+    let said = world.opm(&["daemon", "units"]);
+    assert_eq!(said.code, 2, "{said:?}");
+    let log = std::fs::read_to_string(world.root().join("log/opm.log")).unwrap();
+    for text in [&said.err, &log] {
+        assert!(text.contains("unknown key `comand`"), "{text}");
+    }
+    assert_eq!(world.opm(&["status"]).code, 3, "nothing runs");
+}

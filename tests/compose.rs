@@ -271,7 +271,7 @@ for: web
     let origins = &loaded.origins[&name("web")];
     let line = |key| origins.of(key).map(|place| place.line);
     assert_eq!(
-        (line("command"), line("restart.policy"), line("stop")),
+        (line("shell"), line("restart.policy"), line("stop.signal")),
         (Some(2), Some(3), Some(6))
     );
     assert_eq!((line("restart.delay"), line("health.timeout"), line("jitter")), (None, None, None));

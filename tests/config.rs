@@ -148,11 +148,13 @@ goldens! {
     not_a_unit
     not_built
     not_yaml
+    not_yaml_helps
     not_yaml_second_document
     numbers
     other_supervisors_keys
     output_inherit
     output_null
+    own_names
     questions_wrong
     ready_delay
     ready_exec
@@ -358,6 +360,39 @@ fn the_table_of_keys_tells_what_a_change_costs() {
     // What it brings is of the other keys.
     assert!(left.remove("extends"));
     assert!(left.is_empty(), "no sample for {left:?}");
+}
+
+#[test]
+fn the_least_values_are_those_of_the_table() {
+    let units = [
+        ("every", "kind: task\nevery: @"),
+        ("health.interval", "health: {tcp: 'a:1', interval: @}"),
+        ("health.timeout", "health: {tcp: 'a:1', timeout: @}"),
+        ("logs.max_age", "logs: {max_age: @}"),
+        ("logs.max_size", "logs: {max_size: @}"),
+        ("logs.rate.per", "logs: {rate: {lines: 1, per: @}}"),
+        ("ready.interval", "ready: {tcp: 'a:1', interval: @}"),
+        ("ready.timeout", "ready: {tcp: 'a:1', timeout: @}"),
+        ("watchdog", "ready: {notify: true}\nwatchdog: @"),
+    ];
+    let limited = KEYS.iter().filter(|key| key.supported && key.types.ends_with(" or more"));
+    let limited: BTreeSet<&str> = limited.map(|key| key.path).collect();
+    assert_eq!(limited, units.iter().map(|(path, _)| *path).collect());
+    for (path, unit) in units {
+        let types = config::key(path).unwrap().types;
+        let least = types.rsplit(' ').nth(2).unwrap();
+        let below = match least {
+            "1s" => "999ms",
+            "10ms" => "9ms",
+            "1ms" => "999us",
+            "1K" => "1023",
+            other => panic!("{other}"),
+        };
+        for (value, mistakes) in [(least, 0), (below, 1)] {
+            let loaded = load_one(format!("command: a\n{}\n", unit.replace('@', value)));
+            assert_eq!(loaded.diagnostics.len(), mistakes, "{path}: {value}");
+        }
+    }
 }
 
 #[test]

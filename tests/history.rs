@@ -198,6 +198,7 @@ fn a_saved_plan_is_applied_only_while_nothing_has_moved() {
     done(&world, &["apply", "plan"]);
     assert_eq!(wanted(&world, "web"), "2");
     refused(&world, "generation 3 is in force");
+    refused(&world, "; what it plans is in force already\n");
 }
 
 #[test]

@@ -6,8 +6,8 @@ use serde_json::json;
 
 use super::args::{Explain, Global};
 use super::{Error, Exit, Outcome, output};
-use crate::config::{KEYS, Key, key, nearest_key};
-use crate::model::{Calendar, Cron, Span, Wall, When};
+use crate::config::{KEYS, Key, due_times, key_of, nearest_key};
+use crate::model::Wall;
 
 /// Most due times that are printed.
 const TIMES_MAX: u16 = 1_000;
@@ -19,8 +19,8 @@ pub(super) fn explain(global: &Global, args: &Explain) -> Outcome {
     }
     let Some(name) = &args.key else { return list(global) };
     // As in `web.restart`: the unit's name may stand before the key.
-    let without_unit = || name.split_once('.').and_then(|(_, rest)| key(rest));
-    let Some(found) = key(name).or_else(without_unit) else {
+    let without_unit = || name.split_once('.').and_then(|(_, rest)| key_of(rest));
+    let Some(found) = key_of(name).or_else(without_unit) else {
         let hint = nearest_key(name).map(|key| format!("; did you mean `{key}`?"));
         let hint = hint.unwrap_or_else(|| "; `opm explain` lists all".to_owned());
         return Err(Error::new(Exit::Bad, format!("there is no key `{name}`{hint}")));
@@ -65,20 +65,14 @@ fn list(global: &Global) -> Outcome {
 /// The next due times of an expression, one a line.
 fn times(global: &Global, args: &Explain, key: &str, expression: &str) -> Outcome {
     let bad = |why: String| Error::new(Exit::Bad, format!("cannot explain `{expression}`: {why}"));
-    let when = match key {
-        "schedule" => {
-            Cron::parse(expression).map(When::Schedule).map_err(|e| bad(e.to_string()))?
-        }
-        "calendar" => {
-            Calendar::parse(expression).map(When::Calendar).map_err(|e| bad(e.to_string()))?
-        }
-        "every" => Span::parse(expression).map(When::Every).map_err(|e| bad(e.to_string()))?,
-        other => {
-            let why =
-                format!("`{other}` has no due times; `schedule`, `calendar` and `every` have");
-            return Err(bad(why));
-        }
-    };
+    if !["schedule", "calendar", "every"].contains(&key) {
+        let why = format!("`{key}` has no due times; `schedule`, `calendar` and `every` have");
+        return Err(bad(why));
+    }
+    let when = due_times(key, expression).map_err(|unread| {
+        let help = unread.help.map_or_else(String::new, |help| format!("; {help}"));
+        bad(format!("{}{help}", unread.problem))
+    })?;
     let zone = match &args.timezone {
         None => TimeZone::system(),
         Some(name) => TimeZone::get(name)

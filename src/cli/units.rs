@@ -89,8 +89,13 @@ pub(super) fn is_well(row: &Row) -> bool {
     }
 }
 
-/// Says which of these wanted instances failed, each root cause once, with its last words.
+/// Says which of these wanted instances failed, each root cause once, with its last words, and which
+/// were skipped.
 fn report(global: &Global, rows: &[Row]) -> Exit {
+    // Its own conditions say that it is not to run: no failure, and nothing to pass over in silence.
+    for row in rows.iter().filter(|row| row.wanted && row.phase == "skipped") {
+        output::error(&format!("`{}` is skipped: {}", row.instance, output::plain(&row.why)));
+    }
     let is_well = |row: &Row| row.phase == "skipped" || is_well(row);
     let failed: Vec<&Row> = rows.iter().filter(|row| row.wanted && !is_well(row)).collect();
     for (place, row) in failed.iter().enumerate() {

@@ -1,4 +1,4 @@
-//! Points in time as people write them: `today`, `10:00`, `-1h`, `1h ago`, RFC 3339.
+//! Points in time as people write them: `today`, `10:00`, `1h`, `1h ago`, RFC 3339.
 
 use jiff::civil::{Date, DateTime, Time};
 use jiff::tz::TimeZone;
@@ -8,7 +8,7 @@ use crate::model::Span;
 
 /// What is understood, for the message about what is not.
 const FORMS: &str = "`2026-11-26T10:00:00Z`, `2026-11-26 10:00`, `2026-11-26`, `10:00`, `today`, `yesterday`, \
-     `now`, `-1h` or `1h ago`";
+     `now`, `1h`, `-1h` or `1h ago`";
 /// A day with a time of day, with and without seconds.
 const DATE_TIMES: [&str; 4] =
     ["%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%d %H:%M", "%Y-%m-%dT%H:%M"];
@@ -87,6 +87,7 @@ mod tests {
         for text in ["", "soon", "25:00", "2026-13-01", "1", "10", "-", "ago", "1h later"] {
             let error = parse(text, now, &zone).unwrap_err();
             assert!(error.starts_with(&format!("`{text}` is no time; write it as")), "{error}");
+            assert!(error.ends_with(" `now`, `1h`, `-1h` or `1h ago`"), "{error}");
         }
     }
 }

@@ -17,6 +17,7 @@ mod value;
 mod watch;
 
 pub use command::command_words;
+pub use schedule::{Unread, due_times};
 pub(super) use value::described;
 pub use value::parse_size;
 
@@ -29,6 +30,9 @@ use crate::model::{FilePath, Kind, Spec, UnitName};
 
 /// How the names of opm's own units begin.
 const OWN_PREFIX: &str = "_opm";
+/// The file of opm's own messages, which is beside the units' directories in LOGDIR. What opm makes
+/// elsewhere has a suffix behind the unit's name, or begins as no name does.
+const OWN_FILE: &str = "opm.log";
 
 /// A unit of a file, as far as it could be read.
 #[derive(Debug)]
@@ -168,9 +172,14 @@ impl Decoder<'_, '_> {
                 .error(At::new(node.at.start, 0), "a unit without a name")
                 .help("where a file has several documents, each needs a `name:`");
         }
-        if decoded.name.as_ref().is_some_and(|name| name.as_str().starts_with(OWN_PREFIX)) {
-            let message = format!("names that begin with `{OWN_PREFIX}` are opm's own");
-            self.sink.error(At::new(node.at.start, 0), message).help("give it another `name:`");
+        let is_own =
+            |name: &UnitName| name.as_str().starts_with(OWN_PREFIX) || name.as_str() == OWN_FILE;
+        if decoded.name.as_ref().is_some_and(is_own) {
+            let given = entries.iter().find(|entry| entry.key == "name");
+            let at = given.map_or(At::new(node.at.start, 0), |entry| entry.value.at);
+            let message =
+                format!("`{OWN_FILE}` and names that begin with `{OWN_PREFIX}` are opm's own");
+            self.sink.error(at, message).help("give it another `name:`");
             decoded.name = None;
         }
         self.unit = decoded.name.as_ref().map(ToString::to_string).unwrap_or_default();

@@ -127,6 +127,13 @@ pub fn key(path: &str) -> Option<&'static Key> {
     KEYS.iter().find(|key| key.path == path)
 }
 
+/// The key of which this is a value: the one with this path, or the map of an operator's own words in
+/// which it is, as `env.PORT` is in `env`.
+pub fn key_of(path: &str) -> Option<&'static Key> {
+    let free = || path.split_once('.').and_then(|(map, _)| key(map)).filter(|map| map.is_free());
+    key(path).or_else(free)
+}
+
 /// The keys of a map, in the order of the table; of the unit itself for an empty path.
 pub fn children(parent: &str) -> impl Iterator<Item = &'static Key> {
     let is_child = move |key: &&Key| key.name_in(parent).is_some_and(|rest| !rest.contains('.'));
@@ -226,7 +233,7 @@ pub const KEYS: &[Key] = &[
     now("restart.reset_after", Runs, "duration", "10s", Live, "so long ready counts as stable: waits begin anew"),
     now("restart.limit", Runs, "map", "no limit", Live, "how many starts are too many"),
     now("restart.limit.starts", Runs, "number from 1 to 100", "needed", Live, "the most starts"),
-    now("restart.limit.within", Runs, "duration", "needed", Live, "in this time"),
+    now("restart.limit.within", Runs, "duration above 0", "needed", Live, "in this time"),
     now("restart.at_limit", Runs, "fail, shutdown or {start: unit}", "fail", Live, "what follows at the limit"),
     now("restart.at_limit.start", Runs, "unit", "", Live, "this unit is started"),
     now("success_exit", Runs, "list of exit codes and signals", "[0]", Live, "which ends are successes"),
@@ -245,8 +252,8 @@ pub const KEYS: &[Key] = &[
     now("ready.http", Service, "URL", "", Restart, "when this URL answers"),
     now("ready.expect", Service, "number from 100 to 599", "any from 200 to 399", Restart, "the status that http must answer"),
     now("ready.exec", Service, "list of texts, or text", "", Restart, "when this command exits 0"),
-    now("ready.interval", Service, "duration", "1s", Restart, "how often tcp, unix, http and exec ask"),
-    now("ready.timeout", Service, "duration", "3s", Restart, "how long one answer may take"),
+    now("ready.interval", Service, "duration of 10ms or more", "1s", Restart, "how often tcp, unix, http and exec ask"),
+    now("ready.timeout", Service, "duration of 10ms or more", "3s", Restart, "how long one answer may take"),
     now("ready.log", Service, "regular expression", "", Restart, "when a line of its output matches"),
     now("start_timeout", Runs, "duration or never", "60s", Live, "how long it may take from its start to ready"),
     now("health", Service, "map", "none", Live, "how it is watched while it is up"),
@@ -254,12 +261,12 @@ pub const KEYS: &[Key] = &[
     now("health.tcp", Service, "address", "", Live, "this address takes a connection"),
     now("health.exec", Service, "list of texts, or text", "", Live, "this command exits 0"),
     now("health.memory", Service, "size", "", Live, "its processes hold less than this"),
-    now("health.interval", Service, "duration", "10s", Live, "how often"),
-    now("health.timeout", Service, "duration", "3s", Live, "how long one check may take"),
+    now("health.interval", Service, "duration of 10ms or more", "10s", Live, "how often"),
+    now("health.timeout", Service, "duration of 10ms or more", "3s", Live, "how long one check may take"),
     now("health.retries", Service, "number from 1 to 100", "3", Live, "how many failures in a row count"),
     now("health.start_period", Service, "duration", "30s", Live, "so long failures do not count"),
     now("health.on_failure", Service, "restart, none or shutdown", "restart", Live, "what follows"),
-    now("watchdog", Service, "duration", "none", Restart, "the longest silence on the notify socket once it is ready, sd_notify(3)"),
+    now("watchdog", Service, "duration of 10ms or more", "none", Restart, "the longest silence on the notify socket once it is ready, sd_notify(3)"),
     now("pid_file", Service, "path", "none", Restart, "where a program that forks away writes its main process"),
     now("pre_start", Runs, "list of commands", "[]", Live, "one after another before the main process"),
     now("pre_start.command", Runs, "list of texts, or text", "needed", Live, "what is run"),
@@ -302,13 +309,13 @@ pub const KEYS: &[Key] = &[
     now("logs.to.syslog.format", Runs, "rfc5424 or rfc3164", "rfc3164 at a socket, else rfc5424", Live, "which form of message it understands"),
     now("logs.to.unit", Runs, "unit", "", Live, "the standard input of this service, which has `stdin: logs`"),
     now("logs.format", Runs, "text, json or raw", "text; to path raw, to unit json", Live, "how a line is written"),
-    now("logs.max_size", Runs, "size", "10M", Live, "how large one file may become"),
+    now("logs.max_size", Runs, "size of 1K or more", "10M", Live, "how large one file may become"),
     now("logs.keep", Runs, "number from 0 to 1000", "5", Live, "how many finished files are kept"),
-    now("logs.max_age", Runs, "duration", "none", Live, "how long finished files are kept"),
+    now("logs.max_age", Runs, "duration of 1ms or more", "none", Live, "how long finished files are kept"),
     now("logs.compress", Runs, "true or false", "false", Live, "whether finished files are compressed"),
     now("logs.rate", Runs, "map", "none", Live, "how many lines are taken"),
-    now("logs.rate.lines", Runs, "number", "needed", Live, "so many lines"),
-    now("logs.rate.per", Runs, "duration", "1s", Live, "in this time"),
+    now("logs.rate.lines", Runs, "number from 1 to 1000000000", "needed", Live, "so many lines"),
+    now("logs.rate.per", Runs, "duration of 1ms or more", "1s", Live, "in this time"),
     now("limits", Runs, "map", "unchanged", Restart, "resource limits: a number, a size where bytes are meant, soft:hard, or unlimited"),
     now("limits.as", Runs, "size", "unchanged", Restart, "address space, in bytes"),
     now("limits.core", Runs, "size", "unchanged", Restart, "core file, in bytes"),
@@ -354,7 +361,7 @@ pub const KEYS: &[Key] = &[
     later("security.read_only_paths", Runs, "list of paths", "[]", Restart, "it cannot write these"),
     later("security.hidden_paths", Runs, "list of paths", "[]", Restart, "it cannot see these"),
     now("schedule", Task, "cron expression", "none", Live, "when it runs"),
-    now("every", Task, "duration", "none", Live, "how often it runs"),
+    now("every", Task, "duration of 1s or more", "none", Live, "how often it runs"),
     now("calendar", Task, "calendar expression", "none", Live, "when it runs"),
     now("timezone", Task, "time zone", "the system's", Live, "what its times mean"),
     now("jitter", Task, "duration", "0", Live, "how much of its time is left to chance"),
@@ -404,6 +411,8 @@ mod tests {
         assert_eq!(key("restart.delay").map(|key| key.default), Some("200ms"));
         assert_eq!(key("restart.limit.starts").map(Key::parent), Some("restart.limit"));
         assert_eq!(key("web.restart"), None);
+        assert_eq!(key_of("env.A.B").map(|key| key.path), Some("env"));
+        assert_eq!(key_of("restart.A"), None);
         assert!(children("stop").any(|key| key.name() == "leave" && !key.supported));
         assert_eq!(child("", "restart.delay"), None);
     }

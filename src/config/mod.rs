@@ -31,6 +31,7 @@ mod shippers;
 mod sockets;
 mod source;
 mod suggest;
+mod syntax;
 mod yaml;
 
 use std::collections::BTreeMap;
@@ -38,10 +39,10 @@ use std::sync::Arc;
 
 pub use cache::Cache;
 pub use compose::COMPOSED_NODES_MAX;
-pub use decode::{command_words, parse_size};
+pub use decode::{Unread, command_words, due_times, parse_size};
 pub use diagnostic::{Diagnostic, Place, Related, Severity, has_errors};
 pub use extends::EXTENDS_MAX;
-pub use keys::{Change, KEYS, Key, Units, key};
+pub use keys::{Change, KEYS, Key, Units, key, key_of};
 pub use layers::{Layers, drop_in_unit, is_profile, source_name, with_words};
 pub use origin::Origins;
 pub use render::{DRAWN_MAX, render};

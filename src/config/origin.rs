@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 
 use super::diagnostic::Place;
-use super::keys;
 use super::merge::join;
 use super::source::Sink;
 use super::yaml::{Entry, Value};
@@ -37,35 +36,20 @@ impl Origins {
         self.0.iter().map(|(key, place)| (key.as_str(), place))
     }
 
-    /// Where a key was written, by the name that a unit file or `plan` has for it; nothing for a
-    /// default. A map was written where its first key was.
+    /// Where a key was written, by the name that the table of keys has for it; nothing for a default.
+    /// A map was written where its first key was.
     pub fn of(&self, key: &str) -> Option<&Place> {
         let exact = |key: &str| self.0.get(key);
         let other = OTHER_NAMES.iter().find(|(name, _)| *name == key).map(|(_, other)| *other);
         if let Some(place) = exact(key).or_else(|| other.and_then(exact)) {
             return Some(place);
         }
-        if keys::key(key).is_some() {
-            let inside = format!("{key}.");
-            let mut below = self.0.range(inside.clone()..);
-            return below.next().filter(|(path, _)| path.starts_with(&inside)).map(|(_, at)| at);
-        }
-        // `plan` has words of its own between those of the unit file: `ready.asked.interval`.
-        let top = key.split('.').next().unwrap_or(key);
-        for word in key.rsplit('.') {
-            for path in [join(top, word), word.to_owned()] {
-                if let Some(place) = exact(&path) {
-                    return Some(place);
-                }
-                if path != top && keys::key(&path).is_some() {
-                    return None;
-                }
-            }
-        }
-        None
+        let inside = format!("{key}.");
+        let mut below = self.0.range(inside.clone()..);
+        below.next().filter(|(path, _)| path.starts_with(&inside)).map(|(_, place)| place)
     }
 }
 
-/// What `plan` calls by another name than a unit file may.
+/// Keys that say the same as others do in another form.
 const OTHER_NAMES: [(&str, &str); 3] =
-    [("command", "shell"), ("restart.policy", "restart"), ("service", "for")];
+    [("restart.policy", "restart"), ("stop.signal", "stop.steps"), ("stop.timeout", "stop.steps")];

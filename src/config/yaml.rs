@@ -13,6 +13,7 @@ use serde_yaml::granit_parser::{self, ErrorKind, Event, Parser, ScalarStyle, Sca
 
 use super::diagnostic::quoted;
 use super::source::{At, FILE_BYTES_MAX, Sink};
+use super::syntax;
 
 /// Deepest nesting of lists and maps. Units need five; the rest of the file is not read.
 pub const DEPTH_MAX: usize = 64;
@@ -109,7 +110,7 @@ pub(super) fn parse_piece(sink: &mut Sink<'_>, text: &str, start: usize) -> Docu
                 }
                 builder.take(sink, event, place(&span, start))
             }
-            Err(error) => Err(syntax(sink, text, start, &error)),
+            Err(error) => Err(not_yaml(sink, text, start, &error)),
         };
         if step.is_err() || sink.is_full() {
             complete = false;
@@ -158,7 +159,7 @@ fn place(span: &granit_parser::Span, base: usize) -> At {
 }
 
 /// Notes what the parser could not read.
-fn syntax(sink: &mut Sink<'_>, text: &str, base: usize, error: &ScanError) -> Stop {
+fn not_yaml(sink: &mut Sink<'_>, text: &str, base: usize, error: &ScanError) -> Stop {
     let mut start = error.marker().byte_offset().unwrap_or(0).min(text.len());
     while !text.is_char_boundary(start) {
         start = start.saturating_sub(1);
@@ -168,9 +169,10 @@ fn syntax(sink: &mut Sink<'_>, text: &str, base: usize, error: &ScanError) -> St
         sink.error(At::new(start, 0), format!("nested more than {DEPTH_MAX} deep"));
     } else {
         let problem = error.kind().to_string();
+        let help = syntax::help(text, start.saturating_sub(base), &problem);
         let found = sink.error(At::new(start, 0), format!("not YAML: {problem}"));
-        if problem.contains("tab") {
-            found.help("indent with spaces");
+        if let Some(help) = help {
+            found.help(help);
         }
     }
     Stop

@@ -83,6 +83,32 @@ impl Span {
         Self(self.0 / u64::from(parts.max(1)))
     }
 
+    /// The whole length in units of its own, so that [`Span::parse`] reads the same: `1h30m5s`, `1500ms`.
+    pub fn in_full(self) -> String {
+        if self == Self::FOREVER || self == Self::ZERO {
+            return self.to_string();
+        }
+        let mut units = ["d", "h", "m", "s", "ms", "µs", "ns"].as_slice();
+        // Less than a minute with a part of a second is one number, as people write it.
+        if self < Self::seconds(60) && !self.0.is_multiple_of(NANOS_PER_SECOND) {
+            let is_whole =
+                |unit: &str| unit_nanos(unit).is_some_and(|nanos| self.0.is_multiple_of(nanos));
+            let whole = units.iter().position(|unit| is_whole(unit));
+            units = whole.and_then(|at| units.get(at..)).unwrap_or(units);
+        }
+        let mut rest = self.0;
+        let mut text = String::new();
+        for (unit, nanos) in units.iter().filter_map(|unit| Some((unit, unit_nanos(unit)?))) {
+            let (count, left) = (rest / nanos, rest % nanos);
+            if count > 0 {
+                text.push_str(&count.to_string());
+                text.push_str(unit);
+            }
+            rest = left;
+        }
+        text
+    }
+
     /// Reads `500ms`, `10s`, `1h30m`. A bare number is refused, but `0` is clear without a unit.
     pub fn parse(text: &str) -> Result<Self, SpanError> {
         let text = text.trim();
@@ -238,7 +264,16 @@ mod tests {
         ] {
             assert_eq!(Span::parse(text), Ok(span), "{text}");
             assert_eq!(span.to_string(), print, "{text}");
+            assert_eq!(Span::parse(&span.in_full()), Ok(span), "{text}");
         }
+        let odd = Span::parse("1d1h30m5s7ms8us9ns").unwrap();
+        assert_eq!(
+            (odd.in_full().as_str(), Span::parse(&odd.in_full())),
+            ("1d1h30m5s7ms8µs9ns", Ok(odd))
+        );
+        assert_eq!(Span::FOREVER.in_full(), "never");
+        assert_eq!(Span::millis(1_500).in_full(), "1500ms");
+        assert_eq!(Span::millis(90_500).in_full(), "1m30s500ms");
     }
 
     #[test]

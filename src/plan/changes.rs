@@ -205,6 +205,9 @@ fn fields_that_differ(old: &Spec, new: &Spec) -> Vec<FieldChange> {
         return Vec::new();
     }
     let moved = moved(old, new);
+    let output = |spec: &Spec| spec.process.as_ref().map(|process| process.output);
+    // Whether the log keeper reads the output is fixed at a start, and where it writes it is not.
+    let is_rewired = output(old) != output(new);
     let (old, new) = (fields_of(old), fields_of(new));
     let keys: BTreeSet<&String> = old.keys().chain(new.keys()).collect();
     let keys = keys.into_iter();
@@ -213,8 +216,10 @@ fn fields_that_differ(old: &Spec, new: &Spec) -> Vec<FieldChange> {
             old.get(*key).map(|(value, _)| value) != new.get(*key).map(|(value, _)| value)
         })
         .map(|key| {
-            let class =
-                old.get(key).or_else(|| new.get(key)).map_or(Class::Live, |(_, class)| *class);
+            let class = match old.get(key).or_else(|| new.get(key)) {
+                _ if is_rewired && key.starts_with("logs.to") => Class::Restart,
+                found => found.map_or(Class::Live, |(_, class)| *class),
+            };
             let shown =
                 |fields: &Fields| fields.get(key).map(|(value, _)| conceal(key, value.clone()));
             FieldChange { key: key.clone(), old: shown(&old), new: shown(&new), class }

@@ -74,7 +74,7 @@ impl<S: System> Supervisor<S> {
         self.stays()?;
         self.beside_trial(manner)?;
         if let Some(basis) = &manner.basis {
-            basis.compare(&applied.basis).map_err(Refusal::Impossible)?;
+            basis.compare(&applied.basis, &applied.plan).map_err(Refusal::Impossible)?;
         }
         let Some(mut desired) = desired.filter(|desired| desired.units != self.desired.units)
         else {

@@ -1,5 +1,5 @@
-//! The seam to the outside. [`System`] is a dozen verbs at the supervisor's height; [`Linux`] is
-//! the real one. Nothing here decides what should be done, or why.
+//! The seam to the outside. [`System`] is some three dozen verbs at the supervisor's height;
+//! [`Linux`] is the real one. Nothing here decides what should be done, or why.
 //!
 //! All `unsafe` of opm is on this floor, in `child.rs`, `raw.rs`, `spawn.rs`, `stacks.rs` and `sys.rs`.
 

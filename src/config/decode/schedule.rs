@@ -7,7 +7,9 @@ use super::fields::Fields;
 use super::value::alternatives;
 use crate::config::diagnostic::quoted;
 use crate::config::yaml::Node;
-use crate::model::{Calendar, Cron, EVERY_MIN, Overlap, Schedule, ScheduleError, Span, Wall, When};
+use crate::model::{
+    Calendar, Cron, EVERY_MIN, Overlap, Schedule, ScheduleError, Span, SpanError, Wall, When,
+};
 
 /// The keys of which one says when.
 const WHEN: [&str; 3] = ["schedule", "every", "calendar"];
@@ -52,39 +54,22 @@ impl Decoder<'_, '_> {
         })
     }
 
-    fn when(&mut self, key: &str, node: &Node) -> Option<When> {
+    fn when(&mut self, key: &'static str, node: &Node) -> Option<When> {
         if key == "every" {
-            let span = self.span(key, node)?;
-            if span < EVERY_MIN {
-                self.sink.error(node.at, format!("`every` must be {EVERY_MIN} or more"));
-            }
-            return Some(When::Every(span));
+            // Its own complaint about what is no duration.
+            self.span(key, node)?;
         }
         let text = self.text(key, node)?;
-        let when = match key {
-            "schedule" => Cron::parse(text).map(When::Schedule),
-            _ => Calendar::parse(text).map(When::Calendar),
-        };
-        let when = match when {
-            Ok(when) => when,
-            Err(error) => {
-                let message = format!("`{key}` is not understood: {error}");
-                let help = match key {
-                    "schedule" => other_form(Calendar::parse(text), "calendar"),
-                    _ => other_form(Cron::parse(text), "schedule"),
-                };
-                let found = self.sink.error(node.at, message);
+        match due_times(key, text) {
+            Ok(when) => Some(when),
+            Err(Unread { problem, help }) => {
+                let found = self.sink.error(node.at, problem);
                 if let Some(help) = help {
                     found.help(help);
                 }
-                return None;
+                None
             }
-        };
-        if when.next_after(Wall(0), &TimeZone::UTC).is_none() {
-            let message = format!("{} never comes", quoted(text));
-            self.sink.error(node.at, message);
         }
-        Some(when)
     }
 
     fn timezone(&mut self, node: &Node) -> Option<String> {
@@ -100,6 +85,54 @@ impl Decoder<'_, '_> {
         }
         Some(name.to_owned())
     }
+}
+
+/// Why a text says no due times, and what would be right where that is known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unread {
+    /// What is wrong.
+    pub problem: String,
+    /// What would be right.
+    pub help: Option<String>,
+}
+
+impl Unread {
+    fn new(problem: String) -> Self {
+        Self { problem, help: None }
+    }
+}
+
+/// When a task with this text behind `schedule`, `calendar` or `every` is due.
+///
+/// # Errors
+/// Where units with it are refused.
+pub fn due_times(key: &str, text: &str) -> Result<When, Unread> {
+    let misread = |error: ScheduleError, help| Unread {
+        problem: format!("`{key}` is not understood: {error}"),
+        help,
+    };
+    let when = match key {
+        "every" => {
+            let bad = |error: SpanError| Unread::new(error.to_string());
+            let span = Span::parse(text).map_err(bad)?;
+            if span < EVERY_MIN {
+                return Err(Unread::new(format!("`every` must be {EVERY_MIN} or more")));
+            }
+            When::Every(span)
+        }
+        "schedule" => When::Schedule(
+            Cron::parse(text)
+                .map_err(|error| misread(error, other_form(Calendar::parse(text), "calendar")))?,
+        ),
+        _ => When::Calendar(
+            Calendar::parse(text)
+                .map_err(|error| misread(error, other_form(Cron::parse(text), "schedule")))?,
+        ),
+    };
+    if when.next_after(Wall(0), &TimeZone::UTC).is_none() {
+        return Err(Unread::new(format!("{} never comes", quoted(text))));
+    }
+    Ok(when)
 }
 
 /// A hint where a text would be right under another key.

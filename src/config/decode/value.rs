@@ -223,7 +223,12 @@ impl<'a> Decoder<'_, 'a> {
             let short = short.strip_prefix("SIG").unwrap_or(&short);
             let meant = suggest::nearest(short, Signal::names());
             let message = format!("`{key}`: no signal {}", quoted(text));
-            self.sink.error(node.at, message).did_you_mean(meant);
+            let found = self.sink.error(node.at, message).did_you_mean(meant);
+            if meant.is_none() {
+                found.help(
+                    "write a name of signal(7), as `TERM`, `SIGUSR1` or `RTMIN+3`, or its number",
+                );
+            }
         }
         signal
     }
