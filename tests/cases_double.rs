@@ -190,6 +190,29 @@ fn case_007_a_stranger_with_a_recorded_pid_is_left_alone() {
 }
 
 #[test]
+fn a_root_of_another_user_is_an_error_and_no_reason_to_go_elsewhere() {
+    if !nix::unistd::geteuid().is_root() {
+        return common::skip("who is not root cannot be another user");
+    }
+    let Some(world) = World::new() else { return };
+    world.unit("a", "command: [sleep, '1000']\nlogs: {to: null}\n");
+    world.apply(0);
+    // Anybody may come as far as the root.
+    let everybody = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    fs::set_permissions(world.dir.path(), everybody).unwrap();
+    let mut command = world.command("setpriv");
+    let nobody = ["--reuid", "65534", "--regid", "65534", "--clear-groups"];
+    let root = world.root();
+    command.args(nobody).arg(common::OPM).arg("--root").arg(&root).arg("daemon");
+    let output = command.output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("it belongs to user 0"), "{said}");
+    assert!(!std::path::Path::new("/dev/shm/opm-65534").exists());
+    assert_eq!(world.phase("a"), "up");
+}
+
+#[test]
 fn case_009_a_stale_pid_file_names_nobody() {
     let Some(mut world) = World::new() else { return };
     let mut stranger = world.command("sh");

@@ -248,11 +248,9 @@ fn a_socket_whose_file_somebody_removed_is_there_again_after_a_restart() {
     socket(&world, "s", "{unix: w.sock}", "");
     world.run();
     let unix = world.path("units/w.sock");
-    world.until("the socket", || unix.exists());
-    std::fs::remove_file(&unix).unwrap();
+    world.until("the socket", || std::fs::remove_file(&unix).is_ok());
     assert_eq!(world.opm(&["restart", "s"]).code, 0);
     drop(UnixStream::connect(&unix).unwrap());
-    assert_eq!(world.opm(&["shutdown"]).code, 0);
 }
 
 #[test]

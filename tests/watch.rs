@@ -163,6 +163,21 @@ fn a_tree_that_was_moved_away_is_watched_no_more() {
 }
 
 #[test]
+fn a_reload_command_that_fails_is_told_and_the_service_goes_on() {
+    let Some(world) = World::new() else { return };
+    let reload = "reload: {command: [sh, -c, 'echo bad config; exit 3']}\n";
+    world.service("app", "exec sleep 1000", reload);
+    assert_eq!(world.opm(&["daemon", "units"]).code, 0);
+    world.until_phase("app", "up");
+    let pid = world.pid("app");
+    assert_eq!(world.opm(&["reload", "app"]).code, 0);
+    let log = || fs::read_to_string(world.root().join("log/opm.log")).unwrap();
+    world.until("the end of the command", || log().contains("exited 3; it goes on as before"));
+    assert_eq!(world.pid("app"), pid);
+    assert_eq!(world.opm(&["shutdown"]).code, 0);
+}
+
+#[test]
 fn a_change_just_before_opm_goes_away_is_heeded_by_the_next() {
     for way in ["reexec", "crash"] {
         let Some(mut world) = app("{paths: [../app], debounce: 2s}") else { return };

@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 
 use crate::config;
 use crate::model::{
-    Doing, Happening, InstanceId, Monotonic, Outcome, Reason, Rung, Span, StartError, StopCause,
-    Verdict, Word,
+    Doing, Happening, InstanceId, Monotonic, Outcome, Reason, Role, Rung, Span, StartError,
+    StopCause, Verdict, Word,
 };
 use crate::plan::{Hurry, Plan, Shutdown};
 use crate::supervisor::{Applied, Notice, Source, Supervisor};
@@ -154,6 +154,10 @@ fn line<S: System>(supervisor: &Supervisor<S>, notice: &Notice) -> Option<(Level
         Happening::Ended { role, outcome, .. } => match outcome {
             Outcome::NotStarted(error) => (Level::Error, error.to_string()),
             Outcome::Exited(0) => (Level::Debug, format!("{role} exited 0")),
+            // Nothing else tells of it: the service goes on as before.
+            Outcome::Exited(_) | Outcome::Killed { .. } if *role == Role::Reload => {
+                (Level::Warn, format!("{role} {outcome}; it goes on as before"))
+            }
             Outcome::Exited(_) | Outcome::Killed { .. } | Outcome::Unknown => {
                 (Level::Info, format!("{role} {outcome}"))
             }

@@ -198,7 +198,13 @@ impl FileWaits {
 
     pub(super) fn remove(&mut self, run: RunId, tells: Tells) {
         let Some(gone) = self.waits.remove(&(run, tells)) else { return };
-        let Some(watch) = gone.watch else { return };
+        if let Some(watch) = gone.watch {
+            self.end(watch);
+        }
+    }
+
+    /// Ends a watch that nobody needs any more.
+    fn end(&self, watch: WatchDescriptor) {
         if self.waits.values().any(|wait| wait.watch == Some(watch)) {
             return;
         }
@@ -228,8 +234,11 @@ impl FileWaits {
             self.waits.iter().map(|(run, wait)| (*run, wait.path.clone())).collect();
         for (run, path) in pending {
             let watch = self.watch(&path);
-            if let Some(wait) = self.waits.get_mut(&run) {
-                wait.watch = watch;
+            let wait = self.waits.get_mut(&run);
+            let before = wait.map(|wait| std::mem::replace(&mut wait.watch, watch));
+            if let Some(before) = before.flatten().filter(|before| Some(*before) != watch) {
+                // It is farther up than what there is now, where others may be busy.
+                self.end(before);
             }
         }
         self.waits.iter().filter(|(_, wait)| wait.is_there()).map(|(run, _)| *run).collect()
@@ -246,6 +255,25 @@ impl FileWait {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_nearer_to_the_file_is_watched_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("deep/ready");
+        let mut waits = FileWaits::default();
+        waits.add(RunId(1), Tells::Ready, path.clone(), mark(&path)).unwrap();
+        fs::create_dir(dir.path().join("deep")).unwrap();
+        assert!(waits.look().is_empty());
+        let news = |waits: &FileWaits| {
+            let all = waits.inotify.as_ref().unwrap().read_events().unwrap_or_default();
+            all.iter().filter(|event| !event.mask.contains(AddWatchFlags::IN_IGNORED)).count()
+        };
+        news(&waits);
+        fs::write(dir.path().join("busy"), "1").unwrap();
+        assert_eq!(news(&waits), 0, "what others do farther up");
+        fs::write(&path, "1").unwrap();
+        assert!(news(&waits) > 0);
+    }
 
     #[test]
     fn a_file_counts_only_when_it_is_new_or_changed() {

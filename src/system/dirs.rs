@@ -77,10 +77,14 @@ impl Dirs {
     }
 
     /// Makes the directories. On a root that cannot be written, those that cannot be made move to
-    /// `/dev/shm` or `/tmp`; returns what was moved, in words.
+    /// `/dev/shm` or `/tmp`; returns what was moved, in words. Those of another user are an error: no
+    /// command would look for this user's daemon elsewhere.
     pub fn prepare(&mut self) -> Result<Vec<String>, SystemError> {
         let mut moved = Vec::new();
         if let Err(first) = make(&self.run, 0o755) {
+            if is_of_another(&self.run) {
+                return Err(first);
+            }
             let places = ["/dev/shm", "/tmp"]
                 .map(|place| Path::new(place).join(format!("opm-{}", sys::own_uid())).join("run"));
             let found = places.into_iter().find(|place| make(place, 0o755).is_ok()).ok_or(first)?;
@@ -90,7 +94,10 @@ impl Dirs {
         for (dir, name, mode) in
             [(&mut self.state, "state", 0o700), (&mut self.logs, "logs", 0o750)]
         {
-            if make(dir, mode).is_err() {
+            if let Err(error) = make(dir, mode) {
+                if is_of_another(dir) {
+                    return Err(error);
+                }
                 let found = self.run.join(name);
                 make(&found, mode)?;
                 moved.push(format!(
@@ -123,6 +130,12 @@ impl Dirs {
             None => self,
         }
     }
+}
+
+/// Whether a directory is there and belongs to another user, where that matters.
+fn is_of_another(dir: &Path) -> bool {
+    let own = sys::own_uid();
+    own != 0 && fs::metadata(dir).is_ok_and(|metadata| metadata.is_dir() && metadata.uid() != own)
 }
 
 /// Makes a directory that is ours and writable.
