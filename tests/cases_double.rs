@@ -190,6 +190,23 @@ fn case_007_a_stranger_with_a_recorded_pid_is_left_alone() {
 }
 
 #[test]
+fn a_run_directory_that_was_removed_is_there_again_and_nothing_runs_twice() {
+    let Some(mut world) = with_web() else { return };
+    let (pid, daemon) = (world.pid("web").unwrap(), world.daemon_pid().unwrap());
+    fs::remove_dir_all(world.root().join("run")).unwrap();
+    // Something happens, which makes it look.
+    world.kill("WINCH", daemon);
+    world.until("the socket", || world.root().join("run/control.sock").exists());
+    assert_eq!(world.pid("web"), Some(pid));
+    // The ledger is there too: who comes after a crash finds what runs.
+    world.crash();
+    world.run();
+    world.until_phase("web", "up");
+    assert_eq!(world.pid("web"), Some(pid));
+    world.assert_no_doubles();
+}
+
+#[test]
 fn a_root_of_another_user_is_an_error_and_no_reason_to_go_elsewhere() {
     if !nix::unistd::geteuid().is_root() {
         return common::skip("who is not root cannot be another user");

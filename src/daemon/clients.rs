@@ -323,14 +323,15 @@ impl Clients {
             client.notify(supervisor, notices);
             self.flush(token, registry);
         }
-        self.rebind_if_removed(registry);
     }
 
-    /// A socket that somebody removed is bound again, when something happens anyway.
-    fn rebind_if_removed(&mut self, registry: &Registry) {
-        if self.path.exists() {
-            return;
-        }
+    /// Whether somebody removed the socket.
+    pub(super) fn is_removed(&self) -> bool {
+        !self.path.exists()
+    }
+
+    /// Binds a socket that somebody removed again.
+    pub(super) fn rebind(&mut self, registry: &Registry) {
         log::warn!("{} was removed; binding it again", self.path.display());
         match Self::bind(&self.path, registry, super::LISTENER) {
             Ok(new) => {

@@ -251,6 +251,9 @@ impl Daemon {
         self.hurry = hurry;
         if let Some(clients) = &mut self.clients {
             clients.notify(&self.supervisor, &notices, self.poll.registry());
+            if clients.is_removed() {
+                self.come_back();
+            }
         }
         // What a change needed for a moment may be many times what is kept of it.
         let generation = self.supervisor.desired().generation;
@@ -279,6 +282,28 @@ impl Daemon {
             self.supervisor.enter_minimal_mode();
         }
         None
+    }
+
+    /// The control socket was removed, and perhaps the run directory with it: both are there again,
+    /// and so is the ledger. FIFOs that are gone stay so for those that have them open.
+    fn come_back(&mut self) {
+        let dirs = &self.options.dirs;
+        if !dirs.fifos().exists() {
+            log::error!(
+                "{} was removed; it is made again, and units that were up write to nowhere until opm \
+                 and they are started anew",
+                dirs.run.display()
+            );
+        }
+        if let Err(error) = dirs.make_run_again() {
+            log::error!("{error}");
+        }
+        if let Some(clients) = &mut self.clients {
+            clients.rebind(self.poll.registry());
+        }
+        if let Err(error) = self.supervisor.put_back() {
+            log::error!("{error}");
+        }
     }
 
     fn take_signals(&mut self, events: &mut Vec<crate::model::Event>) {

@@ -383,7 +383,7 @@ impl<S: System> Supervisor<S> {
 
     /// Puts back what was taken away under our feet, the saved state and the ledger; what a save that
     /// broke off may have left in force goes with it.
-    fn put_back(&mut self) -> Result<(), crate::system::SystemError> {
+    pub fn put_back(&mut self) -> Result<(), crate::system::SystemError> {
         if !self.system.has_lost(self.desired.generation) {
             return Ok(());
         }

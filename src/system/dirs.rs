@@ -113,6 +113,13 @@ impl Dirs {
         Ok(moved)
     }
 
+    /// Makes those of a run anew that somebody removed while we run.
+    pub fn make_run_again(&self) -> Result<(), SystemError> {
+        make(&self.run, 0o755)?;
+        make(&self.fifos(), 0o700)?;
+        make(&self.notify(), 0o711)
+    }
+
     /// The directories as a daemon that could not make the usual ones will have chosen them.
     #[must_use]
     pub fn where_found(self) -> Self {
