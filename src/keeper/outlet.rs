@@ -46,7 +46,7 @@ pub(super) struct Piece {
 }
 
 /// Records of one instance.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Chunk {
     share: u64,
     pub(super) bytes: Vec<u8>,
