@@ -58,6 +58,14 @@ pub(super) fn plain(error: &io::Error) -> String {
     }
 }
 
+/// What a record says that is missing.
+#[derive(Debug)]
+struct Told {
+    note: Option<String>,
+    dropped: u64,
+    limited: (u64, u64),
+}
+
 /// Where one instance's output is kept.
 #[derive(Debug)]
 pub(super) struct Store {
@@ -285,10 +293,21 @@ impl Store {
         self.note.is_some() || self.dropped > 0 || self.has_limited()
     }
 
-    fn has_told(&mut self) {
-        self.note = None;
-        self.dropped = 0;
-        self.limited = (0, 0);
+    /// Takes what is told now: what is counted from here on is told with another record.
+    fn take_told(&mut self) -> Told {
+        Told {
+            note: self.note.take(),
+            dropped: mem::take(&mut self.dropped),
+            limited: mem::take(&mut self.limited),
+        }
+    }
+
+    /// Takes back what a record told that is lost.
+    fn take_back(&mut self, told: Told) {
+        self.note = self.note.take().or(told.note);
+        self.dropped += told.dropped;
+        self.limited.0 += told.limited.0;
+        self.limited.1 += told.limited.1;
     }
 
     fn may_report(&mut self, now: i64) -> bool {

@@ -4,10 +4,11 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use super::limit::Limit;
 use super::split::Part;
 use super::stamp::Stamp;
 use super::store::Store;
-use crate::model::{FilePath, LogFormat, RunId, Span};
+use crate::model::{FilePath, LogFormat, LogRate, RunId, Span};
 use crate::system::instruction::{Destination, Instruction};
 
 const STAMP: &str = "2026-11-25T10:32:00.123456Z";
@@ -32,6 +33,10 @@ fn put_at(store: &mut Store, second: i64, lines: &[&[u8]]) {
         batch.push(Part { bytes, full });
     }
     batch.finish();
+}
+
+fn line(bytes: &[u8]) -> Part<'_> {
+    Part { bytes, full: true }
 }
 
 fn names(dir: &Path) -> Vec<String> {
@@ -169,6 +174,40 @@ fn case_070_a_full_device_is_told_at_the_next_place() {
     store.change(&instruction(&dir, to, 10_000, 5));
     put(&mut store, &[b"back\n"]);
     let expected = "[opm: dropped 9 bytes: No space left on device]\nback\n";
+    assert_eq!(fs::read_to_string(path).unwrap(), expected);
+}
+
+#[test]
+fn what_the_limit_costs_behind_the_record_about_it_is_told_with_the_next_one() {
+    let (root, dir) = place();
+    let mut store = Store::new("web", &instruction(&dir, Destination::File, 10_000, 5));
+    let limit = Limit::new(LogRate { lines: 1, per: Span::seconds(1) });
+    let put = |store: &mut Store, taken: &[u8], dropped: usize| {
+        let mut out = Vec::new();
+        let mut batch = store.batch(&mut out, Stamp::at(1_795_602_720, 123_456_000));
+        batch.push(line(taken));
+        (0..dropped).for_each(|_| batch.limit(line(b"1234"), true, &limit));
+        batch.finish();
+    };
+    for (taken, dropped) in [(b"one", 1), (b"two", 2), (b"six", 0)] {
+        put(&mut store, taken, dropped);
+    }
+    let text = fs::read_to_string(dir.join("current")).unwrap();
+    let text = text.replace(STAMP, "");
+    let expected = " stdout F one\n opm F [opm: dropped 1 lines of 5 bytes: more than 1 in 1s]\n \
+                    stdout F two\n opm F [opm: dropped 2 lines of 10 bytes: more than 1 in 1s]\n \
+                    stdout F six\n";
+    assert_eq!(text, expected);
+    // A record that is lost is told again, with what came meanwhile.
+    put(&mut store, b"ten", 1);
+    let to = |path: &Path| instruction(&dir, Destination::Path(FilePath::from(path)), 10_000, 5);
+    store.change(&to(Path::new("/dev/full")));
+    put(&mut store, b"lost", 2);
+    let path = root.path().join("app.log");
+    store.change(&to(&path));
+    put(&mut store, b"end", 0);
+    let expected = "[opm: dropped 5 bytes: No space left on device; \
+                    dropped 3 lines of 15 bytes: more than 1 in 1s]\nend\n";
     assert_eq!(fs::read_to_string(path).unwrap(), expected);
 }
 

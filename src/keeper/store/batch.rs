@@ -10,7 +10,7 @@ use super::super::outlet::Piece;
 use super::super::place::Open;
 use super::super::split::Part;
 use super::super::stamp::Stamp;
-use super::{Failure, Store, plain};
+use super::{Failure, Store, Told, plain};
 use crate::logs::record::{CLOCK_BACK, Record, STREAM_OPM};
 use crate::model::{RunId, Span};
 
@@ -37,8 +37,8 @@ pub(in crate::keeper) struct Batch<'a> {
     out: &'a mut Vec<u8>,
     stamp: Stamp,
     state: State,
-    /// Whether `out` begins with the record about what was dropped.
-    told: bool,
+    /// What the record tells that `out` begins with, where it does with one about what is missing.
+    told: Option<Told>,
     /// What of `out` is one record or message each, where that goes elsewhere.
     pieces: Vec<Piece>,
 }
@@ -46,7 +46,7 @@ pub(in crate::keeper) struct Batch<'a> {
 impl<'a> Batch<'a> {
     /// Begins with nothing.
     pub(super) fn new(store: &'a mut Store, out: &'a mut Vec<u8>, stamp: Stamp) -> Self {
-        Self { store, out, stamp, state: State::Untouched, told: false, pieces: Vec::new() }
+        Self { store, out, stamp, state: State::Untouched, told: None, pieces: Vec::new() }
     }
 
     /// Adds a line or a part of one.
@@ -87,7 +87,7 @@ impl<'a> Batch<'a> {
         if self.state == State::Untouched {
             self.begin();
         }
-        if self.state == State::Writing && !self.told && self.store.has_to_tell() {
+        if self.state == State::Writing && self.told.is_none() && self.store.has_to_tell() {
             self.tell();
         }
     }
@@ -129,8 +129,12 @@ impl<'a> Batch<'a> {
         let said: Vec<&str> = said.into_iter().flatten().collect();
         let told = self.store.dropped + self.store.limited.1;
         let text = format!("[opm: {}]", said.join("; "));
+        // It is the first one of what is written at once.
+        self.write();
         self.add(Words { bytes: text.as_bytes(), full: true, is_ours: true, told, run: None });
-        self.told = self.state == State::Writing;
+        if self.state == State::Writing {
+            self.told = Some(self.store.take_told());
+        }
     }
 
     /// Says that stamps are smaller from here on.
@@ -205,20 +209,15 @@ impl<'a> Batch<'a> {
         }
         if let Some(outlet) = &self.store.outlet {
             outlet.push(self.out, mem::take(&mut self.pieces));
-            if mem::take(&mut self.told) {
-                self.store.has_told();
-            }
+            self.told = None;
             self.out.clear();
             return;
         }
-        let Some(open) = &mut self.store.open else { return };
+        let Some(open) = &mut self.store.open else { return self.forget_told() };
         match write_all(open, self.out) {
             Ok(()) => {
                 open.length += self.out.len() as u64;
                 open.first.get_or_insert(self.stamp.micros);
-                if self.told {
-                    self.store.has_told();
-                }
                 self.store.works(self.stamp.second);
             }
             Err((written, error)) => {
@@ -233,17 +232,21 @@ impl<'a> Batch<'a> {
                 self.state = State::Dropping;
             }
         }
-        self.told = false;
+        self.told = None;
         self.out.clear();
+    }
+
+    /// What was to be told is told another time.
+    fn forget_told(&mut self) {
+        if let Some(told) = self.told.take() {
+            self.store.take_back(told);
+        }
     }
 
     /// Counts the output in the records behind the first `kept` bytes of the batch.
     fn count(&mut self, kept: usize) {
-        if self.told && kept > 0 {
-            self.store.has_told();
-        }
         let lost = self.out.get(kept..).unwrap_or_default();
-        let skip = usize::from(self.told && kept == 0);
+        let skip = usize::from(self.told.is_some() && kept == 0);
         let lines = lost.split_inclusive(|byte| *byte == b'\n').skip(skip);
         let bytes: usize = if self.store.form.is_stamped() {
             let records = lines.map(|line| {
@@ -258,6 +261,9 @@ impl<'a> Batch<'a> {
         // What was said last about the run may be lost.
         self.store.since_run = None;
         self.store.dropped += bytes as u64;
+        if kept == 0 {
+            self.forget_told();
+        }
     }
 }
 
