@@ -195,6 +195,11 @@ impl Outlet {
         let lost = std::mem::take(&mut share.lost);
         (lost > 0).then(|| (lost, state.reason.clone()))
     }
+
+    /// Whether something of the instance is queued or on its way.
+    pub(super) fn is_busy(&self) -> bool {
+        self.tap.0.lock().shares.get(&self.share).is_some_and(|share| share.queued > 0)
+    }
 }
 
 impl Drop for Outlet {

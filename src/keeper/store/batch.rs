@@ -59,7 +59,7 @@ impl<'a> Batch<'a> {
         let run = self.store.run_to_say();
         self.add(Words { bytes: part.bytes, full: part.full, is_ours: false, told: 0, run });
         if self.state == State::Dropping {
-            self.store.dropped += part.bytes.len() as u64 + u64::from(part.full);
+            self.store.lose(part.bytes.len() as u64 + u64::from(part.full), self.stamp);
         }
     }
 
@@ -120,18 +120,17 @@ impl<'a> Batch<'a> {
         }
     }
 
-    /// Adds the record that says what is missing here.
+    /// Adds the record that says what is missing here. It has the time of the loss: nothing was written
+    /// since.
     fn tell(&mut self) {
-        let Store { note, dropped, reason, .. } = &*self.store;
-        let dropped = (*dropped > 0).then(|| format!("dropped {dropped} bytes: {reason}"));
-        let limited = self.store.has_limited().then(|| self.store.limited_text());
-        let said = [note.as_deref(), dropped.as_deref(), limited.as_deref()];
-        let said: Vec<&str> = said.into_iter().flatten().collect();
         let told = self.store.dropped + self.store.limited.1;
-        let text = format!("[opm: {}]", said.join("; "));
+        let text = self.store.missing();
         // It is the first one of what is written at once.
         self.write();
+        let now = self.stamp;
+        self.stamp = self.store.dropped_at.unwrap_or(now);
         self.add(Words { bytes: text.as_bytes(), full: true, is_ours: true, told, run: None });
+        self.stamp = now;
         if self.state == State::Writing {
             self.told = Some(self.store.take_told());
         }
@@ -260,7 +259,7 @@ impl<'a> Batch<'a> {
         };
         // What was said last about the run may be lost.
         self.store.since_run = None;
-        self.store.dropped += bytes as u64;
+        self.store.lose(bytes as u64, self.stamp);
         if kept == 0 {
             self.forget_told();
         }
