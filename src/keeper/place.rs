@@ -249,13 +249,16 @@ impl Finished {
     /// Their numbers, the oldest first; none where there is no directory.
     pub(super) fn numbers(&self) -> io::Result<Vec<u64>> {
         let dir = self.path.parent().unwrap_or(Path::new("/"));
-        let found = if self.is_ours {
-            segment::numbers_in(dir, b"", segment::SUFFIX.as_bytes())
-        } else {
+        let found = segment::numbers_in(dir, &|name| {
+            if self.is_ours {
+                return segment::number_of(name, b"", segment::SUFFIX.as_bytes());
+            }
             let mut prefix = self.path.file_name().unwrap_or_default().to_owned();
             prefix.push(".");
-            segment::numbers_in(dir, prefix.as_encoded_bytes(), b"")
-        };
+            // Nobody's but a name of ours, zero included: that of another program may be a date.
+            let number = segment::number_of(name, prefix.as_encoded_bytes(), b"")?;
+            (self.path_of(number).file_name() == Some(name)).then_some(number)
+        });
         match found {
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
             numbers => numbers,
@@ -268,7 +271,8 @@ impl Finished {
             return segment::finished_path(self.path.parent().unwrap_or(Path::new("/")), number);
         }
         let mut path: OsString = self.path.clone().into_os_string();
-        path.push(format!(".{number:0NUMBER_DIGITS_MIN$}"));
+        let width = NUMBER_DIGITS_MIN - 1;
+        path.push(format!(".0{number:0width$}"));
         path.into()
     }
 }

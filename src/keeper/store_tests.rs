@@ -300,6 +300,73 @@ fn a_clock_that_is_set_back_is_told_once() {
 fn finished_files_are_removed_when_they_are_too_old() {
     let (_root, dir) = place();
     let day = Span::seconds(86_400);
+#[test]
+fn a_clock_that_is_set_back_hides_no_line_from_a_search_by_time() {
+    let (root, dir) = place();
+    let instruction = instruction(&dir, Destination::File, 10_000_000, 5);
+    let line = |round: &str, minute: i64| format!("{round} {minute} {}\n", "x".repeat(500));
+    let write = |store: &mut Store, round: &str, minutes: std::ops::Range<i64>| {
+        for minute in minutes {
+            put_at(store, minute * 60, &[line(round, minute).as_bytes()]);
+        }
+    };
+    let mut store = Store::new("web", &instruction);
+    write(&mut store, "first", 600..720);
+    write(&mut store, "second", 540..780);
+    // The next keeper sees it too: a machine may begin in the year 1970 each time.
+    let mut store = Store::new("web", &instruction);
+    write(&mut store, "third", 500..700);
+    for (since, until) in [(660, 10_000), (650, 10_000), (0, 610), (530, 600), (690, 695)] {
+        let time =
+            |minute: i64| Some(String::from_utf8(Stamp::at(minute * 60, 0).text.to_vec()).unwrap());
+        let select = Select { since: time(since), until: time(until), ..Select::default() };
+        let query = Query {
+            select: std::sync::Arc::new(select),
+            ..Query::of(&root.path().join("log"), &["web"])
+        };
+        let mut found = Vec::new();
+        let mut each = |record: crate::logs::Record| {
+            found.extend(
+                (record.stream == "stdout").then(|| String::from_utf8(record.bytes).unwrap()),
+            );
+            Ok(())
+        };
+        crate::logs::read(&query, None, &mut each).unwrap();
+        let rounds = [("first", 600..720), ("second", 540..780), ("third", 500..700)];
+        let wanted = rounds.into_iter().flat_map(|(round, minutes)| {
+            let minutes = minutes.filter(|minute| (since..until).contains(minute));
+            minutes.map(move |minute| line(round, minute).trim_end().to_owned())
+        });
+        assert!(found == wanted.collect::<Vec<_>>(), "{since} to {until}: {} lines", found.len());
+    }
+}
+
+#[test]
+fn files_of_a_path_that_somebody_else_dated_are_left_alone() {
+    let (root, _) = place();
+    let path = root.path().join("app.log");
+    let foreign =
+        ["app.log.1795602720", "app.log.20261120", "app.log.20261121.gz", "app.log.000000007"];
+    for name in foreign {
+        fs::write(path.with_file_name(name), "mine").unwrap();
+    }
+    let to = Destination::Path(FilePath::from(path.as_path()));
+    let mut store = Store::new("web", &instruction(root.path(), to, 10, 1));
+    put(&mut store, &[b"one word\n", b"two words\n", b"three words\n"]);
+    let mut expected: Vec<String> = foreign.map(str::to_owned).into();
+    expected.extend(["app.log", "app.log.00000002"].map(str::to_owned));
+    expected.sort();
+    assert_eq!(names(root.path()), expected);
+    // A number keeps the zero by which it is known, however large it becomes.
+    fs::rename(path.with_file_name("app.log.00000002"), path.with_file_name("app.log.09999999"))
+        .unwrap();
+    for name in ["app.log.010000000", "app.log.010000001"] {
+        put(&mut store, &[b"more words\n"]);
+        assert!(path.with_file_name(name).exists(), "{:?}", names(root.path()));
+    }
+    assert_eq!(names(root.path()).len(), foreign.len() + 2);
+}
+
     let aged =
         Instruction { max_age: Some(day), ..instruction(&dir, Destination::File, 1_000_000, 5) };
     let set_age = |name: &str, age: Span| {
