@@ -201,6 +201,9 @@ impl Store {
         let open = self.place.open()?;
         self.run = self.run.or(open.run);
         self.since_run = None;
+        if self.received == i64::MIN {
+            self.received = open.last.unwrap_or(i64::MIN);
+        }
         self.open = Some(open);
         Ok(())
     }

@@ -88,6 +88,10 @@ impl<'a> Batch<'a> {
             self.begin();
         }
         if self.state == State::Writing && self.told.is_none() && self.store.has_to_tell() {
+            // What was dropped has an earlier time, before the clock went back.
+            if self.store.dropped_at.is_none() {
+                self.tell_of_clock();
+            }
             self.tell();
         }
     }
@@ -136,13 +140,18 @@ impl<'a> Batch<'a> {
         }
     }
 
-    /// Says that stamps are smaller from here on.
+    /// Says that stamps are smaller from here on, in a new file: each is in the order of time by itself.
     fn tell_of_clock(&mut self) {
         let back = self.store.received.saturating_sub(self.stamp.micros);
         self.store.received = self.stamp.micros;
         if back >= CLOCK_BACK_MICROS_MIN && self.store.form.is_stamped() {
             let back = Span::millis(u64::try_from(back / 1_000).unwrap_or(0));
             let text = format!("{CLOCK_BACK} by {back}]");
+            self.write();
+            let is_file = |open: &Open| open.regular && open.length > 0;
+            if self.state == State::Writing && self.store.open.as_ref().is_some_and(is_file) {
+                self.rotate();
+            }
             self.add(Words {
                 bytes: text.as_bytes(),
                 full: true,
