@@ -19,8 +19,8 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use super::clock::now_ms;
 use super::outlet::{Address, Chunk, Piece, Queue};
-use super::sink::now_ms;
 use super::store::plain;
 use crate::logs::segment::FileId;
 use crate::model::SyslogAddress;

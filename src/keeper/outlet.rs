@@ -17,8 +17,8 @@ use std::time::Duration;
 
 use mio::Waker;
 
+use super::clock::now_ms;
 use super::courier;
-use super::sink::now_ms;
 use super::store::plain;
 use crate::model::SyslogAddress;
 

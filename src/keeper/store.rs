@@ -18,11 +18,11 @@ use std::os::fd::{AsRawFd, RawFd};
 
 use nix::errno::Errno;
 
+use super::clock::now_ms;
 use super::form::Form;
 use super::outlet::Outlet;
 use super::packer::Packer;
 use super::place::{Open, Place};
-use super::sink::now_ms;
 use super::stamp::Stamp;
 use crate::model::RunId;
 use crate::system::{self, instruction::Instruction};

@@ -391,7 +391,7 @@ fn finished_files_are_removed_when_they_are_too_old() {
     }
     let mut store = Store::new("web", &aged);
     assert_eq!(names(&dir), ["00000002.log", "00000003.log", "current"]);
-    let due = store.age_due().unwrap() - super::sink::now_ms();
+    let due = store.age_due().unwrap() - super::clock::now_ms();
     assert!((90_000..=100_001).contains(&due), "{due}");
     set_age("00000002.log", day);
     store.prune();

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use mio::{Registry, Token};
 
+use super::clock::now_ms;
 use super::console::Console;
 use super::fifo::{Fifo, Input};
 use super::limit::Limit;
@@ -12,13 +13,12 @@ use super::outlet::{Address, Outlets};
 use super::packer::Packer;
 use super::ready::ReadyWatch;
 use super::room::{self, Room};
-use super::sink::now_ms;
 use super::split::{Part, Splitter};
 use super::stamp::Stamp;
 use super::store::Store;
 use crate::model::RunId;
 use crate::system::instruction::{self, Destination, Instruction};
-use crate::system::run_mark::{self, Begin};
+use crate::system::run_mark;
 
 /// Most bytes of one instance in one turn. The others come before it has the next.
 pub(super) const TURN_BYTES_MAX: usize = 64 * 1024;
@@ -331,8 +331,8 @@ impl Unit {
             let mut part = part;
             let mut begun = None;
             if let Some((before, begin, run)) = run_mark::find(part.bytes).filter(|_| part.full) {
-                if let Some(ready) = ready.as_mut().filter(|_| begin == Begin::Main) {
-                    ready.begin(run);
+                if let Some(ready) = ready {
+                    ready.begin(begin, run);
                 }
                 begun = u64::from_str_radix(run, 16).ok().map(RunId);
                 // It ends the line that it stands in, and is none itself.
@@ -342,7 +342,7 @@ impl Unit {
                 }
                 part.bytes = before;
             } else if let Some(ready) = ready {
-                ready.look(part.bytes);
+                ready.look(part);
             }
             if let Some(limit) = limit
                 && !limit.takes(!*in_line, now)
