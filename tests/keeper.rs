@@ -463,6 +463,53 @@ fn too_many_lines_are_dropped_with_a_count_also_when_no_more_come() {
     assert!(kept >= 100 && kept % 100 == 0, "{kept}");
 }
 
+/// A log that could not be written for a while: what is said in it, and the time that is said of it.
+fn gap(world: &World, name: &str) -> Option<(String, String)> {
+    let mut found = None;
+    let query = Query::of(&world.logs(), &[name]);
+    let read = logs::read(&query, None, &mut |record| {
+        found = Some((record.time, String::from_utf8(record.bytes).unwrap()));
+        Ok(())
+    });
+    read.ok().and(found)
+}
+
+#[test]
+fn what_could_not_be_written_is_told_when_it_can_be_and_at_the_end() {
+    let mut world = World::new();
+    let mut other = world.unit("other", 10 << 20, 5);
+    // A file is where the directory should be. What is read twice from somebody else comes later.
+    let mut rounds = Vec::new();
+    let mut lose = |world: &World, name: &str| {
+        fs::write(world.logs().join(name), "").unwrap();
+        let mut fifo = world.unit(name, 10 << 20, 5);
+        fifo.write_all(b"12345\n").unwrap();
+        for _ in 0..2 {
+            other.write_all(b"round\n").unwrap();
+            rounds.extend_from_slice(b"round\n");
+            world.until_text("other", &rounds);
+        }
+        let lost = system_time();
+        fs::remove_file(world.logs().join(name)).unwrap();
+        (lost, fifo)
+    };
+    fs::create_dir_all(world.logs()).unwrap();
+    let (time_lost, _silent) = lose(&world, "silent");
+    let text = "[opm: dropped 6 bytes: Not a directory]";
+    until("it to be told with no line behind it", || gap(&world, "silent").is_some());
+    let (time, told) = gap(&world, "silent").unwrap();
+    assert_eq!(told, text);
+    assert!(time <= time_lost, "{time} is not when it was lost, before {time_lost}");
+    let _ends = lose(&world, "ends");
+    world.stop();
+    assert_eq!(gap(&world, "ends").map(|(_, told)| told).as_deref(), Some(text));
+}
+
+fn system_time() -> String {
+    let now = jiff::Timestamp::now();
+    format!("{}Z", now.strftime("%Y-%m-%dT%H:%M:%S%.6f"))
+}
+
 #[test]
 fn a_keeper_that_is_killed_while_it_compresses_loses_and_doubles_no_file() {
     let mut world = World::new();

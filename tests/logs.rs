@@ -196,3 +196,23 @@ fn a_unit_s_log_is_limited_and_compressed_as_its_file_says() {
     let gap = "[opm: dropped 4990 lines of 48822 bytes: more than 10 in 1h]";
     world.until("the record about the others", || lines(&world, &["--gaps"]) == [gap]);
 }
+
+#[test]
+fn logs_are_found_where_the_supervisor_has_put_them_also_when_it_is_gone() {
+    let Some(mut world) = World::new() else { return };
+    fs::create_dir_all(world.root()).unwrap();
+    fs::write(world.root().join("log"), "a file where the directory should be").unwrap();
+    world.unit("a", &in_shell("echo one; exec sleep 1000"));
+    world.run();
+    let found = || {
+        let said = world.opm(&["logs", "a", "--raw"]);
+        (said.code, said.out)
+    };
+    let expected = (0, "one\n".to_owned());
+    world.until("its line", || found() == expected);
+    assert_eq!(world.opm(&["shutdown"]).code, 0);
+    assert_eq!(found(), expected);
+    let said = world.opm(&["logs", "b"]);
+    let place = world.root().join("run/logs").display().to_string();
+    assert_eq!((said.code, said.err), (4, format!("opm: no log of `b` in {place}\n")));
+}

@@ -283,6 +283,42 @@ fn a_stream_is_taken_up_again_where_it_broke() {
 }
 
 #[test]
+fn what_is_lost_on_the_way_is_told_where_output_goes_next() {
+    let Some(mut world) = World::new() else { return };
+    let script = "seq 1 100; : > NAME.written; exec sleep 1000";
+    let units = |to: &str, world: &World| {
+        for name in ["late", "soon"] {
+            service(world, name, &script.replace("NAME", name), to);
+        }
+    };
+    units(
+        &format!("logs: {{to: {{syslog: {{address: {}}}}}}}\n", world.path("none").display()),
+        &world,
+    );
+    world.run();
+    let is_written = |name: &str| world.path(&format!("{name}.written")).exists();
+    world.until("all is written", || is_written("late") && is_written("soon"));
+    // Nobody has waited for the destination in vain yet.
+    service(&world, "soon", &script.replace("NAME", "soon"), "");
+    world.apply(0);
+    world.until("the others to be dropped", || world.log().contains("takes nothing"));
+    units("", &world);
+    world.apply(0);
+    for name in ["late", "soon"] {
+        world.until("each byte to be read or told", || {
+            let said = world.opm(&["logs", name, "--raw"]).out;
+            let (told, lines): (Vec<&str>, Vec<&str>) =
+                said.lines().partition(|line| line.starts_with("[opm: dropped "));
+            let read: usize = lines.iter().map(|line| line.len() + 1).sum();
+            let told = told.iter().map(|text| text.split(' ').nth(2).unwrap());
+            let told: usize = told.map(|count| count.parse::<usize>().unwrap()).sum();
+            told > 0 && read + told == 9 * 2 + 90 * 3 + 4
+        });
+    }
+    assert_eq!(world.opm(&["shutdown"]).code, 0);
+}
+
+#[test]
 fn a_real_rsyslogd_understands_every_way() {
     let program = ["/usr/sbin/rsyslogd", "/sbin/rsyslogd"].map(PathBuf::from);
     let Some(program) = program.into_iter().find(|path| path.exists()) else {

@@ -19,8 +19,8 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use super::clock::now_ms;
 use super::outlet::{Address, Chunk, Piece, Queue};
-use super::sink::now_ms;
 use super::store::plain;
 use crate::logs::segment::FileId;
 use crate::model::SyslogAddress;
@@ -39,7 +39,7 @@ const STREAM_BYTES_MAX: usize = 64 * 1024;
 
 /// Carries what is in a queue until nothing comes any more.
 pub(super) fn work(to: &Address, queue: &Queue) {
-    let mut courier = Courier { to, carrier: None, failing: None, rest: Vec::new() };
+    let mut courier = Courier::new(to);
     while let Some(chunk) = queue.next() {
         let lost = courier.deliver(&chunk, queue);
         let reason = courier.failing.as_ref().map_or("", |failing| failing.reason.as_str());
@@ -63,15 +63,19 @@ struct Courier<'a> {
     to: &'a Address,
     carrier: Option<Carrier>,
     failing: Option<Failing>,
-    /// The end of a line whose begin was taken.
-    rest: Vec<u8>,
+    /// The line or message whose begin was taken.
+    cut_off: CutOff,
 }
 
-impl Courier<'_> {
+impl<'a> Courier<'a> {
+    fn new(to: &'a Address) -> Self {
+        Self { to, carrier: None, failing: None, cut_off: CutOff::default() }
+    }
+
     /// Delivers records, or gives up on them; how many bytes of output that cost.
     fn deliver(&mut self, chunk: &Chunk, queue: &Queue) -> u64 {
         let mut sent = 0;
-        while sent < chunk.pieces.len() {
+        while sent < chunk.pieces.len() || !self.cut_off.bytes.is_empty() {
             if let Some(failing) = &self.failing {
                 let left = failing.next.saturating_sub(now_ms());
                 if failing.is_dropping {
@@ -103,10 +107,11 @@ impl Courier<'_> {
     /// Sends the pieces from `sent` on, and counts them.
     fn send(&mut self, chunk: &Chunk, sent: &mut usize) -> io::Result<()> {
         if self.carrier.as_ref().is_none_or(|carrier| carrier.is_replaced(self.to)) {
+            self.cut_off.written = 0;
             self.carrier = Some(Carrier::open(self.to)?);
         }
         let Some(carrier) = &mut self.carrier else { return Ok(()) };
-        let result = carrier.send(chunk, sent, &mut self.rest);
+        let result = carrier.send(chunk, sent, &mut self.cut_off);
         if result.as_ref().is_err_and(|error| error.kind() != ErrorKind::TimedOut) {
             self.carrier = None;
         }
@@ -188,14 +193,14 @@ impl Carrier {
         file.metadata().ok().map(id) != std::fs::metadata(path).ok().map(id)
     }
 
-    fn send(&mut self, chunk: &Chunk, sent: &mut usize, rest: &mut Vec<u8>) -> io::Result<()> {
+    fn send(&mut self, chunk: &Chunk, sent: &mut usize, cut_off: &mut CutOff) -> io::Result<()> {
         match self {
-            Self::Fifo(file) => into_fifo(file, chunk, sent, rest),
+            Self::Fifo(file) => into_fifo(file, chunk, sent, cut_off),
             Self::Unix(socket) => {
                 each(chunk, sent, &mut |message| socket.send(message).map(drop).map_err(slow))
             }
             Self::Udp(socket) => each(chunk, sent, &mut |message| socket.send(message).map(drop)),
-            Self::Tcp(stream) => into_stream(stream, chunk, sent),
+            Self::Tcp(stream) => into_stream(stream, chunk, sent, cut_off),
         }
     }
 }
@@ -250,28 +255,29 @@ fn each(
 }
 
 /// Writes messages with their lengths before them, RFC 6587 section 3.4.1.
-fn into_stream(stream: &mut TcpStream, chunk: &Chunk, sent: &mut usize) -> io::Result<()> {
+fn into_stream(
+    stream: &mut TcpStream,
+    chunk: &Chunk,
+    sent: &mut usize,
+    cut_off: &mut CutOff,
+) -> io::Result<()> {
     if is_hung_up(stream)? {
         return Err(ErrorKind::ConnectionReset.into());
     }
+    let mut write = |bytes: &[u8]| stream.write(bytes).map_err(slow);
+    cut_off.end(&mut write)?;
     let (mut begin, _, pieces) = from(chunk, *sent);
-    let mut out = Vec::new();
-    let mut count = 0;
+    let (mut out, mut ends) = (Vec::new(), Vec::new());
     for (index, piece) in pieces.iter().enumerate() {
         let message = chunk.bytes.get(begin..piece.end).unwrap_or_default();
         out.extend_from_slice(format!("{} ", message.len()).as_bytes());
         out.extend_from_slice(message);
+        ends.push(out.len());
         begin = piece.end;
-        count += 1;
         if out.len() >= STREAM_BYTES_MAX || index + 1 == pieces.len() {
-            // A message that was cut off ends the connection: the next one begins with it anew.
-            stream.write_all(&out).map_err(|error| match slow(error) {
-                late if late.kind() == ErrorKind::TimedOut => ErrorKind::ConnectionAborted.into(),
-                error => error,
-            })?;
-            *sent += count;
-            count = 0;
+            write_frames(&out, &ends, sent, cut_off, &mut write)?;
             out.clear();
+            ends.clear();
         }
     }
     Ok(())
@@ -289,38 +295,87 @@ fn is_hung_up(stream: &mut TcpStream) -> io::Result<bool> {
     }
 }
 
-/// Writes lines. Of one that is cut off the rest is kept, to be written before anything else.
+/// Writes lines.
 fn into_fifo(
     file: &mut File,
     chunk: &Chunk,
     sent: &mut usize,
-    rest: &mut Vec<u8>,
+    cut_off: &mut CutOff,
 ) -> io::Result<()> {
-    while !rest.is_empty() {
-        let count = write_some(file, rest)?;
-        rest.drain(..count);
+    let mut write = |bytes: &[u8]| write_some(file, bytes);
+    cut_off.end(&mut write)?;
+    let (begin, bytes, pieces) = from(chunk, *sent);
+    let ends: Vec<usize> = pieces.iter().map(|piece| piece.end - begin).collect();
+    write_frames(bytes, &ends, sent, cut_off, &mut write)
+}
+
+/// A line or message that counts as sent since its begin was taken: its rest is written before anything
+/// else, or all of it where the way to the destination is a new one.
+#[derive(Debug, Default)]
+struct CutOff {
+    bytes: Vec<u8>,
+    written: usize,
+}
+
+impl CutOff {
+    /// Writes the rest.
+    fn end(&mut self, write: &mut WriteSome<'_>) -> io::Result<()> {
+        while let Some(rest) = self.bytes.get(self.written..)
+            && !rest.is_empty()
+        {
+            self.written += some(write(rest))?;
+        }
+        *self = Self::default();
+        Ok(())
     }
-    let (begin, bytes, _) = from(chunk, *sent);
+}
+
+/// Writes some of the bytes: how many.
+type WriteSome<'a> = dyn FnMut(&[u8]) -> io::Result<usize> + 'a;
+
+/// Writes lines or messages, of which each has its end in `ends`, and counts those that were written. One
+/// that is cut off by a time limit counts too, and is kept: what was taken of it is with the receiver. Where
+/// the way breaks it is sent again.
+fn write_frames(
+    bytes: &[u8],
+    ends: &[usize],
+    sent: &mut usize,
+    cut_off: &mut CutOff,
+    write: &mut WriteSome<'_>,
+) -> io::Result<()> {
     let mut written = 0;
-    while let Some(left) = bytes.get(written..)
-        && !left.is_empty()
+    while let Some(rest) = bytes.get(written..)
+        && !rest.is_empty()
     {
-        match write_some(file, left) {
+        match some(write(rest)) {
             Ok(count) => written += count,
             Err(error) => {
-                // The piece in which it was cut off counts as sent.
-                let place = begin + written;
-                let next = chunk.pieces.iter().position(|piece| piece.end >= place);
-                let next = next.filter(|_| written > 0);
-                let end = next.and_then(|next| chunk.pieces.get(next)).map_or(place, |p| p.end);
-                *sent = next.map_or(*sent, |next| next + 1);
-                rest.extend_from_slice(chunk.bytes.get(place..end).unwrap_or_default());
+                let whole = ends.iter().take_while(|end| **end <= written).count();
+                *sent += whole;
+                let begin =
+                    whole.checked_sub(1).and_then(|last| ends.get(last)).map_or(0, |end| *end);
+                if written > begin
+                    && error.kind() == ErrorKind::TimedOut
+                    && let Some(frame) = ends.get(whole).and_then(|end| bytes.get(begin..*end))
+                {
+                    *cut_off = CutOff { bytes: frame.to_vec(), written: written - begin };
+                    *sent += 1;
+                }
                 return Err(error);
             }
         }
     }
-    *sent = chunk.pieces.len();
+    *sent += ends.len();
     Ok(())
+}
+
+/// That nothing was taken is an error; that a signal came is none.
+fn some(written: io::Result<usize>) -> io::Result<usize> {
+    match written {
+        Ok(0) => Err(ErrorKind::WriteZero.into()),
+        Err(error) if error.kind() == ErrorKind::Interrupted => Ok(0),
+        written => written,
+    }
 }
 
 /// Writes what there is room for; waits for some for a while.
@@ -339,5 +394,87 @@ fn write_some(file: &mut File, bytes: &[u8]) -> io::Result<usize> {
             }
             written => return written,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+    use std::sync::mpsc;
+
+    use super::*;
+
+    /// More than all buffers of a connection take, and what a receiver sees of it.
+    fn messages() -> (Chunk, Vec<u8>) {
+        let (mut chunk, mut seen) = (Chunk::default(), Vec::new());
+        for number in 0..4_000 {
+            let message = format!("{number} {}", "x".repeat(7_000));
+            chunk.bytes.extend_from_slice(message.as_bytes());
+            chunk.pieces.push(Piece { end: chunk.bytes.len(), content: message.len() });
+            seen.extend(format!("{} {message}", message.len()).into_bytes());
+        }
+        (chunk, seen)
+    }
+
+    fn local(listener: &TcpListener) -> Address {
+        let port = listener.local_addr().unwrap().port();
+        Address::Syslog(SyslogAddress::Tcp("127.0.0.1".to_owned(), port))
+    }
+
+    #[test]
+    fn a_receiver_that_pauses_gets_each_message_once() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let to = local(&listener);
+        let (chunk, seen) = messages();
+        let (mut courier, mut sent) = (Courier::new(&to), 0);
+        // Nobody reads until it has waited in vain.
+        courier.send(&chunk, &mut sent).unwrap_err();
+        let (give, received) = mpsc::channel();
+        std::thread::Builder::new()
+            .spawn(move || {
+                for stream in listener.incoming() {
+                    let mut bytes = Vec::new();
+                    stream.and_then(|mut stream| stream.read_to_end(&mut bytes)).unwrap();
+                    give.send(bytes).unwrap();
+                }
+            })
+            .unwrap();
+        while sent < chunk.pieces.len() {
+            courier.send(&chunk, &mut sent).ok();
+        }
+        drop(courier);
+        assert!(received.recv().unwrap() == seen, "something is missing, torn or there twice");
+    }
+
+    #[test]
+    fn where_a_stream_breaks_a_message_is_sent_again_that_was_cut_off_and_no_other() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let to = local(&listener);
+        let (chunk, seen) = messages();
+        let (mut courier, mut sent) = (Courier::new(&to), 0);
+        courier.send(&chunk, &mut sent).unwrap_err();
+        // All that was written is read, and the connection breaks.
+        let (mut stream, _) = listener.accept().unwrap();
+        stream.set_read_timeout(Some(STEP)).unwrap();
+        let (mut first, mut block) = (Vec::new(), vec![0; 1 << 20]);
+        while let Ok(count @ 1..) = stream.read(&mut block) {
+            first.extend_from_slice(&block[..count]);
+        }
+        drop(stream);
+        let next = std::thread::Builder::new()
+            .spawn(move || {
+                let mut bytes = Vec::new();
+                listener.accept().unwrap().0.read_to_end(&mut bytes).unwrap();
+                bytes
+            })
+            .unwrap();
+        while sent < chunk.pieces.len() {
+            courier.send(&chunk, &mut sent).ok();
+        }
+        drop(courier);
+        let next = next.join().unwrap();
+        assert!(seen.starts_with(&first) && seen.ends_with(&next), "something is torn");
+        let twice = (first.len() + next.len()).checked_sub(seen.len()).unwrap();
+        assert!(twice < 7_020, "{twice} bytes came twice");
     }
 }

@@ -11,6 +11,7 @@
 //! - Where a keeper was killed, each log says so: a missing line means something.
 //! - One keeper per directory, by a lock: two readers of a FIFO would tear its lines.
 
+mod clock;
 mod console;
 mod courier;
 mod fifo;
@@ -49,12 +50,12 @@ use crate::system::{
     self,
     instruction::{self, Instruction},
 };
+use clock::now_ms;
 use console::Console;
 pub use console::colour_of;
 use outlet::Outlets;
 use packer::Packer;
 use room::Room;
-use sink::now_ms;
 use unit::{Shared, TURN_BYTES_MAX, Turn, Unit};
 use watch::Watch;
 

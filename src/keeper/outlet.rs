@@ -6,8 +6,10 @@
 //!   again, so that it slows its own writer and no other.
 //! - A destination that takes nothing for some time costs records, with a count, and no more waits: see
 //!   [`courier`](super::courier). The count is told with the next record.
+//! - Where no thread can be made it is the same: a sandbox may forbid them. It is tried again now and then.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::Builder;
@@ -15,8 +17,9 @@ use std::time::Duration;
 
 use mio::Waker;
 
+use super::clock::now_ms;
 use super::courier;
-use super::sink::now_ms;
+use super::store::plain;
 use crate::model::SyslogAddress;
 
 /// Most bytes of one instance in a queue before it is not read any more: the records of a turn come on
@@ -24,6 +27,8 @@ use crate::model::SyslogAddress;
 const SHARE_BYTES_MAX: usize = 128 * 1024;
 /// Most bytes in a queue before nobody is read any more who writes to it.
 const QUEUE_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// How long until it is tried again to make a thread, in milliseconds.
+const BEGIN_AGAIN_MS: u64 = 1_000;
 /// How long the end of the keeper waits for what is queued, in milliseconds.
 const LINGER_MS: u64 = 3_000;
 
@@ -46,7 +51,7 @@ pub(super) struct Piece {
 }
 
 /// Records of one instance.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Chunk {
     share: u64,
     pub(super) bytes: Vec<u8>,
@@ -74,8 +79,10 @@ struct State {
     reason: String,
     /// Nobody puts anything in any more.
     is_closed: bool,
-    /// The thread has ended.
+    /// There is no thread, or not any more.
     is_over: bool,
+    /// Where none could be made: it is not tried before, in milliseconds.
+    begin_at: Option<u64>,
 }
 
 /// One destination's queue.
@@ -153,11 +160,41 @@ impl Queue {
 
 /// The keeper's end of a queue: without it the thread ends.
 #[derive(Debug)]
-struct Tap(Arc<Queue>);
+struct Tap {
+    queue: Arc<Queue>,
+    to: Address,
+    begin: Begin,
+}
+
+impl Tap {
+    /// Begins the thread where there is none and it is time to try; whether there is one.
+    fn has_thread(&self) -> bool {
+        match self.queue.lock().begin_at {
+            None => return true,
+            Some(begin_at) if now_ms() < begin_at => return false,
+            Some(_) => {}
+        }
+        self.queue.lock().is_over = false;
+        let begun = (self.begin)(&self.queue, &self.to);
+        let mut state = self.queue.lock();
+        match begun {
+            Ok(()) => state.begin_at = None,
+            Err(error) => {
+                log::error!(
+                    "cannot begin to send logs: {error}; they are dropped until this works"
+                );
+                state.reason = format!("cannot begin to send: {}", plain(&error));
+                state.is_over = true;
+                state.begin_at = Some(now_ms() + BEGIN_AGAIN_MS);
+            }
+        }
+        state.begin_at.is_none()
+    }
+}
 
 impl Drop for Tap {
     fn drop(&mut self) {
-        self.0.close();
+        self.queue.close();
     }
 }
 
@@ -172,34 +209,45 @@ impl Outlet {
     /// Whether no more is to be read of the instance. If so, the keeper is woken when that may have
     /// changed.
     pub(super) fn is_full(&self) -> bool {
-        let mut state = self.tap.0.lock();
+        let mut state = self.tap.queue.lock();
         let queued = state.shares.get(&self.share).map_or(0, |share| share.queued);
         let is_full = queued >= SHARE_BYTES_MAX || state.queued >= QUEUE_BYTES_MAX;
         state.is_awaited |= is_full;
         is_full
     }
 
-    /// Queues records.
+    /// Queues records. Where there is no thread to carry them they are lost.
     pub(super) fn push(&self, bytes: &[u8], pieces: Vec<Piece>) {
-        let mut state = self.tap.0.lock();
+        let has_thread = self.tap.has_thread();
+        let mut state = self.tap.queue.lock();
+        if !has_thread {
+            let content = pieces.iter().map(|piece| piece.content as u64).sum::<u64>();
+            state.shares.entry(self.share).or_default().lost += content;
+            return;
+        }
         state.queued += bytes.len();
         state.shares.entry(self.share).or_default().queued += bytes.len();
         state.chunks.push_back(Chunk { share: self.share, bytes: bytes.to_vec(), pieces });
-        self.tap.0.changed.notify_all();
+        self.tap.queue.changed.notify_all();
     }
 
     /// How many bytes of output were lost since this was asked last, and why.
     pub(super) fn take_lost(&self) -> Option<(u64, String)> {
-        let mut state = self.tap.0.lock();
+        let mut state = self.tap.queue.lock();
         let share = state.shares.get_mut(&self.share)?;
         let lost = std::mem::take(&mut share.lost);
         (lost > 0).then(|| (lost, state.reason.clone()))
+    }
+
+    /// Whether something of the instance is queued or on its way.
+    pub(super) fn is_busy(&self) -> bool {
+        self.tap.queue.lock().shares.get(&self.share).is_some_and(|share| share.queued > 0)
     }
 }
 
 impl Drop for Outlet {
     fn drop(&mut self) {
-        self.tap.0.lock().shares.remove(&self.share);
+        self.tap.queue.lock().shares.remove(&self.share);
     }
 }
 
@@ -209,22 +257,29 @@ pub(super) struct Outlets {
     taps: BTreeMap<Address, Weak<Tap>>,
     queues: Vec<Arc<Queue>>,
     waker: Arc<Waker>,
+    begin: Begin,
 }
+
+/// Begins a queue's thread.
+type Begin = fn(&Arc<Queue>, &Address) -> io::Result<()>;
 
 impl Outlets {
     pub(super) fn new(waker: Waker) -> Self {
-        Self { taps: BTreeMap::new(), queues: Vec::new(), waker: Arc::new(waker) }
+        let (taps, queues) = (BTreeMap::new(), Vec::new());
+        Self { taps, queues, waker: Arc::new(waker), begin: begin_thread }
     }
 
     /// A way to a destination. The first one to it begins its thread.
     pub(super) fn open(&mut self, address: &Address) -> Outlet {
         let known = self.taps.get(address).and_then(Weak::upgrade);
         let tap = known.unwrap_or_else(|| {
-            let tap = Arc::new(Tap(self.begin(address)));
+            let (queue, to) = (self.queue(), address.clone());
+            let tap = Arc::new(Tap { queue, to, begin: self.begin });
+            tap.has_thread();
             self.taps.insert(address.clone(), Arc::downgrade(&tap));
             tap
         });
-        let mut state = tap.0.lock();
+        let mut state = tap.queue.lock();
         let share = state.next_share;
         state.next_share = share.wrapping_add(1);
         state.shares.insert(share, Share::default());
@@ -232,24 +287,17 @@ impl Outlets {
         Outlet { tap, share }
     }
 
-    fn begin(&mut self, address: &Address) -> Arc<Queue> {
+    fn queue(&mut self) -> Arc<Queue> {
         self.taps.retain(|_, tap| tap.strong_count() > 0);
-        self.queues.retain(|queue| !queue.lock().is_over);
+        // What nobody else has will have no thread any more.
+        self.queues.retain(|queue| !queue.lock().is_over || Arc::strong_count(queue) > 1);
+        let state = State { is_over: true, begin_at: Some(0), ..State::default() };
         let queue = Arc::new(Queue {
-            state: Mutex::default(),
+            state: Mutex::new(state),
             changed: Condvar::new(),
             waker: Arc::clone(&self.waker),
         });
-        let theirs = Arc::clone(&queue);
-        let to = address.clone();
-        let begun = Builder::new().name("courier".to_owned()).spawn(move || {
-            courier::work(&to, &theirs);
-            theirs.end();
-        });
-        match begun {
-            Ok(_) => self.queues.push(Arc::clone(&queue)),
-            Err(error) => log::error!("cannot begin to send logs: {error}"),
-        }
+        self.queues.push(Arc::clone(&queue));
         queue
     }
 
@@ -261,5 +309,67 @@ impl Outlets {
         if left > 0 {
             log::error!("{left} bytes of logs were not sent before the end");
         }
+    }
+}
+
+fn begin_thread(queue: &Arc<Queue>, to: &Address) -> io::Result<()> {
+    let (theirs, to) = (Arc::clone(queue), to.clone());
+    let serve = move || {
+        courier::work(&to, &theirs);
+        theirs.end();
+    };
+    Builder::new().name("courier".to_owned()).spawn(serve).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::os::unix::net::UnixDatagram;
+
+    use mio::{Poll, Token};
+
+    use super::*;
+
+    thread_local! {
+        /// Whether threads can be made.
+        static HAS_THREADS: Cell<bool> = const { Cell::new(false) };
+    }
+
+    fn begin(queue: &Arc<Queue>, to: &Address) -> io::Result<()> {
+        if HAS_THREADS.get() {
+            begin_thread(queue, to)
+        } else {
+            Err(io::ErrorKind::PermissionDenied.into())
+        }
+    }
+
+    #[test]
+    fn without_a_thread_nobody_is_held_up_and_what_is_lost_is_told_when_there_is_one() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("socket");
+        let socket = UnixDatagram::bind(&path).unwrap();
+        let poll = Poll::new().unwrap();
+        let mut outlets =
+            Outlets { begin, ..Outlets::new(Waker::new(poll.registry(), Token(0)).unwrap()) };
+        let outlet = outlets.open(&Address::Syslog(SyslogAddress::Unix(path.into())));
+        let piece = || vec![Piece { end: 100_000, content: 99_000 }];
+        for _ in 0..200 {
+            outlet.push(&vec![b'x'; 100_000], piece());
+            assert!(!outlet.is_full());
+        }
+        assert_eq!(outlet.take_lost().map(|(bytes, _)| bytes), Some(200 * 99_000));
+        assert_eq!(outlet.take_lost(), None);
+        // It is tried again, though not at once.
+        HAS_THREADS.set(true);
+        let start = now_ms();
+        let mut buffer = [0; 16];
+        socket.set_nonblocking(true).unwrap();
+        while socket.recv(&mut buffer).is_err() {
+            assert!(now_ms() < start + 10_000);
+            outlet.push(b"line", vec![Piece { end: 4, content: 4 }]);
+        }
+        assert_eq!(&buffer[..4], b"line");
+        drop(outlet);
+        outlets.finish();
     }
 }

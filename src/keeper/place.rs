@@ -41,6 +41,8 @@ pub(super) struct Open {
     pub(super) length: u64,
     /// When its first record was written, in microseconds since 1970, where that is known.
     pub(super) first: Option<i64>,
+    /// When the last record was written that was there when it was opened, the same.
+    pub(super) last: Option<i64>,
     /// The run that it tells of last, where it does near its end.
     pub(super) run: Option<RunId>,
     /// False for devices and FIFOs: they are not rotated, and nothing can be cut off.
@@ -132,6 +134,7 @@ impl Place {
             id: FileId::of(&metadata),
             length: if regular { metadata.size() } else { 0 },
             first: None,
+            last: None,
             run: None,
             regular,
         };
@@ -143,7 +146,7 @@ impl Place {
             if self.max_age.is_some() {
                 open.first = first_stamp(&open).map_err(Failure::of("look at log"))?;
             }
-            open.run = last_run(&open).map_err(Failure::of("look at log"))?;
+            (open.run, open.last) = last_of(&open).map_err(Failure::of("look at log"))?;
         }
         Ok(open)
     }
@@ -249,13 +252,16 @@ impl Finished {
     /// Their numbers, the oldest first; none where there is no directory.
     pub(super) fn numbers(&self) -> io::Result<Vec<u64>> {
         let dir = self.path.parent().unwrap_or(Path::new("/"));
-        let found = if self.is_ours {
-            segment::numbers_in(dir, b"", segment::SUFFIX.as_bytes())
-        } else {
+        let found = segment::numbers_in(dir, &|name| {
+            if self.is_ours {
+                return segment::number_of(name, b"", segment::SUFFIX.as_bytes());
+            }
             let mut prefix = self.path.file_name().unwrap_or_default().to_owned();
             prefix.push(".");
-            segment::numbers_in(dir, prefix.as_encoded_bytes(), b"")
-        };
+            // Nobody's but a name of ours, zero included: that of another program may be a date.
+            let number = segment::number_of(name, prefix.as_encoded_bytes(), b"")?;
+            (self.path_of(number).file_name() == Some(name)).then_some(number)
+        });
         match found {
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
             numbers => numbers,
@@ -268,7 +274,8 @@ impl Finished {
             return segment::finished_path(self.path.parent().unwrap_or(Path::new("/")), number);
         }
         let mut path: OsString = self.path.clone().into_os_string();
-        path.push(format!(".{number:0NUMBER_DIGITS_MIN$}"));
+        let width = NUMBER_DIGITS_MIN - 1;
+        path.push(format!(".0{number:0width$}"));
         path.into()
     }
 }
@@ -289,17 +296,23 @@ fn micros(span: Span) -> i64 {
 fn first_stamp(open: &Open) -> io::Result<Option<i64>> {
     let mut head = [0; 2 * STAMP_BYTES];
     let count = open.file.read_at(&mut head, 0)?;
-    let time = record::time_of(head.get(..count).unwrap_or_default());
-    Ok(time.and_then(|time| time.parse::<Timestamp>().ok()).map(Timestamp::as_microsecond))
+    Ok(stamp_of(head.get(..count).unwrap_or_default()))
 }
 
-/// The run that the last records are of: the keeper before knew it.
-fn last_run(open: &Open) -> io::Result<Option<RunId>> {
+fn stamp_of(line: &[u8]) -> Option<i64> {
+    let time = record::time_of(line)?.parse::<Timestamp>().ok();
+    time.map(Timestamp::as_microsecond)
+}
+
+/// The run that the last records are of, which the keeper before knew, and the last stamp.
+fn last_of(open: &Open) -> io::Result<(Option<RunId>, Option<i64>)> {
     let from = open.length.saturating_sub(RUN_SCAN_BYTES);
     let mut tail = vec![0; usize::try_from(open.length - from).unwrap_or(0)];
     open.file.read_exact_at(&mut tail, from)?;
-    let lines = tail.split(|byte| *byte == b'\n').rev();
-    Ok(lines.map(|line| Record::parse(line, "", "")).find_map(|record| record.run))
+    let mut lines = tail.split(|byte| *byte == b'\n').rev();
+    let last = lines.clone().find_map(stamp_of);
+    let run = lines.find_map(|line| Record::parse(line, "", "").run);
+    Ok((run, last))
 }
 
 /// Cuts off what a killed keeper left of a record; how many bytes that were.

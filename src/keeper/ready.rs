@@ -10,10 +10,13 @@ use std::os::unix::fs::OpenOptionsExt;
 
 use regex_lite::Regex;
 
-use crate::system::instruction::ReadyLine;
+use super::clock::now_ms;
+use super::split::{PART_BYTES_MAX, Part};
+use crate::system::instruction::{ANY, ReadyLine};
+use crate::system::run_mark::Begin;
 
-/// What a keeper answers that was started in the middle of a run, whose number it does not know.
-const ANY: &str = "any";
+/// Most of one line that is looked at where it comes in parts, in bytes: its end.
+const LINE_BYTES_MAX: usize = 2 * PART_BYTES_MAX;
 
 /// The line that is looked for.
 #[derive(Debug)]
@@ -23,18 +26,22 @@ pub(super) struct ReadyWatch {
     answer: Option<File>,
     /// The run that has not said it yet.
     run: Option<String>,
+    /// The begin of a line that comes in parts.
+    line_begin: Vec<u8>,
 }
 
 impl ReadyWatch {
-    /// A watch that begins in the middle of a run.
+    /// A watch that begins in the middle of a run, whose number it does not know. It says since when it
+    /// looks: a run that is younger begins with a mark.
     pub(super) fn new(line: &ReadyLine) -> Self {
         // A check has seen the pattern before it was saved.
         let regex = Regex::new(&line.pattern);
         if let Err(error) = &regex {
             log::error!("cannot use `{}`: {error}", line.pattern);
         }
-        let run = Some(ANY.to_owned());
-        Self { line: line.clone(), regex: regex.ok(), answer: None, run }
+        let run = Some(format!("{ANY}{}", now_ms()));
+        let line_begin = Vec::new();
+        Self { line: line.clone(), regex: regex.ok(), answer: None, run, line_begin }
     }
 
     /// Whether it looks for this.
@@ -42,15 +49,25 @@ impl ReadyWatch {
         self.line == *line
     }
 
-    /// A run begins.
-    pub(super) fn begin(&mut self, run: &str) {
-        self.run = Some(run.to_owned());
+    /// A run begins, or its main process does: what comes before that is none of its words.
+    pub(super) fn begin(&mut self, begin: Begin, run: &str) {
+        self.run = match begin {
+            Begin::Run => None,
+            Begin::Main => Some(run.to_owned()),
+        };
+        self.line_begin = Vec::new();
     }
 
-    /// Looks at a line. Costs nothing once the run is ready.
-    pub(super) fn look(&mut self, line: &[u8]) {
+    /// Looks at a line, or at what has come of it. Costs nothing once the run is ready.
+    pub(super) fn look(&mut self, part: Part<'_>) {
         let (Some(regex), Some(run)) = (&self.regex, &self.run) else { return };
-        if !regex.is_match(&String::from_utf8_lossy(line)) {
+        let mut line = std::mem::take(&mut self.line_begin);
+        line.extend_from_slice(part.bytes);
+        line.drain(..line.len().saturating_sub(LINE_BYTES_MAX));
+        if !regex.is_match(&String::from_utf8_lossy(&line)) {
+            if !part.full {
+                self.line_begin = line;
+            }
             return;
         }
         let answer = format!("{run}\n");

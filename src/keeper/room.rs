@@ -7,7 +7,7 @@ use std::os::fd::RawFd;
 
 use nix::sys::resource::{Resource, getrlimit};
 
-use super::sink::now_ms;
+use super::clock::now_ms;
 use crate::model::InstanceId;
 
 /// Descriptors that nothing keeps for long: for instructions, directories, the log that is being

@@ -14,7 +14,8 @@ use mio::{Interest, Registry, Token};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::time::{ClockId, clock_gettime};
+
+use super::clock::now_ms;
 
 /// Standard output, by what it is.
 #[derive(Debug)]
@@ -137,13 +138,6 @@ impl Sink {
             Err(_) => 0,
         }
     }
-}
-
-/// The monotonic clock in milliseconds.
-pub(super) fn now_ms() -> u64 {
-    let Ok(now) = clock_gettime(ClockId::CLOCK_MONOTONIC) else { return 0 };
-    let ms = now.tv_sec().saturating_mul(1_000).saturating_add(now.tv_nsec() / 1_000_000);
-    u64::try_from(ms).unwrap_or(0)
 }
 
 fn is_writable(file: &File) -> bool {

@@ -1,11 +1,14 @@
 //! Bytes in any chunking -> lines. Pure: no descriptor, no clock.
 //!
-//! A line longer than [`PART_BYTES_MAX`] comes out in parts of that length and a last one. Nothing
+//! A line longer than [`PART_BYTES_MAX`] comes out in parts of that length and a last one; a part is
+//! shorter where it would end in a mark of the supervisor, which comes out in one part. Nothing
 //! is changed, added or left out: the parts, with a newline after each that is full, are the input.
 //! Memory: at most one part is held, and none while no line is unfinished.
 
 use std::io::BufRead;
 use std::mem;
+
+use crate::system::run_mark;
 
 /// Longest part of a line, in bytes. A longer line is stored as several records marked `P`.
 pub const PART_BYTES_MAX: usize = 48 * 1024;
@@ -53,7 +56,7 @@ impl Splitter {
     /// Takes bytes without a newline, behind which the line ended or not.
     fn piece(&mut self, bytes: &[u8], ended: bool, give: &mut impl FnMut(Part<'_>)) {
         let mut rest = bytes;
-        if !self.held.is_empty() {
+        while !self.held.is_empty() {
             let room = PART_BYTES_MAX.saturating_sub(self.held.len()).min(rest.len());
             let (fitting, after) = rest.split_at_checked(room).unwrap_or((rest, &[]));
             self.hold(fitting);
@@ -61,16 +64,20 @@ impl Splitter {
             if rest.is_empty() && !ended {
                 return;
             }
-            let held = mem::take(&mut self.held);
-            let full = rest.is_empty();
-            give(Part { bytes: &held, full });
-            if full {
+            let mut held = mem::take(&mut self.held);
+            if rest.is_empty() {
+                give(Part { bytes: &held, full: true });
                 return;
             }
+            let begun = held.split_off(held.len() - run_mark::begun(&held));
+            give(Part { bytes: &held, full: false });
+            self.hold(&begun);
         }
         while let Some((part, after)) = rest.split_at_checked(PART_BYTES_MAX)
             && !after.is_empty()
         {
+            let length = part.len() - run_mark::begun(part);
+            let (part, after) = rest.split_at_checked(length).unwrap_or((part, after));
             give(Part { bytes: part, full: false });
             rest = after;
         }
@@ -108,6 +115,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::model::RunId;
+    use crate::system::run_mark::Begin;
 
     fn split(chunks: &[&[u8]]) -> Vec<(Vec<u8>, bool)> {
         let mut splitter = Splitter::default();
@@ -157,6 +166,21 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_mark_is_in_one_part_wherever_it_stands() {
+        let mark = run_mark::text(Begin::Main, RunId(0x9130_aa90_b299_6fff));
+        let length = mark.len() - 1;
+        for before in PART_BYTES_MAX - length - 2..PART_BYTES_MAX + 2 {
+            let text = [&vec![b'x'; before][..], &mark].concat();
+            for chunks in [vec![&text[..]], vec![&text[..before], &text[before..]]] {
+                let parts = split(&chunks);
+                assert_eq!(join(&parts), text);
+                let (last, is_full) = parts.last().unwrap();
+                assert!(*is_full && run_mark::find(last).is_some(), "{before}");
+            }
+        }
+    }
+
     proptest! {
         #[test]
         fn nothing_is_lost_or_changed(
@@ -164,6 +188,7 @@ mod tests {
                 prop_oneof![
                     prop::collection::vec(any::<u8>(), 0..200),
                     prop::collection::vec(Just(b'\n'), 0..4),
+                    Just(run_mark::text(Begin::Run, RunId(7))),
                     (0..2 * PART_BYTES_MAX).prop_map(|n| vec![b'x'; n]),
                 ],
                 0..12,

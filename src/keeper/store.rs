@@ -2,7 +2,7 @@
 //!
 //! Invariants: a record is in a file whole or not at all; a file is larger than `max_size` only by
 //! a single record; nothing here waits or fails for the caller. What cannot be written is dropped
-//! and counted, and the first record that can be written again is preceded by one that says so.
+//! and counted, and a record says so as soon as one can be written again.
 //!
 //! The path is looked up once per batch and compared with the open file. So a file that was
 //! deleted, renamed or cut by others is noticed at once, and several instances may share a path.
@@ -18,11 +18,11 @@ use std::os::fd::{AsRawFd, RawFd};
 
 use nix::errno::Errno;
 
+use super::clock::now_ms;
 use super::form::Form;
 use super::outlet::Outlet;
 use super::packer::Packer;
 use super::place::{Open, Place};
-use super::sink::now_ms;
 use super::stamp::Stamp;
 use crate::model::RunId;
 use crate::system::{self, instruction::Instruction};
@@ -58,6 +58,15 @@ pub(super) fn plain(error: &io::Error) -> String {
     }
 }
 
+/// What a record says that is missing.
+#[derive(Debug)]
+struct Told {
+    note: Option<String>,
+    dropped: u64,
+    dropped_at: Option<Stamp>,
+    limited: (u64, u64),
+}
+
 /// Where one instance's output is kept.
 #[derive(Debug)]
 pub(super) struct Store {
@@ -68,6 +77,8 @@ pub(super) struct Store {
     open: Option<Open>,
     /// The way to somewhere else than a file.
     outlet: Option<Outlet>,
+    /// Ways that are used no more, on which something may still be lost.
+    left: Vec<Outlet>,
     /// The run whose lines come now, where it is known.
     run: Option<RunId>,
     /// How many bytes of a text log stand behind the last word about the run; `None`: there is none.
@@ -76,6 +87,8 @@ pub(super) struct Store {
     note: Option<String>,
     /// Bytes of output that are in no file, since the last record that says so.
     dropped: u64,
+    /// When the first of them was dropped, where that is known.
+    dropped_at: Option<Stamp>,
     /// Lines and bytes of output that `logs.rate` left out, since the last record that says so.
     limited: (u64, u64),
     /// What that rate is.
@@ -103,10 +116,12 @@ impl Store {
             max_size: instruction.max_size,
             open: None,
             outlet: None,
+            left: Vec::new(),
             run: None,
             since_run: None,
             note: None,
             dropped: 0,
+            dropped_at: None,
             limited: (0, 0),
             limit: String::new(),
             failing: None,
@@ -122,7 +137,8 @@ impl Store {
         store
     }
 
-    /// Takes over a changed instruction. What was dropped is told at the new place.
+    /// Takes over a changed instruction. What was dropped is told at the new place; where that is no file,
+    /// [`Store::go_to`] follows.
     pub(super) fn change(&mut self, instruction: &Instruction) {
         self.max_size = instruction.max_size;
         self.form = Form::new(&self.name, instruction);
@@ -132,9 +148,16 @@ impl Store {
         self.prune();
     }
 
-    /// Has records go elsewhere than into a file.
+    /// Has records go elsewhere than into a file. What is on its way stays there, and what of it is lost is
+    /// told at the new place.
     pub(super) fn go_to(&mut self, outlet: Option<Outlet>) {
-        self.outlet = outlet;
+        self.left.extend(mem::replace(&mut self.outlet, outlet));
+        self.take_lost();
+    }
+
+    /// Whether something is on its way to where records do not go any more.
+    pub(super) fn is_leaving(&self) -> bool {
+        !self.left.is_empty()
     }
 
     /// Whether nothing more is to be read that would be pushed.
@@ -178,6 +201,9 @@ impl Store {
         let open = self.place.open()?;
         self.run = self.run.or(open.run);
         self.since_run = None;
+        if self.received == i64::MIN {
+            self.received = open.last.unwrap_or(i64::MIN);
+        }
         self.open = Some(open);
         Ok(())
     }
@@ -236,10 +262,15 @@ impl Store {
         self.limited.0 > 0
     }
 
-    /// What is said about that, where there is no file to say it in.
-    pub(super) fn take_limited(&mut self) -> String {
-        let text = format!("[opm: {}]", self.limited_text());
-        self.limited = (0, 0);
+    /// Whether output was dropped that no record tells of yet.
+    pub(super) fn has_dropped(&self) -> bool {
+        self.dropped > 0
+    }
+
+    /// What is said about what is missing, where there is no file to say it in.
+    pub(super) fn take_missing(&mut self) -> String {
+        let text = self.missing();
+        self.take_told();
         text
     }
 
@@ -250,16 +281,36 @@ impl Store {
     }
 
     /// Takes over what was lost on the way to somewhere else.
-    fn take_lost(&mut self) {
-        if let Some((lost, reason)) = self.outlet.as_ref().and_then(Outlet::take_lost) {
-            self.dropped += lost;
-            self.reason = reason;
+    pub(super) fn take_lost(&mut self) {
+        // Asked before: what is lost after that is on its way then, or counted.
+        let is_busy: Vec<bool> = self.left.iter().map(Outlet::is_busy).collect();
+        for outlet in self.left.iter().chain(&self.outlet) {
+            if let Some((lost, reason)) = outlet.take_lost() {
+                self.dropped += lost;
+                self.reason = reason;
+            }
+        }
+        let mut is_busy = is_busy.into_iter();
+        self.left.retain(|_| is_busy.next().unwrap_or(false));
+    }
+
+    /// Counts output that is in no file.
+    fn lose(&mut self, bytes: u64, stamp: Stamp) {
+        if bytes > 0 {
+            self.dropped += bytes;
+            self.dropped_at.get_or_insert(stamp);
         }
     }
 
-    fn limited_text(&self) -> String {
-        let (lines, bytes) = self.limited;
-        format!("dropped {lines} lines of {bytes} bytes: {}", self.limit)
+    /// The text about all that is missing.
+    fn missing(&self) -> String {
+        let Self { note, dropped, reason, limit, limited: (lines, bytes), .. } = self;
+        let dropped = (*dropped > 0).then(|| format!("dropped {dropped} bytes: {reason}"));
+        let limited =
+            (*lines > 0).then(|| format!("dropped {lines} lines of {bytes} bytes: {limit}"));
+        let said = [note.as_deref(), dropped.as_deref(), limited.as_deref()];
+        let said: Vec<&str> = said.into_iter().flatten().collect();
+        format!("[opm: {}]", said.join("; "))
     }
 
     fn fail(&mut self, failure: Failure, now: i64) {
@@ -282,13 +333,26 @@ impl Store {
     }
 
     fn has_to_tell(&self) -> bool {
-        self.note.is_some() || self.dropped > 0 || self.has_limited()
+        self.note.is_some() || self.has_dropped() || self.has_limited()
     }
 
-    fn has_told(&mut self) {
-        self.note = None;
-        self.dropped = 0;
-        self.limited = (0, 0);
+    /// Takes what is told now: what is counted from here on is told with another record.
+    fn take_told(&mut self) -> Told {
+        Told {
+            note: self.note.take(),
+            dropped: mem::take(&mut self.dropped),
+            dropped_at: self.dropped_at.take(),
+            limited: mem::take(&mut self.limited),
+        }
+    }
+
+    /// Takes back what a record told that is lost.
+    fn take_back(&mut self, told: Told) {
+        self.note = self.note.take().or(told.note);
+        self.dropped += told.dropped;
+        self.dropped_at = told.dropped_at.or(self.dropped_at);
+        self.limited.0 += told.limited.0;
+        self.limited.1 += told.limited.1;
     }
 
     fn may_report(&mut self, now: i64) -> bool {

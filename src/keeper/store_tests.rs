@@ -4,10 +4,12 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use super::limit::Limit;
 use super::split::Part;
 use super::stamp::Stamp;
 use super::store::Store;
-use crate::model::{FilePath, LogFormat, RunId, Span};
+use crate::logs::{Query, Select};
+use crate::model::{FilePath, LogFormat, LogRate, RunId, Span};
 use crate::system::instruction::{Destination, Instruction};
 
 const STAMP: &str = "2026-11-25T10:32:00.123456Z";
@@ -32,6 +34,10 @@ fn put_at(store: &mut Store, second: i64, lines: &[&[u8]]) {
         batch.push(Part { bytes, full });
     }
     batch.finish();
+}
+
+fn line(bytes: &[u8]) -> Part<'_> {
+    Part { bytes, full: true }
 }
 
 fn names(dir: &Path) -> Vec<String> {
@@ -173,6 +179,40 @@ fn case_070_a_full_device_is_told_at_the_next_place() {
 }
 
 #[test]
+fn what_the_limit_costs_behind_the_record_about_it_is_told_with_the_next_one() {
+    let (root, dir) = place();
+    let mut store = Store::new("web", &instruction(&dir, Destination::File, 10_000, 5));
+    let limit = Limit::new(LogRate { lines: 1, per: Span::seconds(1) });
+    let put = |store: &mut Store, taken: &[u8], dropped: usize| {
+        let mut out = Vec::new();
+        let mut batch = store.batch(&mut out, Stamp::at(1_795_602_720, 123_456_000));
+        batch.push(line(taken));
+        (0..dropped).for_each(|_| batch.limit(line(b"1234"), true, &limit));
+        batch.finish();
+    };
+    for (taken, dropped) in [(b"one", 1), (b"two", 2), (b"six", 0)] {
+        put(&mut store, taken, dropped);
+    }
+    let text = fs::read_to_string(dir.join("current")).unwrap();
+    let text = text.replace(STAMP, "");
+    let expected = " stdout F one\n opm F [opm: dropped 1 lines of 5 bytes: more than 1 in 1s]\n \
+                    stdout F two\n opm F [opm: dropped 2 lines of 10 bytes: more than 1 in 1s]\n \
+                    stdout F six\n";
+    assert_eq!(text, expected);
+    // A record that is lost is told again, with what came meanwhile.
+    put(&mut store, b"ten", 1);
+    let to = |path: &Path| instruction(&dir, Destination::Path(FilePath::from(path)), 10_000, 5);
+    store.change(&to(Path::new("/dev/full")));
+    put(&mut store, b"lost", 2);
+    let path = root.path().join("app.log");
+    store.change(&to(&path));
+    put(&mut store, b"end", 0);
+    let expected = "[opm: dropped 5 bytes: No space left on device; \
+                    dropped 3 lines of 15 bytes: more than 1 in 1s]\nend\n";
+    assert_eq!(fs::read_to_string(path).unwrap(), expected);
+}
+
+#[test]
 fn case_074_two_instances_with_one_file_lose_nothing() {
     let (root, dir) = place();
     let to = Destination::Path(FilePath::from(root.path().join("same.log")));
@@ -245,7 +285,10 @@ fn a_clock_that_is_set_back_is_told_once() {
     for (second, line) in [(3_600, "one\n"), (0, "two\n"), (0, "three\n"), (1, "four\n")] {
         put_at(&mut store, second, &[line.as_bytes()]);
     }
-    let text = fs::read_to_string(dir.join("current")).unwrap();
+    // Each file is in order by itself.
+    assert_eq!(names(&dir), ["00000001.log", "current"]);
+    let text = ["00000001.log", "current"].map(|name| fs::read_to_string(dir.join(name)).unwrap());
+    let text = text.concat();
     let lines: Vec<&str> = text.lines().map(|line| &line[11..]).collect();
     let expected = [
         "01:00:00.123456Z stdout F one",
@@ -255,6 +298,73 @@ fn a_clock_that_is_set_back_is_told_once() {
         "00:00:01.123456Z stdout F four",
     ];
     assert_eq!(lines, expected);
+}
+
+#[test]
+fn a_clock_that_is_set_back_hides_no_line_from_a_search_by_time() {
+    let (root, dir) = place();
+    let instruction = instruction(&dir, Destination::File, 10_000_000, 5);
+    let line = |round: &str, minute: i64| format!("{round} {minute} {}\n", "x".repeat(500));
+    let write = |store: &mut Store, round: &str, minutes: std::ops::Range<i64>| {
+        for minute in minutes {
+            put_at(store, minute * 60, &[line(round, minute).as_bytes()]);
+        }
+    };
+    let mut store = Store::new("web", &instruction);
+    write(&mut store, "first", 600..720);
+    write(&mut store, "second", 540..780);
+    // The next keeper sees it too: a machine may begin in the year 1970 each time.
+    let mut store = Store::new("web", &instruction);
+    write(&mut store, "third", 500..700);
+    for (since, until) in [(660, 10_000), (650, 10_000), (0, 610), (530, 600), (690, 695)] {
+        let time =
+            |minute: i64| Some(String::from_utf8(Stamp::at(minute * 60, 0).text.to_vec()).unwrap());
+        let select = Select { since: time(since), until: time(until), ..Select::default() };
+        let query = Query {
+            select: std::sync::Arc::new(select),
+            ..Query::of(&root.path().join("log"), &["web"])
+        };
+        let mut found = Vec::new();
+        let mut each = |record: crate::logs::Record| {
+            found.extend(
+                (record.stream == "stdout").then(|| String::from_utf8(record.bytes).unwrap()),
+            );
+            Ok(())
+        };
+        crate::logs::read(&query, None, &mut each).unwrap();
+        let rounds = [("first", 600..720), ("second", 540..780), ("third", 500..700)];
+        let wanted = rounds.into_iter().flat_map(|(round, minutes)| {
+            let minutes = minutes.filter(|minute| (since..until).contains(minute));
+            minutes.map(move |minute| line(round, minute).trim_end().to_owned())
+        });
+        assert!(found == wanted.collect::<Vec<_>>(), "{since} to {until}: {} lines", found.len());
+    }
+}
+
+#[test]
+fn files_of_a_path_that_somebody_else_dated_are_left_alone() {
+    let (root, _) = place();
+    let path = root.path().join("app.log");
+    let foreign =
+        ["app.log.1795602720", "app.log.20261120", "app.log.20261121.gz", "app.log.000000007"];
+    for name in foreign {
+        fs::write(path.with_file_name(name), "mine").unwrap();
+    }
+    let to = Destination::Path(FilePath::from(path.as_path()));
+    let mut store = Store::new("web", &instruction(root.path(), to, 10, 1));
+    put(&mut store, &[b"one word\n", b"two words\n", b"three words\n"]);
+    let mut expected: Vec<String> = foreign.map(str::to_owned).into();
+    expected.extend(["app.log", "app.log.00000002"].map(str::to_owned));
+    expected.sort();
+    assert_eq!(names(root.path()), expected);
+    // A number keeps the zero by which it is known, however large it becomes.
+    fs::rename(path.with_file_name("app.log.00000002"), path.with_file_name("app.log.09999999"))
+        .unwrap();
+    for name in ["app.log.010000000", "app.log.010000001"] {
+        put(&mut store, &[b"more words\n"]);
+        assert!(path.with_file_name(name).exists(), "{:?}", names(root.path()));
+    }
+    assert_eq!(names(root.path()).len(), foreign.len() + 2);
 }
 
 #[test]
@@ -281,7 +391,7 @@ fn finished_files_are_removed_when_they_are_too_old() {
     }
     let mut store = Store::new("web", &aged);
     assert_eq!(names(&dir), ["00000002.log", "00000003.log", "current"]);
-    let due = store.age_due().unwrap() - super::sink::now_ms();
+    let due = store.age_due().unwrap() - super::clock::now_ms();
     assert!((90_000..=100_001).contains(&due), "{due}");
     set_age("00000002.log", day);
     store.prune();

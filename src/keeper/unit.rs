@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use mio::{Registry, Token};
 
+use super::clock::now_ms;
 use super::console::Console;
 use super::fifo::{Fifo, Input};
 use super::limit::Limit;
@@ -12,13 +13,12 @@ use super::outlet::{Address, Outlets};
 use super::packer::Packer;
 use super::ready::ReadyWatch;
 use super::room::{self, Room};
-use super::sink::now_ms;
 use super::split::{Part, Splitter};
 use super::stamp::Stamp;
 use super::store::Store;
 use crate::model::RunId;
 use crate::system::instruction::{self, Destination, Instruction};
-use crate::system::run_mark::{self, Begin};
+use crate::system::run_mark;
 
 /// Most bytes of one instance in one turn. The others come before it has the next.
 pub(super) const TURN_BYTES_MAX: usize = 64 * 1024;
@@ -26,8 +26,9 @@ pub(super) const TURN_BYTES_MAX: usize = 64 * 1024;
 /// prompts become visible, and a keeper that is killed loses no old text.
 const PART_WAIT_MS: u64 = 1_000;
 /// How long until a record is tried again that no line waits for, in milliseconds: a full disk is not
-/// asked all the time.
+/// asked all the time. Twice as long each time, up to the longest.
 const TELL_AGAIN_MS: u64 = 1_000;
+const TELL_AGAIN_MS_MAX: u64 = 30_000;
 /// What stands in a log where a keeper was killed: it had read so much and not written it.
 const GAP: &str = "the log keeper was killed; up to 112 KiB are missing here, and the next line may \
                    be the end of one";
@@ -102,8 +103,10 @@ pub(super) struct Unit {
     last_bytes: Option<u64>,
     /// When the unfinished line is stored as a part.
     part_due: Option<u64>,
-    /// It is not tried before to say what the limit has cost.
+    /// It is not tried before to say what is missing.
     tell_not_before: u64,
+    /// How long after that, in milliseconds.
+    tell_wait: u64,
 }
 
 impl Unit {
@@ -126,6 +129,7 @@ impl Unit {
             last_bytes: None,
             part_due: None,
             tell_not_before: 0,
+            tell_wait: TELL_AGAIN_MS,
         }
     }
 
@@ -249,11 +253,16 @@ impl Unit {
         due.min()
     }
 
-    /// When it is to be said what the limit has cost: when its time is over, at once where there is
-    /// another limit, and later where it could not be written.
+    /// When it is to be said what is missing. What could not be written: at once. What the limit has
+    /// cost: when its time is over, at once where there is another limit. Later where that could not be
+    /// written.
     fn tell_due(&self) -> Option<u64> {
         let until = self.limit.as_ref().and_then(Limit::until).unwrap_or(0);
-        self.store.has_limited().then(|| until.max(self.tell_not_before))
+        let due = if self.store.has_dropped() { 0 } else { until };
+        let is_missing = self.store.has_dropped() || self.store.has_limited();
+        // It is asked now and then what was lost of what is still on its way.
+        let leaving_due = self.store.is_leaving().then_some(self.tell_not_before);
+        is_missing.then(|| due.max(self.tell_not_before)).or(leaving_due)
     }
 
     /// Does what is due.
@@ -263,8 +272,11 @@ impl Unit {
             self.end_line(shared);
         }
         if is_due(self.tell_due()) {
-            self.tell_limited(shared);
-            self.tell_not_before = now + TELL_AGAIN_MS;
+            self.tell_missing(shared);
+            self.tell_not_before = now + self.tell_wait;
+            let is_told = self.tell_due().is_none();
+            self.tell_wait =
+                if is_told { TELL_AGAIN_MS } else { TELL_AGAIN_MS_MAX.min(2 * self.tell_wait) };
         }
         if is_due(self.store.age_due()) {
             self.store.prune();
@@ -274,16 +286,17 @@ impl Unit {
     /// Stores all that is left.
     pub(super) fn end(&mut self, shared: &mut Shared) {
         self.end_line(shared);
-        self.tell_limited(shared);
+        self.tell_missing(shared);
     }
 
-    /// Says how much the limit has cost, where it has.
-    fn tell_limited(&mut self, shared: &mut Shared) {
-        if !self.store.has_limited() {
+    /// Says what is missing, where something is.
+    fn tell_missing(&mut self, shared: &mut Shared) {
+        self.store.take_lost();
+        if !self.store.has_dropped() && !self.store.has_limited() {
             return;
         }
         if self.to_console_only {
-            let text = self.store.take_limited();
+            let text = self.store.take_missing();
             shared.console.push(&self.name, text.as_bytes());
             return;
         }
@@ -306,7 +319,7 @@ impl Unit {
     ) -> bool {
         let now = now_ms();
         if self.to_console_only && self.limit.as_ref().is_none_or(|limit| limit.is_over(now)) {
-            self.tell_limited(shared);
+            self.tell_missing(shared);
         }
         let Self { name, splitter, in_line, store, to_console_only, limit, ready, .. } = self;
         let Shared { buffer, out, console, copy_all, room, packer, .. } = shared;
@@ -318,8 +331,8 @@ impl Unit {
             let mut part = part;
             let mut begun = None;
             if let Some((before, begin, run)) = run_mark::find(part.bytes).filter(|_| part.full) {
-                if let Some(ready) = ready.as_mut().filter(|_| begin == Begin::Main) {
-                    ready.begin(run);
+                if let Some(ready) = ready {
+                    ready.begin(begin, run);
                 }
                 begun = u64::from_str_radix(run, 16).ok().map(RunId);
                 // It ends the line that it stands in, and is none itself.
@@ -329,7 +342,7 @@ impl Unit {
                 }
                 part.bytes = before;
             } else if let Some(ready) = ready {
-                ready.look(part.bytes);
+                ready.look(part);
             }
             if let Some(limit) = limit
                 && !limit.takes(!*in_line, now)

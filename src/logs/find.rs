@@ -1,12 +1,14 @@
 //! Where in a log a time begins and ends: a look at both ends of each file, then bisection in one.
 //!
-//! Records stand in the order of time, except where the clock was set back. So a place that is
-//! found is a hint that leaves out what need not be read; whether a record is wanted is decided by
-//! its own stamp. Files are judged by both of their ends, each on its own: where the clock was set
-//! back, only records in the middle of a file whose ends are both on the other side are missed.
+//! The records of a file stand in the order of time, but for [`SLACK`]: where the clock is set back by
+//! more, the keeper begins a new file. So files are judged by both of their ends, each on its own. A place
+//! that is found leaves out what need not be read; whether a record is wanted is decided by its own
+//! stamp.
 
 use std::io;
 use std::path::Path;
+
+use jiff::{SignedDuration, Timestamp};
 
 use super::backward::Start;
 use super::record::{WORD_BYTES_MAX, time_of};
@@ -18,6 +20,9 @@ const BLOCK_BYTES: usize = 16 * 1024;
 /// How far a stamp is looked for at the begin or the end of a file, in bytes: a keeper's longest
 /// record is shorter. A file without a stamp there may hold any time.
 const SCAN_BYTES_MAX: u64 = 128 * 1024;
+
+/// By how much a clock goes back of which the keeper does not speak.
+const SLACK: SignedDuration = SignedDuration::from_secs(1);
 
 /// What of a log is worth reading.
 #[derive(Debug, Default)]
@@ -34,11 +39,11 @@ impl Bounds {
     /// Looks for the times of a selection.
     pub(super) fn of(dir: &Path, select: &Select) -> io::Result<Self> {
         let first = match &select.since {
-            Some(since) => first_since(dir, since)?,
+            Some(since) => first_since(dir, &shifted(since, -SLACK))?,
             None => None,
         };
         let Some(until) = &select.until else { return Ok(Self { first, ..Self::default() }) };
-        let end = end_until(dir, until)?;
+        let end = end_until(dir, &shifted(until, SLACK))?;
         let is_empty = end.is_none();
         Ok(Self { first, end, is_empty })
     }
@@ -47,6 +52,13 @@ impl Bounds {
     pub(super) fn end_of_cursor(&self) -> io::Result<Option<Start>> {
         self.end.as_ref().map(Start::try_clone).transpose()
     }
+}
+
+/// A stamp earlier or later.
+fn shifted(time: &str, by: SignedDuration) -> String {
+    let shifted = time.parse::<Timestamp>().ok().and_then(|time| time.checked_add(by).ok());
+    shifted
+        .map_or_else(|| time.to_owned(), |time| time.strftime("%Y-%m-%dT%H:%M:%S%.6fZ").to_string())
 }
 
 /// A place at or before the first record since a time; `None` where there is no file.

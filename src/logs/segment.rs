@@ -52,15 +52,16 @@ pub(crate) fn number_of(name: &OsStr, prefix: &[u8], suffix: &[u8]) -> Option<u6
     std::str::from_utf8(digits).ok()?.parse().ok()
 }
 
-/// The numbers of a directory's files `PREFIX` + digits + `SUFFIX`, compressed or not, the oldest
-/// first.
-pub(crate) fn numbers_in(dir: &Path, prefix: &[u8], suffix: &[u8]) -> io::Result<Vec<u64>> {
+/// The numbers of a directory's files that have one by their name, compressed or not, the oldest first.
+pub(crate) fn numbers_in(
+    dir: &Path,
+    number_of: &dyn Fn(&OsStr) -> Option<u64>,
+) -> io::Result<Vec<u64>> {
     let mut numbers = Vec::new();
     for entry in fs::read_dir(dir)? {
         let name = entry?.file_name();
         let stem = name.as_encoded_bytes().strip_suffix(packed::SUFFIX.as_bytes());
-        let name = stem.map_or(name.as_os_str(), OsStr::from_bytes);
-        numbers.extend(number_of(name, prefix, suffix));
+        numbers.extend(number_of(stem.map_or(name.as_os_str(), OsStr::from_bytes)));
     }
     numbers.sort_unstable();
     numbers.dedup();
@@ -71,7 +72,7 @@ pub(crate) fn numbers_in(dir: &Path, prefix: &[u8], suffix: &[u8]) -> io::Result
 pub(super) fn finished(dir: &Path) -> io::Result<Vec<u64>> {
     #[cfg(test)]
     super::tests::before_a_look();
-    match numbers_in(dir, b"", SUFFIX.as_bytes()) {
+    match numbers_in(dir, &|name| number_of(name, b"", SUFFIX.as_bytes())) {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
         numbers => numbers,
     }

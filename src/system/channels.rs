@@ -14,8 +14,9 @@ use std::path::{Path, PathBuf};
 
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
 
+use super::instruction::ANY;
 use super::sys;
-use crate::model::{RunId, Wall};
+use crate::model::{Monotonic, RunId, Wall};
 
 /// Makes a FIFO, or takes the one that is there, and opens it for reading and writing, so that it
 /// has no end while we live.
@@ -103,8 +104,10 @@ pub(super) fn newline_came(fifo: &OwnedFd) -> bool {
     came
 }
 
-/// Whether the log keeper has said that this run is ready; what it said of others is passed over.
-pub(super) fn answer_came(fifo: &OwnedFd, run: RunId) -> bool {
+/// Whether the log keeper has said that this run is ready; what it said of others is passed over. A keeper
+/// that does not know the number is believed where it looks only since the run has begun, or where that
+/// is not known: before that it heard another run.
+pub(super) fn answer_came(fifo: &OwnedFd, run: RunId, began: Option<Monotonic>) -> bool {
     let Ok(fd) = fifo.try_clone() else { return false };
     let mut file = fs::File::from(fd);
     let mut text = Vec::new();
@@ -115,7 +118,13 @@ pub(super) fn answer_came(fifo: &OwnedFd, run: RunId) -> bool {
         log::error!("cannot read what the log keeper says: {error}");
     }
     let own = run.to_string();
-    text.split(|byte| *byte == b'\n').any(|line| line == own.as_bytes() || line == b"any")
+    let is_heard = |since: &str| {
+        let since = since.parse().unwrap_or(0);
+        began.is_none_or(|began| began.as_nanos() / 1_000_000 <= since)
+    };
+    String::from_utf8_lossy(&text)
+        .lines()
+        .any(|line| line == own || line.strip_prefix(ANY).is_some_and(is_heard))
 }
 
 /// A file's identity and last change: enough to tell whether it was made or changed since.

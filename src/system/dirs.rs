@@ -22,6 +22,8 @@ const LOCK_FD: &str = "OPM_LOCK_FD";
 const RUN_LOCK_FD: &str = "OPM_RUN_LOCK_FD";
 /// The file in a locked directory that names the holder, for people and for messages.
 const HOLDER: &str = "lock";
+/// Name of the directory of logs beside the run directory's own files, where there is no other.
+const LOGS: &str = "logs";
 
 /// The directories of one opm.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -91,8 +93,7 @@ impl Dirs {
             moved.push(format!("{} cannot be made; using {}", self.run.display(), found.display()));
             self.run = found;
         }
-        for (dir, name, mode) in
-            [(&mut self.state, "state", 0o700), (&mut self.logs, "logs", 0o750)]
+        for (dir, name, mode) in [(&mut self.state, "state", 0o700), (&mut self.logs, LOGS, 0o750)]
         {
             if let Err(error) = make(dir, mode) {
                 if is_of_another(dir) {
@@ -120,22 +121,27 @@ impl Dirs {
         make(&self.notify(), 0o711)
     }
 
-    /// The directories as a daemon that could not make the usual ones will have chosen them.
+    /// The directories as a daemon that could not make the usual ones will have chosen them, also where
+    /// none runs any more.
     #[must_use]
     pub fn where_found(self) -> Self {
-        if self.socket().exists() {
-            return self;
-        }
         let uid = sys::own_uid();
         let others = ["/dev/shm", "/tmp"].map(|place| format!("{place}/opm-{uid}/run"));
-        match others.into_iter().find(|run| Path::new(run).join("control.sock").exists()) {
-            Some(run) => {
-                let run = PathBuf::from(run);
-                let logs = if self.logs.is_dir() { self.logs } else { run.join("logs") };
-                Self { run, logs, state: self.state }
-            }
-            None => self,
+        let mut found = self;
+        if !found.socket().exists()
+            && let Some(run) =
+                others.iter().find(|run| Path::new(run).join("control.sock").exists())
+        {
+            found.run = PathBuf::from(run);
         }
+        let runs = others.iter().map(PathBuf::from);
+        let logs = [found.run.clone()].into_iter().chain(runs).map(|run| run.join(LOGS));
+        if !can_be_used(&found.logs)
+            && let Some(logs) = logs.into_iter().find(|logs: &PathBuf| is_trusted(logs, uid))
+        {
+            found.logs = logs;
+        }
+        found
     }
 }
 
@@ -143,6 +149,17 @@ impl Dirs {
 fn is_of_another(dir: &Path) -> bool {
     let own = sys::own_uid();
     own != 0 && fs::metadata(dir).is_ok_and(|metadata| metadata.is_dir() && metadata.uid() != own)
+}
+
+/// Whether there is a directory that nobody else but root has put there.
+fn is_trusted(logs: &Path, uid: u32) -> bool {
+    fs::metadata(logs).is_ok_and(|found| found.is_dir() && [0, uid].contains(&found.uid()))
+}
+
+/// Whether we can make files in a directory.
+fn can_be_used(dir: &Path) -> bool {
+    let flags = nix::unistd::AccessFlags::W_OK | nix::unistd::AccessFlags::X_OK;
+    dir.is_dir() && nix::unistd::access(dir, flags).is_ok()
 }
 
 /// Makes a directory that is ours and writable.

@@ -156,8 +156,9 @@ enum Watched {
     Notify { run: RunId, is_readiness: bool, socket: NotifySocket },
     /// A readiness descriptor.
     ReadyFd { run: RunId, fifo: OwnedFd },
-    /// Where the log keeper says that a run's line has come.
-    ReadyLog { run: RunId, fifo: OwnedFd },
+    /// Where the log keeper says that a run's line has come, and when the run's main process began, if it
+    /// is our child.
+    ReadyLog { run: RunId, began: Option<Monotonic>, fifo: OwnedFd },
     /// The inotify instance of all file waits.
     Files,
     /// A socket whose service waits for a connection.
@@ -362,9 +363,9 @@ impl Linux {
                 }
             }
             Some(Watched::Notify { .. }) => events.extend(self.take_messages(token)),
-            Some(Watched::ReadyLog { run, fifo }) => {
+            Some(Watched::ReadyLog { run, began, fifo }) => {
                 let run = *run;
-                if channels::answer_came(fifo, run) {
+                if channels::answer_came(fifo, run, *began) {
                     events.extend(self.event_of(run, Happening::Ready { run }));
                 }
             }
@@ -552,7 +553,7 @@ impl Linux {
             Watched::Caller { fd, .. } => (*fd, None),
             Watched::Member { run, pidfd } => (pidfd.as_raw_fd(), Some(*run)),
             Watched::Notify { run, socket, .. } => (socket.as_fd().as_raw_fd(), Some(*run)),
-            Watched::ReadyFd { run, fifo } | Watched::ReadyLog { run, fifo } => {
+            Watched::ReadyFd { run, fifo } | Watched::ReadyLog { run, fifo, .. } => {
                 (fifo.as_raw_fd(), Some(*run))
             }
             Watched::Files | Watched::Paths | Watched::Alarm => return Some(watched),

@@ -50,6 +50,28 @@ pub fn find(line: &[u8]) -> Option<(&[u8], Begin, &str)> {
     Some((before, begin, std::str::from_utf8(run).ok()?))
 }
 
+/// How many of the last bytes may be the begin of a mark, or one whose newline has not come: whoever cuts
+/// a line must not cut there.
+pub fn begun(line: &[u8]) -> usize {
+    let longest = BEGIN.len() + 2 + DIGITS + 1;
+    let is_begin = |length: &usize| {
+        let tail = line.len().checked_sub(*length).and_then(|from| line.get(from..));
+        tail.is_some_and(|tail| tail.iter().enumerate().all(|(place, byte)| fits(place, *byte)))
+    };
+    (1..=longest).rev().find(is_begin).unwrap_or(0)
+}
+
+/// Whether a mark may have this byte there.
+fn fits(place: usize, byte: u8) -> bool {
+    match place.checked_sub(BEGIN.len()) {
+        None => BEGIN.get(place) == Some(&byte),
+        Some(0) => matches!(byte, b'r' | b'm'),
+        Some(1) => byte == b' ',
+        Some(place) if place < 2 + DIGITS => byte.is_ascii_hexdigit(),
+        Some(_) => byte == END,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

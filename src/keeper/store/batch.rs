@@ -10,7 +10,7 @@ use super::super::outlet::Piece;
 use super::super::place::Open;
 use super::super::split::Part;
 use super::super::stamp::Stamp;
-use super::{Failure, Store, plain};
+use super::{Failure, Store, Told, plain};
 use crate::logs::record::{CLOCK_BACK, Record, STREAM_OPM};
 use crate::model::{RunId, Span};
 
@@ -37,8 +37,8 @@ pub(in crate::keeper) struct Batch<'a> {
     out: &'a mut Vec<u8>,
     stamp: Stamp,
     state: State,
-    /// Whether `out` begins with the record about what was dropped.
-    told: bool,
+    /// What the record tells that `out` begins with, where it does with one about what is missing.
+    told: Option<Told>,
     /// What of `out` is one record or message each, where that goes elsewhere.
     pieces: Vec<Piece>,
 }
@@ -46,7 +46,7 @@ pub(in crate::keeper) struct Batch<'a> {
 impl<'a> Batch<'a> {
     /// Begins with nothing.
     pub(super) fn new(store: &'a mut Store, out: &'a mut Vec<u8>, stamp: Stamp) -> Self {
-        Self { store, out, stamp, state: State::Untouched, told: false, pieces: Vec::new() }
+        Self { store, out, stamp, state: State::Untouched, told: None, pieces: Vec::new() }
     }
 
     /// Adds a line or a part of one.
@@ -59,7 +59,7 @@ impl<'a> Batch<'a> {
         let run = self.store.run_to_say();
         self.add(Words { bytes: part.bytes, full: part.full, is_ours: false, told: 0, run });
         if self.state == State::Dropping {
-            self.store.dropped += part.bytes.len() as u64 + u64::from(part.full);
+            self.store.lose(part.bytes.len() as u64 + u64::from(part.full), self.stamp);
         }
     }
 
@@ -87,7 +87,11 @@ impl<'a> Batch<'a> {
         if self.state == State::Untouched {
             self.begin();
         }
-        if self.state == State::Writing && !self.told && self.store.has_to_tell() {
+        if self.state == State::Writing && self.told.is_none() && self.store.has_to_tell() {
+            // What was dropped has an earlier time, before the clock went back.
+            if self.store.dropped_at.is_none() {
+                self.tell_of_clock();
+            }
             self.tell();
         }
     }
@@ -120,26 +124,34 @@ impl<'a> Batch<'a> {
         }
     }
 
-    /// Adds the record that says what is missing here.
+    /// Adds the record that says what is missing here. It has the time of the loss: nothing was written
+    /// since.
     fn tell(&mut self) {
-        let Store { note, dropped, reason, .. } = &*self.store;
-        let dropped = (*dropped > 0).then(|| format!("dropped {dropped} bytes: {reason}"));
-        let limited = self.store.has_limited().then(|| self.store.limited_text());
-        let said = [note.as_deref(), dropped.as_deref(), limited.as_deref()];
-        let said: Vec<&str> = said.into_iter().flatten().collect();
         let told = self.store.dropped + self.store.limited.1;
-        let text = format!("[opm: {}]", said.join("; "));
+        let text = self.store.missing();
+        // It is the first one of what is written at once.
+        self.write();
+        let now = self.stamp;
+        self.stamp = self.store.dropped_at.unwrap_or(now);
         self.add(Words { bytes: text.as_bytes(), full: true, is_ours: true, told, run: None });
-        self.told = self.state == State::Writing;
+        self.stamp = now;
+        if self.state == State::Writing {
+            self.told = Some(self.store.take_told());
+        }
     }
 
-    /// Says that stamps are smaller from here on.
+    /// Says that stamps are smaller from here on, in a new file: each is in the order of time by itself.
     fn tell_of_clock(&mut self) {
         let back = self.store.received.saturating_sub(self.stamp.micros);
         self.store.received = self.stamp.micros;
         if back >= CLOCK_BACK_MICROS_MIN && self.store.form.is_stamped() {
             let back = Span::millis(u64::try_from(back / 1_000).unwrap_or(0));
             let text = format!("{CLOCK_BACK} by {back}]");
+            self.write();
+            let is_file = |open: &Open| open.regular && open.length > 0;
+            if self.state == State::Writing && self.store.open.as_ref().is_some_and(is_file) {
+                self.rotate();
+            }
             self.add(Words {
                 bytes: text.as_bytes(),
                 full: true,
@@ -205,20 +217,15 @@ impl<'a> Batch<'a> {
         }
         if let Some(outlet) = &self.store.outlet {
             outlet.push(self.out, mem::take(&mut self.pieces));
-            if mem::take(&mut self.told) {
-                self.store.has_told();
-            }
+            self.told = None;
             self.out.clear();
             return;
         }
-        let Some(open) = &mut self.store.open else { return };
+        let Some(open) = &mut self.store.open else { return self.forget_told() };
         match write_all(open, self.out) {
             Ok(()) => {
                 open.length += self.out.len() as u64;
                 open.first.get_or_insert(self.stamp.micros);
-                if self.told {
-                    self.store.has_told();
-                }
                 self.store.works(self.stamp.second);
             }
             Err((written, error)) => {
@@ -233,17 +240,21 @@ impl<'a> Batch<'a> {
                 self.state = State::Dropping;
             }
         }
-        self.told = false;
+        self.told = None;
         self.out.clear();
+    }
+
+    /// What was to be told is told another time.
+    fn forget_told(&mut self) {
+        if let Some(told) = self.told.take() {
+            self.store.take_back(told);
+        }
     }
 
     /// Counts the output in the records behind the first `kept` bytes of the batch.
     fn count(&mut self, kept: usize) {
-        if self.told && kept > 0 {
-            self.store.has_told();
-        }
         let lost = self.out.get(kept..).unwrap_or_default();
-        let skip = usize::from(self.told && kept == 0);
+        let skip = usize::from(self.told.is_some() && kept == 0);
         let lines = lost.split_inclusive(|byte| *byte == b'\n').skip(skip);
         let bytes: usize = if self.store.form.is_stamped() {
             let records = lines.map(|line| {
@@ -257,7 +268,10 @@ impl<'a> Batch<'a> {
         };
         // What was said last about the run may be lost.
         self.store.since_run = None;
-        self.store.dropped += bytes as u64;
+        self.store.lose(bytes as u64, self.stamp);
+        if kept == 0 {
+            self.forget_told();
+        }
     }
 }
 

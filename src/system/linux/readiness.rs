@@ -10,7 +10,7 @@ use super::super::notify::NotifySocket;
 use super::super::run_mark::Begin;
 use super::super::{Launch, child, process};
 use super::{Linux, Watched, owner_of, prepare_error};
-use crate::model::{Identity, InstanceId, ProcessSpec, Ready, RunId, Stage, StartError};
+use crate::model::{Identity, InstanceId, Monotonic, ProcessSpec, Ready, RunId, Stage, StartError};
 use crate::system::System;
 
 /// What a process is given to say that it is ready.
@@ -63,7 +63,7 @@ impl Linux {
                 Ok(Readiness::default())
             }
             Ready::Log(_) => {
-                self.open_answer(launch)?;
+                self.open_answer(launch, Some(self.now()))?;
                 self.mark_output(launch, Begin::Main)?;
                 Ok(Readiness::default())
             }
@@ -74,12 +74,12 @@ impl Linux {
     }
 
     /// The FIFO on which the log keeper says that a run's line has come.
-    fn open_answer(&mut self, launch: &Launch) -> Result<(), StartError> {
+    fn open_answer(&mut self, launch: &Launch, began: Option<Monotonic>) -> Result<(), StartError> {
         let path = self.answer_path(&launch.instance);
         let fail = |error: std::io::Error| prepare_error(path.display(), &error);
         let fifo = channels::open_fifo(&path, None).map_err(fail)?;
         let (run, fd) = (launch.run, fifo.as_raw_fd());
-        self.watch(Some(run), fd, Watched::ReadyLog { run, fifo }).map(drop).map_err(fail)
+        self.watch(Some(run), fd, Watched::ReadyLog { run, began, fifo }).map(drop).map_err(fail)
     }
 
     pub(super) fn answer_path(&self, id: &InstanceId) -> PathBuf {
@@ -143,7 +143,7 @@ impl Linux {
                 self.wait_for_file(launch.run, Tells::Ready, path, before)
             }
             // The log keeper knows what has come, and holds the FIFO.
-            Ready::Log(_) => self.open_answer(launch),
+            Ready::Log(_) => self.open_answer(launch, None),
             ready @ Ready::Fd(_) => self.reopen_ready_fifo(launch, ready),
         };
         for error in [notify, ready].into_iter().filter_map(Result::err) {
