@@ -278,6 +278,37 @@ fn a_stop_that_goes_on_under_another_supervisor_and_definition_has_more_time_too
 }
 
 #[test]
+fn whoever_speaks_while_opm_is_replaced_is_heard() {
+    // It speaks without a pause, and notes what it could not say.
+    let speak = "import os, socket\n\
+                 peer = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)\n\
+                 said = 0\n\
+                 while not os.path.exists('over'):\n\
+                 \x20   try:\n\
+                 \x20       peer.sendto(b'READY=1\\nSTATUS=%d' % said, os.environ['NOTIFY_SOCKET'])\n\
+                 \x20   except OSError as error:\n\
+                 \x20       open('refused', 'a').write('%s\\n' % error)\n\
+                 \x20   said += 1\n\
+                 peer.sendto(b'STATUS=over', os.environ['NOTIFY_SOCKET'])\n\
+                 while True: input()\n";
+    if !has("python3 -V") {
+        return;
+    }
+    let Some(mut world) = World::new() else { return };
+    std::fs::write(world.path("speak.py"), speak).unwrap();
+    world.service("a", "mkfifo in; exec python3 speak.py <> in", NOTIFY);
+    world.run();
+    world.until_phase("a", "up");
+    for _ in 0..10 {
+        assert_eq!(world.opm(&["reexec"]).code, 0);
+    }
+    std::fs::write(world.path("over"), "").unwrap();
+    world.until("its last words", || world.row("a")["says"] == "over");
+    assert_eq!(world.lines("refused"), Vec::<String>::new());
+    assert_eq!(world.opm(&["shutdown"]).code, 0);
+}
+
+#[test]
 fn what_a_run_is_doing_is_shown_and_changes_no_phase() {
     let Some(world) = world(NOTIFY) else { return };
     tell(&world, "a", "say READY=1|STATUS=well");

@@ -30,6 +30,8 @@ const LISTEN_FD: &str = "OPM_LISTEN_FD";
 
 /// Variable that hands the sockets of units over an exec.
 const SOCKET_FDS: &str = "OPM_SOCKET_FDS";
+/// The same with notify sockets.
+const NOTIFY_FDS: &str = "OPM_NOTIFY_FDS";
 
 /// Why there is no daemon.
 #[derive(Debug)]
@@ -108,8 +110,9 @@ pub(super) fn build(mut options: Options) -> Result<(Daemon, Option<PassedOver>)
     let (mut linux, mut loaded, replay) =
         Linux::open(options.dirs.clone(), system_options, registry).map_err(BootFailure::Lock)?;
     let same_process = is_reexec();
-    if same_process && let Ok(handed) = std::env::var(SOCKET_FDS) {
-        linux.take_sockets(&handed);
+    if same_process {
+        linux.take_sockets(&std::env::var(SOCKET_FDS).unwrap_or_default());
+        linux.take_notify(&std::env::var(NOTIFY_FDS).unwrap_or_default());
     }
     let clients = if options.stateless {
         None
@@ -260,7 +263,8 @@ pub(super) fn exec_again(
     let listener = clients.map(|clients| (LISTEN_FD, clients.hand_over()));
     let numbers = locks.into_iter().chain(listener).map(|(name, fd)| (name, fd.to_string()));
     let sockets = (SOCKET_FDS, linux.hand_over_sockets());
-    let handed: BTreeMap<&str, String> = numbers.chain([sockets]).collect();
+    let notify = (NOTIFY_FDS, linux.hand_over_notify());
+    let handed: BTreeMap<&str, String> = numbers.chain([sockets, notify]).collect();
     let values = handed.iter().map(|(name, value)| (OsString::from(name), value.into()));
     let env: Result<Vec<CString>, _> = std::env::vars_os()
         .filter(|(known, _)| known.to_str().is_none_or(|known| !handed.contains_key(known)))
@@ -271,6 +275,7 @@ pub(super) fn exec_again(
     let reason = system::exec_again(program.as_os_str(), &args, &env);
     linux.take_back_lock();
     linux.take_back_sockets();
+    linux.take_back_notify();
     if let Some(clients) = clients {
         clients.take_back();
     }

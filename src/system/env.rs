@@ -5,7 +5,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
 /// Variables of the supervisor that say something about the supervisor itself.
-const OWN: [&str; 13] = [
+const OWN: [&str; 14] = [
     "OPM_RUN",
     "OPM_UNIT",
     "OPM_INSTANCE",
@@ -13,6 +13,7 @@ const OWN: [&str; 13] = [
     "OPM_RUN_LOCK_FD",
     "OPM_LISTEN_FD",
     "OPM_SOCKET_FDS",
+    "OPM_NOTIFY_FDS",
     "NOTIFY_SOCKET",
     "WATCHDOG_USEC",
     "WATCHDOG_PID",

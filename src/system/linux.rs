@@ -102,6 +102,8 @@ pub struct Linux {
     inputs: BTreeMap<UnitName, OwnedFd>,
     /// Open for services, whether or not these run.
     sockets: Sockets,
+    /// Notify sockets of the program before us, until their runs are adopted.
+    handed_notify: BTreeMap<InstanceId, OwnedFd>,
     /// By its number, what is watched for the end of a process that is not our child.
     foreign: BTreeMap<i32, Token>,
     files: FileWaits,
@@ -222,6 +224,7 @@ impl Linux {
             outputs: BTreeMap::new(),
             inputs: BTreeMap::new(),
             sockets: Sockets::new(),
+            handed_notify: BTreeMap::new(),
             foreign: BTreeMap::new(),
             files: FileWaits::default(),
             paths: None,
@@ -412,6 +415,8 @@ impl Linux {
 
     /// What has come about before anybody watched: who died, and which files are there.
     pub fn catch_up(&mut self) -> Vec<Event> {
+        // Nobody was adopted who had these.
+        self.handed_notify.clear();
         let mut events = self.reap();
         self.files_ready(&mut events);
         events

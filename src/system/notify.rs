@@ -7,7 +7,7 @@
 
 use std::fs;
 use std::io::{self, ErrorKind};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
@@ -156,6 +156,11 @@ impl NotifySocket {
         };
         let socket = bound().map_err(|error| super::plain(&error.to_string()))?;
         Ok(Self { socket })
+    }
+
+    /// One that an opm before us has bound.
+    pub(super) fn inherited(fd: OwnedFd) -> Self {
+        Self { socket: UnixDatagram::from(fd) }
     }
 
     pub(super) fn as_fd(&self) -> BorrowedFd<'_> {

@@ -274,20 +274,26 @@ pub(super) fn take_back(sockets: &Sockets) {
 /// What the program before us handed over by that text.
 pub(super) fn inherited(text: &str) -> Sockets {
     let mut sockets = Sockets::new();
-    for item in text.split(' ').filter(|item| !item.is_empty()) {
-        let Some((number, id)) = item.split_once(':') else { continue };
-        let (Ok(number), Ok(id)) = (number.parse::<RawFd>(), InstanceId::parse(id)) else {
-            continue;
-        };
-        let link = fs::read_link(format!("/proc/self/fd/{number}"));
-        if !link.is_ok_and(|link| link.to_string_lossy().starts_with("socket:")) {
-            continue;
-        }
-        let fd = sys::take_inherited(number);
-        set_inheritable(fd.as_fd(), false);
+    for (id, fd) in inherited_descriptors(text) {
         if let Some(place) = place_of(&fd) {
             sockets.entry(id).or_default().open.push(Open::new(fd, place));
         }
     }
     sockets
+}
+
+/// The sockets that a text of `NUMBER:INSTANCE` names, one after the other with a blank between.
+pub(super) fn inherited_descriptors(text: &str) -> Vec<(InstanceId, OwnedFd)> {
+    let items = text.split(' ').filter_map(|item| item.split_once(':'));
+    let named = items.filter_map(|(number, id)| {
+        let (number, id) = (number.parse::<RawFd>().ok()?, InstanceId::parse(id).ok()?);
+        let link = fs::read_link(format!("/proc/self/fd/{number}")).ok()?;
+        link.to_string_lossy().starts_with("socket:").then_some((id, number))
+    });
+    let taken = named.map(|(id, number)| {
+        let fd = sys::take_inherited(number);
+        set_inheritable(fd.as_fd(), false);
+        (id, fd)
+    });
+    taken.collect()
 }

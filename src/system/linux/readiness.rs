@@ -8,10 +8,14 @@ use std::path::PathBuf;
 use super::super::channels::{self, Mark, Tells};
 use super::super::notify::NotifySocket;
 use super::super::run_mark::Begin;
-use super::super::{Launch, child, process};
+use super::super::{Launch, child, process, set_inheritable, sockets};
 use super::{Linux, Watched, owner_of, prepare_error};
 use crate::model::{Identity, InstanceId, Monotonic, ProcessSpec, Ready, RunId, Stage, StartError};
 use crate::system::System;
+
+/// Most bytes of the variable that hands notify sockets over; the kernel takes 128 KiB, execve(2). The
+/// others are bound anew.
+const HANDED_BYTES_MAX: usize = 64 * 1024;
 
 /// What a process is given to say that it is ready.
 #[derive(Debug, Default)]
@@ -92,10 +96,13 @@ impl Linux {
         process: &ProcessSpec,
     ) -> Result<PathBuf, StartError> {
         let path = self.dirs.notify().join(launch.instance.to_string());
-        let socket = NotifySocket::bind(&path, owner_of(&launch.spec)).map_err(|reason| {
-            let (stage, subject) = (Stage::Prepare, path.display().to_string());
-            StartError { stage, subject, reason, passing: false }
-        })?;
+        let socket = match self.handed_notify.remove(&launch.instance) {
+            Some(fd) => NotifySocket::inherited(fd),
+            None => NotifySocket::bind(&path, owner_of(&launch.spec)).map_err(|reason| {
+                let (stage, subject) = (Stage::Prepare, path.display().to_string());
+                StartError { stage, subject, reason, passing: false }
+            })?,
+        };
         let fd = socket.as_fd().as_raw_fd();
         let run = launch.run;
         if let Some(kept) = self.runs.get_mut(&run) {
@@ -105,6 +112,41 @@ impl Linux {
         self.watch(Some(run), fd, Watched::Notify { run, is_readiness, socket })
             .map_err(|error| prepare_error(path.display(), &error))?;
         Ok(path)
+    }
+
+    /// Keeps the notify sockets open over an exec, so that nothing that is said meanwhile is refused or
+    /// lost; returns the variable's value that hands them over.
+    pub fn hand_over_notify(&self) -> String {
+        let mut text = String::new();
+        for (run, socket) in self.notify_sockets() {
+            let Some(id) = self.runs.get(&run).map(|kept| &kept.instance) else { continue };
+            let item = format!("{}:{id} ", socket.as_fd().as_raw_fd());
+            if text.len() + item.len() <= HANDED_BYTES_MAX {
+                set_inheritable(socket.as_fd(), true);
+                text.push_str(&item);
+            }
+        }
+        text
+    }
+
+    /// The exec failed: the notify sockets are close-on-exec again.
+    pub fn take_back_notify(&self) {
+        for (_, socket) in self.notify_sockets() {
+            set_inheritable(socket.as_fd(), false);
+        }
+    }
+
+    /// Takes the notify sockets that the program before us handed over by this value. They are for the
+    /// runs that are adopted.
+    pub fn take_notify(&mut self, handed: &str) {
+        self.handed_notify = sockets::inherited_descriptors(handed).into_iter().collect();
+    }
+
+    fn notify_sockets(&self) -> impl Iterator<Item = (RunId, &NotifySocket)> {
+        self.watched.values().filter_map(|watched| {
+            let Watched::Notify { run, socket, .. } = watched else { return None };
+            Some((*run, socket))
+        })
     }
 
     pub(super) fn wait_for_file(
