@@ -163,7 +163,7 @@ fn case_070_a_full_disk_loses_output_with_a_count_and_recovers() {
     let (mut kept, mut dropped) = (0, 0);
     for line in log.lines() {
         if let Some(rest) = line.strip_prefix("[opm: dropped ") {
-            assert!(rest.ends_with(" bytes: No space left on device]"), "{line}");
+            assert!(rest.ends_with(" bytes: no space left on device]"), "{line}");
             dropped += rest.split(' ').next().unwrap().parse::<usize>().unwrap();
         } else {
             assert!(line.starts_with("line ") || line.starts_with("back "), "{line}");

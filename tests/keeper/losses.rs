@@ -80,7 +80,7 @@ fn what_could_not_be_written_is_told_when_it_can_be_and_at_the_end() {
     };
     fs::create_dir_all(world.logs()).unwrap();
     let (time_lost, _silent) = lose(&world, "silent");
-    let text = "[opm: dropped 6 bytes: Not a directory]";
+    let text = "[opm: dropped 6 bytes: not a directory]";
     until("it to be told with no line behind it", || gap(&world, "silent").is_some());
     let (time, told) = gap(&world, "silent").unwrap();
     assert_eq!(told, text);
