@@ -23,7 +23,7 @@ fn write(world: &World, instance: &str, file: &str, records: &[(&str, &str, &str
 }
 
 fn two_logs(world: &World) {
-    let dropped = "[opm: dropped 5 bytes: No space left on device]";
+    let dropped = "[opm: dropped 5 bytes: no space left on device]";
     write(world, "web", "00000001.log", &[("10:00:00", "stdout", "GET /a")]);
     write(
         world,
@@ -56,7 +56,7 @@ fn lines_are_found_by_time_text_and_stream() {
     let world = World::bare();
     two_logs(&world);
     let day = |time: &str| format!("2026-11-25T{time}Z");
-    let dropped = "[opm: dropped 5 bytes: No space left on device]";
+    let dropped = "[opm: dropped 5 bytes: no space left on device]";
     for (args, expected) in [
         (&[][..], &["GET /a", "ready", "GET /b", "get", dropped][..]),
         (&["--since", &day("10:00:01")], &["ready", "GET /b", "get", dropped]),

@@ -21,9 +21,9 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::clock::now_ms;
 use super::outlet::{Address, Chunk, Piece, Queue};
-use super::store::plain;
 use crate::logs::segment::FileId;
 use crate::model::SyslogAddress;
+use crate::system;
 
 /// How long a destination that takes nothing is waited for before records are dropped.
 const PATIENCE: Duration = Duration::from_millis(PATIENCE_MS);
@@ -127,7 +127,8 @@ impl<'a> Courier<'a> {
             is_dropping: false,
         });
         failing.next = now + if failing.is_dropping { RETRY_LATER_MS } else { RETRY_MS };
-        failing.reason = format!("{} takes nothing: {}", name(self.to), plain(error));
+        failing.reason =
+            format!("{} takes nothing: {}", name(self.to), system::plain(&error.to_string()));
     }
 
     fn give_up(&mut self) {

@@ -19,8 +19,8 @@ use mio::Waker;
 
 use super::clock::now_ms;
 use super::courier;
-use super::store::plain;
 use crate::model::SyslogAddress;
+use crate::system;
 
 /// Most bytes of one instance in a queue before it is not read any more: the records of a turn come on
 /// top.
@@ -183,7 +183,8 @@ impl Tap {
                 log::error!(
                     "cannot begin to send logs: {error}; they are dropped until this works"
                 );
-                state.reason = format!("cannot begin to send: {}", plain(&error));
+                state.reason =
+                    format!("cannot begin to send: {}", system::plain(&error.to_string()));
                 state.is_over = true;
                 state.begin_at = Some(now_ms() + BEGIN_AGAIN_MS);
             }

@@ -16,8 +16,6 @@ use std::io;
 use std::mem;
 use std::os::fd::{AsRawFd, RawFd};
 
-use nix::errno::Errno;
-
 use super::clock::now_ms;
 use super::form::Form;
 use super::outlet::Outlet;
@@ -46,15 +44,7 @@ pub(super) struct Failure {
 impl Failure {
     /// For `map_err`.
     pub(super) fn of(doing: &'static str) -> impl FnOnce(io::Error) -> Self {
-        move |error| Self { doing, cause: plain(&error) }
-    }
-}
-
-/// The kernel's words without Rust's "(os error 28)".
-pub(super) fn plain(error: &io::Error) -> String {
-    match error.raw_os_error() {
-        Some(number) => Errno::from_raw(number).desc().to_owned(),
-        None => error.to_string(),
+        move |error| Self { doing, cause: system::plain(&error.to_string()) }
     }
 }
 

@@ -158,7 +158,7 @@ fn a_place_that_cannot_be_written_loses_output_and_says_so_later() {
     put(&mut store, &[b"again\n"]);
     let text = fs::read_to_string(dir.join("current")).unwrap();
     let expected = format!(
-        "{STAMP} opm F [opm: dropped 11 bytes: Not a directory]\n{STAMP} stdout F back\n\
+        "{STAMP} opm F [opm: dropped 11 bytes: not a directory]\n{STAMP} stdout F back\n\
          {STAMP} stdout F again\n"
     );
     assert_eq!(text, expected);
@@ -174,7 +174,7 @@ fn case_070_a_full_device_is_told_at_the_next_place() {
     let to = Destination::Path(FilePath::from(path.as_path()));
     store.change(&instruction(&dir, to, 10_000, 5));
     put(&mut store, &[b"back\n"]);
-    let expected = "[opm: dropped 9 bytes: No space left on device]\nback\n";
+    let expected = "[opm: dropped 9 bytes: no space left on device]\nback\n";
     assert_eq!(fs::read_to_string(path).unwrap(), expected);
 }
 
@@ -207,7 +207,7 @@ fn what_the_limit_costs_behind_the_record_about_it_is_told_with_the_next_one() {
     let path = root.path().join("app.log");
     store.change(&to(&path));
     put(&mut store, b"end", 0);
-    let expected = "[opm: dropped 5 bytes: No space left on device; \
+    let expected = "[opm: dropped 5 bytes: no space left on device; \
                     dropped 3 lines of 15 bytes: more than 1 in 1s]\nend\n";
     assert_eq!(fs::read_to_string(path).unwrap(), expected);
 }

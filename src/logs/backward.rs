@@ -14,7 +14,7 @@ const BLOCK_BYTES: u64 = 16 * 1024;
 /// reading begins in the middle of it.
 const LINE_BYTES_MAX: usize = 1024 * 1024;
 
-/// The time of lines at the end that are no records: they are the youngest.
+/// Later than any stamp.
 const TIME_OF_LAST: &str = "9999-12-31T23:59:59.999999Z";
 
 /// A place in a log: a file, and the offset of a record in it.
@@ -58,8 +58,11 @@ pub(super) struct Backward {
     base: u64,
     /// The record that was taken last, where that is in a younger file.
     taken: Option<Start>,
-    /// The time of the record that was seen last.
+    /// The time of the record that was seen last, or of the last write of its file, if that is earlier: so
+    /// old lines at its end are that are no records.
     time: String,
+    /// Whether that is of no record.
+    is_guess: bool,
     /// Before this place nothing is wanted.
     first: Option<Start>,
 }
@@ -75,12 +78,14 @@ impl Backward {
             base: 0,
             taken: None,
             time: TIME_OF_LAST.to_owned(),
+            is_guess: true,
             first: bounds.first,
         };
         if let Some(end) = bounds.end {
             back.older = segment::finished(dir)?.into();
             back.older.retain(|number| *number <= end.after);
             back.base = end.offset;
+            back.is_written(&end.segment)?;
             back.at = Some(end);
             return Ok(back);
         }
@@ -95,6 +100,7 @@ impl Backward {
 
     /// Goes to the end of a file: behind its last full line, where it may grow.
     fn enter(&mut self, segment: Segment) -> io::Result<()> {
+        self.is_written(&segment)?;
         self.base = segment.length()?;
         self.block.clear();
         let after = self.older.back().copied().unwrap_or(0);
@@ -114,6 +120,15 @@ impl Backward {
         let end = self.base + self.block.len() as u64;
         if let Some(at) = &mut self.at {
             at.offset = end;
+        }
+        Ok(())
+    }
+
+    /// Takes over when a file was written last.
+    fn is_written(&mut self, segment: &Segment) -> io::Result<()> {
+        let written = segment.written()?;
+        if written < self.time {
+            (self.time, self.is_guess) = (written, true);
         }
         Ok(())
     }
@@ -180,8 +195,16 @@ impl Backward {
         let line = self.block.split_off(start);
         let text = line.strip_suffix(b"\n").unwrap_or(&line);
         let record = Record::parse(text, instance, &self.time);
+        if !record.stream.is_empty() {
+            self.is_guess = false;
+        }
         self.time.clone_from(&record.time);
         Ok(Some(record))
+    }
+
+    /// Whether the record that was looked at last has no time, and neither has one behind it.
+    pub(super) fn is_without_time(&self) -> bool {
+        self.is_guess
     }
 
     /// Whether all that is before was written before what is wanted.

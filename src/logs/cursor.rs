@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use super::LogsError;
 use super::backward::Start;
+use super::find;
 use super::record::{Record, STREAM_OPM};
 use super::runs;
 use super::segment::{self, Segment, packed_path};
@@ -41,6 +42,8 @@ pub(super) struct Cursor {
     next: Option<Record>,
     /// The time of the last record that had one.
     time: String,
+    /// How old lines of the file count before the first stamp, where that was asked.
+    unstamped: Option<String>,
     /// The run that was named last.
     run: Option<RunId>,
     select: Arc<Select>,
@@ -63,6 +66,7 @@ impl Cursor {
             began: false,
             next: None,
             time: String::new(),
+            unstamped: None,
             run: None,
             select: Arc::clone(select),
             end: None,
@@ -146,8 +150,10 @@ impl Cursor {
         self.next.is_some()
     }
 
+    /// When the next record was written; a line without a stamp has its place by how old it counts.
     pub(super) fn next_time(&self) -> Option<&str> {
-        self.next.as_ref().map(|record| record.time.as_str())
+        let time = self.next.as_ref()?.time.as_str();
+        Some(if time.is_empty() { self.unstamped.as_deref().unwrap_or_default() } else { time })
     }
 
     pub(super) fn take(&mut self) -> Option<Record> {
@@ -187,6 +193,12 @@ impl Cursor {
                 break;
             }
             is_finished = self.segment.as_ref().is_some_and(|s| s.number.is_some());
+        }
+        if self.next.as_ref().is_some_and(|next| next.time.is_empty())
+            && self.unstamped.is_none()
+            && let Some(segment) = &mut self.segment
+        {
+            self.unstamped = Some(find::time_of_unstamped(segment)?);
         }
         if self.next.is_none() {
             // An unfinished line is read anew when there is more: it may have been cut off.
@@ -317,6 +329,7 @@ impl Cursor {
         }
         self.forget_buffer();
         self.offset = 0;
+        self.unstamped = None;
         self.segment = Some(next);
         Ok(true)
     }

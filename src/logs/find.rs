@@ -12,7 +12,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::backward::Start;
 use super::record::{WORD_BYTES_MAX, time_of};
-use super::segment::{Files, Segment};
+use super::segment::{Files, Segment, stamp};
 use super::select::Select;
 
 /// How much is read at once, in bytes, and how near to the place bisection comes.
@@ -57,8 +57,7 @@ impl Bounds {
 /// A stamp earlier or later.
 fn shifted(time: &str, by: SignedDuration) -> String {
     let shifted = time.parse::<Timestamp>().ok().and_then(|time| time.checked_add(by).ok());
-    shifted
-        .map_or_else(|| time.to_owned(), |time| time.strftime("%Y-%m-%dT%H:%M:%S%.6fZ").to_string())
+    shifted.map_or_else(|| time.to_owned(), stamp)
 }
 
 /// A place at or before the first record since a time; `None` where there is no file.
@@ -135,6 +134,13 @@ pub(super) fn ends(segment: &mut Segment) -> io::Result<(Option<String>, Option<
     let last = lines.find_map(time_of).map(str::to_owned);
     // In a large tail the first line is cut off; where it is the only one, it has no stamp.
     Ok((first, last))
+}
+
+/// How old the lines are that stand before the first stamp of a file: as old as that, or where there is
+/// none as the last write.
+pub(super) fn time_of_unstamped(segment: &mut Segment) -> io::Result<String> {
+    let (first, _) = ends(segment)?;
+    first.map_or_else(|| segment.written(), Ok)
 }
 
 /// Two places between which the first record lies that is not `before`: the begins of a record

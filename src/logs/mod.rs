@@ -261,7 +261,9 @@ fn go_back(
 /// The time of the wanted record before.
 fn step_back(back: &mut Backward, query: &Query, name: &str) -> io::Result<Option<String>> {
     while let Some(record) = back.step(name)? {
-        if query.select.wants(&record) {
+        // Who asks since when is given what is known to be so young.
+        let is_asked = query.select.since.is_some() && back.is_without_time();
+        if query.select.wants(&record) && !is_asked {
             return Ok(Some(record.time));
         }
     }

@@ -152,6 +152,11 @@ impl Packed {
         Ok(Self { file, members, length: start, was: first.was, ends: first.ends, block: None })
     }
 
+    /// The properties of the compressed file; its last write is that of the log.
+    pub(super) fn metadata(&self) -> io::Result<fs::Metadata> {
+        self.file.metadata()
+    }
+
     /// The same file once more.
     pub(super) fn try_clone(&self) -> io::Result<Self> {
         let (file, members) = (self.file.try_clone()?, self.members.clone());

@@ -11,6 +11,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
+use jiff::Timestamp;
+
 use super::packed::{self, Packed};
 
 /// Name of the file that is being written.
@@ -88,6 +90,11 @@ pub(crate) fn packed_path(finished: &Path) -> PathBuf {
     let mut path = finished.as_os_str().to_owned();
     path.push(packed::SUFFIX);
     path.into()
+}
+
+/// A time as it stands at the head of a record.
+pub(super) fn stamp(time: Timestamp) -> String {
+    time.strftime("%Y-%m-%dT%H:%M:%S%.6fZ").to_string()
 }
 
 /// An open file of a log.
@@ -169,6 +176,16 @@ impl Segment {
             Body::Plain(file) => Ok(file.metadata()?.len()),
             Body::Packed(packed) => Ok(packed.length()),
         }
+    }
+
+    /// When it was written last, as a stamp.
+    pub(super) fn written(&self) -> io::Result<String> {
+        let metadata = match &self.body {
+            Body::Plain(file) => file.metadata()?,
+            Body::Packed(packed) => packed.metadata()?,
+        };
+        let time = Timestamp::try_from(metadata.modified()?).unwrap_or(Timestamp::UNIX_EPOCH);
+        Ok(stamp(time))
     }
 
     /// Reads some bytes at a place; none at its end.

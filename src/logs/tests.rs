@@ -81,6 +81,46 @@ fn the_rest_of_a_finished_file_is_a_line_from_both_ends() {
 }
 
 #[test]
+fn lines_without_a_stamp_are_as_old_as_their_file() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = root.path().join("raw");
+    let time = |second: usize| {
+        let time = stamp(second).parse::<jiff::Timestamp>().unwrap().as_second();
+        std::time::UNIX_EPOCH + std::time::Duration::from_secs(time.try_into().unwrap())
+    };
+    for (name, second) in [("00000001.log", 10), ("current", 20)] {
+        for number in 0..100 {
+            append(&dir.join(name), format!("raw {second} {number}\n").as_bytes());
+        }
+        let file = OpenOptions::new().append(true).open(dir.join(name)).unwrap();
+        file.set_modified(time(second)).unwrap();
+    }
+    let numbers = |second: usize, count: usize| {
+        (100 - count..100).map(move |number| format!("raw {second} {number}"))
+    };
+    let b = root.path().join("b/current");
+    write(&b, &[(5, "b5"), (15, "b15"), (18, "b18"), (25, "b25"), (26, "b26")]);
+    // Where records follow, they are as old as the first one.
+    append(&root.path().join("c/current"), b"foreign\n");
+    write(&root.path().join("c/current"), &[(17, "c17")]);
+    let last = |lines: usize| texts(&query(root.path(), &[], Some(lines)));
+    assert_eq!(last(2), ["b25", "b26"]);
+    let both = ["b25", "b26"].map(str::to_owned);
+    assert_eq!(last(7), numbers(20, 5).chain(both.clone()).collect::<Vec<_>>());
+    let middle = ["b15", "foreign", "c17", "b18"].map(str::to_owned);
+    let expected: Vec<String> =
+        numbers(10, 3).chain(middle).chain(numbers(20, 100)).chain(both).collect();
+    assert_eq!(last(109), expected);
+    let all = texts(&query(root.path(), &[], None));
+    assert_eq!(all[all.len() - 109..], expected);
+    assert_eq!(all[..2], ["b5", "raw 10 0"]);
+    // Who asks for a time is given no guess, and it is none of the last ones either.
+    let since = Select { since: Some(stamp(1)), ..Select::default() };
+    let since = Query { select: Arc::new(since), ..query(root.path(), &["raw", "b"], Some(3)) };
+    assert_eq!(texts(&since), ["b18", "b25", "b26"]);
+}
+
+#[test]
 fn last_lines_come_from_one_instance_and_never_fail() {
     let root = two_logs();
     let texts = |instance, lines| -> Vec<Vec<u8>> {

@@ -10,9 +10,10 @@ use super::super::outlet::Piece;
 use super::super::place::Open;
 use super::super::split::Part;
 use super::super::stamp::Stamp;
-use super::{Failure, Store, Told, plain};
+use super::{Failure, Store, Told};
 use crate::logs::record::{CLOCK_BACK, Record, STREAM_OPM};
 use crate::model::{RunId, Span};
+use crate::system;
 
 /// Most bytes that are formatted before they are written. A batch of empty lines grows 38-fold.
 const BATCH_BYTES_MAX: usize = 256 * 1024;
@@ -235,7 +236,8 @@ impl<'a> Batch<'a> {
                     self.store.open = None;
                 }
                 self.count(kept);
-                let failure = Failure { doing: "write log", cause: plain(&error) };
+                let failure =
+                    Failure { doing: "write log", cause: system::plain(&error.to_string()) };
                 self.store.fail(failure, self.stamp.second);
                 self.state = State::Dropping;
             }
@@ -302,7 +304,7 @@ fn keep_whole(open: &mut Open, batch: &[u8], written: usize) -> usize {
     if whole < written
         && let Err(error) = open.file.set_len(length)
     {
-        log::error!("cannot cut a torn record off a log: {}", plain(&error));
+        log::error!("cannot cut a torn record off a log: {}", system::plain(&error.to_string()));
     }
     open.length = length;
     whole
