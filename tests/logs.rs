@@ -117,6 +117,15 @@ fn what_makes_no_sense_is_refused() {
         assert_eq!(said.code, code, "{args:?}: {said:?}");
         assert!(said.err.starts_with(message), "{args:?}: {said:?}");
     }
+    // Who waits for one that may come is told so.
+    let mut command = world.command(OPM);
+    command.arg("--root").arg(world.root()).args(["logs", "-f", "none"]);
+    let mut waits = command.stderr(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(waits.stderr.take().unwrap()).read_line(&mut line).unwrap();
+    assert!(line.starts_with("opm: no log of `none` in ") && line.ends_with("; waiting for one\n"));
+    waits.kill().unwrap();
+    waits.wait().unwrap();
 }
 
 #[test]

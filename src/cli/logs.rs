@@ -33,9 +33,12 @@ pub(super) fn logs(global: &Global, args: &Logs) -> Outcome {
         run: args.run.as_deref().map(run).transpose()?,
         names_runs: global.json || args.form.output == Some(LogOutput::Json),
     };
-    if let Some(unknown) = args.units.iter().find(|name| !args.follow && !is_known(&dirs, name)) {
+    if let Some(unknown) = args.units.iter().find(|name| !is_known(&dirs, name)) {
         let message = format!("no log of `{unknown}` in {}", dirs.logs.display());
-        return Err(Error::new(Exit::Refused, message));
+        if !args.follow {
+            return Err(Error::new(Exit::Refused, message));
+        }
+        output::error(&format!("{message}; waiting for one"));
     }
     let form = Form {
         output: match args.form.output {
