@@ -49,6 +49,7 @@ fn a_hold_on_one_instance_leaves_the_others_alone_however_they_came_up() {
     let Some(mut world) = World::new() else { return };
     staying(&world, "a", "instances: 3\nenabled: false\n");
     world.run();
+    world.until("opm to listen", || world.root().join("run/control.sock").exists());
     assert_eq!(world.opm(&["start", "a"]).code, 0);
     assert_eq!(world.opm(&["stop", "a@1"]).code, 0);
     let phases = |world: &World| [1, 2, 3].map(|n| world.phase(&format!("a@{n}")));
