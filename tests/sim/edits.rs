@@ -18,8 +18,8 @@ pub(crate) struct Edits {
     /// When an instance's supervisor was told so, for the first time and the last. Of the others the
     /// next supervisor does not know.
     told: BTreeMap<InstanceId, (Monotonic, Monotonic)>,
-    /// Which change an instance went for.
-    heeded: BTreeMap<InstanceId, Monotonic>,
+    /// Which run of an instance went for which change. It goes again where that was not written down.
+    heeded: BTreeMap<InstanceId, (RunId, Monotonic)>,
 }
 
 impl Check for Edits {
@@ -43,14 +43,18 @@ impl Check for Edits {
                     }
                     _ => None,
                 };
-                let Happening::StopBegan { cause: StopCause::Touched, .. } = what else {
+                let Happening::StopBegan { run, cause: StopCause::Touched } = what else {
                     return Ok(());
                 };
                 let id = &notice.event.instance;
                 let Some(edited) = self.edited.get(&id.unit).copied() else {
                     return Err(format!("{id} restarts for files that nobody changed"));
                 };
-                if self.heeded.insert(id.clone(), edited) == Some(edited) {
+                let before = self.heeded.insert(id.clone(), (*run, edited));
+                if before.is_some_and(|(of, _)| of == *run) {
+                    return Ok(());
+                }
+                if before.is_some_and(|(_, change)| change == edited) {
                     return Err(format!("{id} restarts twice for one change of its files"));
                 }
                 let watch = scene.spec(&id.unit).and_then(|spec| spec.watch.as_ref());
