@@ -193,12 +193,61 @@ fn case_007_a_stranger_with_a_recorded_pid_is_left_alone() {
 fn a_run_directory_that_was_removed_is_there_again_and_nothing_runs_twice() {
     let Some(mut world) = with_web() else { return };
     let (pid, daemon) = (world.pid("web").unwrap(), world.daemon_pid().unwrap());
-    fs::remove_dir_all(world.root().join("run")).unwrap();
+    // At once, as `rm -r` would not: opm may make files in it again before all of it is gone.
+    let gone = world.root().join("gone");
+    fs::rename(world.root().join("run"), &gone).unwrap();
+    fs::remove_dir_all(&gone).unwrap();
     // Something happens, which makes it look.
     world.kill("WINCH", daemon);
     world.until("the socket", || world.root().join("run/control.sock").exists());
     assert_eq!(world.pid("web"), Some(pid));
     // The ledger is there too: who comes after a crash finds what runs.
+    world.crash();
+    world.run();
+    world.until_phase("web", "up");
+    assert_eq!(world.pid("web"), Some(pid));
+    world.assert_no_doubles();
+}
+
+#[test]
+fn a_run_directory_that_cannot_be_made_again_is_told_of_once_and_made_when_it_can() {
+    let Some(mut world) = World::new() else { return };
+    lasting(&world, "web");
+    world.run_with(&["-v", "run", "units"]);
+    world.until_phase("web", "up");
+    let (pid, daemon) = (world.pid("web").unwrap(), world.daemon_pid().unwrap());
+    let (run, gone) = (world.root().join("run"), world.root().join("gone"));
+    fs::rename(&run, &gone).unwrap();
+    fs::write(&run, "in the way").unwrap();
+    let turns = || world.log().matches("SIGWINCH has no meaning").count();
+    for turn in 1..=3 {
+        world.kill("WINCH", daemon);
+        world.until("a turn", || turns() == turn);
+    }
+    fs::remove_file(&run).unwrap();
+    world.kill("WINCH", daemon);
+    world.until("the socket", || run.join("control.sock").exists());
+    world.until("the last turn", || turns() == 4);
+    let log = world.log();
+    assert_eq!(log.matches("was removed; it is made again, and units").count(), 1, "{log}");
+    for said in ["file exists", "cannot replace ledger", "the ledger"] {
+        assert_eq!(log.matches(said).count(), 1, "{said}: {log}");
+    }
+    world.crash();
+    world.run();
+    world.until_phase("web", "up");
+    assert_eq!(world.pid("web"), Some(pid));
+    world.assert_no_doubles();
+}
+
+#[test]
+fn a_ledger_that_was_removed_alone_is_there_again() {
+    let Some(mut world) = with_web() else { return };
+    let (pid, daemon) = (world.pid("web").unwrap(), world.daemon_pid().unwrap());
+    let ledger = world.ledger();
+    fs::remove_file(&ledger).unwrap();
+    world.kill("WINCH", daemon);
+    world.until("the ledger", || ledger.exists());
     world.crash();
     world.run();
     world.until_phase("web", "up");

@@ -7,15 +7,6 @@ use std::time::Duration;
 
 use common::{Said, World, now, watch_for};
 
-/// A service that says in `NAME.starts` that it starts, then stays.
-fn staying(world: &World, name: &str, more: &str) {
-    world.service(name, &format!("echo $$ >> {name}.starts; exec sleep 1000"), more);
-}
-
-fn starts(world: &World, name: &str) -> usize {
-    world.lines(&format!("{name}.starts")).len()
-}
-
 #[test]
 fn case_036_a_crash_loop_ends_at_its_limit_and_dependents_say_why() {
     let Some(world) = World::new() else { return };
@@ -99,7 +90,7 @@ fn case_042_a_stop_cancels_the_next_try() {
 fn case_043_a_unit_in_backoff_is_removed_at_once() {
     let Some(world) = World::new() else { return };
     world.unit("m", "command: [/no/such]\nrestart: {policy: always, delay: 20s}\n");
-    staying(&world, "other", "");
+    world.staying("other", "");
     world.apply(1);
     assert_eq!(world.phase("m"), "backoff");
     world.remove_unit("m");
@@ -146,11 +137,11 @@ fn case_047_commands_go_side_by_side_and_the_last_one_counts() {
 #[test]
 fn case_048_a_loop_is_refused_whole_and_drawn() {
     let Some(world) = World::new() else { return };
-    staying(&world, "ok", "");
+    world.staying("ok", "");
     world.apply(0);
     let pid = world.pid("ok");
     for (name, after) in [("a", "b"), ("b", "c"), ("c", "a")] {
-        staying(&world, name, &format!("after: [{after}]\n"));
+        world.staying(name, &format!("after: [{after}]\n"));
     }
     let said = world.apply(2);
     assert!(said.err.contains("dependency loop: `a` -> `b` -> `c` -> `a`"), "{said:?}");
@@ -158,33 +149,33 @@ fn case_048_a_loop_is_refused_whole_and_drawn() {
         assert!(said.err.contains(&format!("{name}.yaml:")), "{said:?}");
         world.remove_unit(name);
     }
-    staying(&world, "x", "after: [x]\n");
+    world.staying("x", "after: [x]\n");
     let said = world.apply(2);
     assert!(said.err.contains("`x` waits for itself"), "{said:?}");
     assert_eq!(world.pid("ok"), pid);
     assert_eq!(world.rows().len(), 1);
-    assert_eq!(starts(&world, "ok"), 1);
+    assert_eq!(world.starts("ok"), 1);
 }
 
 #[test]
 fn case_049_a_wait_ends_when_what_it_waits_for_cannot_come() {
     let Some(world) = World::new() else { return };
     world.service("db", "exit 1", "restart: never\nready: {fd: 3}\n");
-    staying(&world, "web", "requires: [db]\n");
+    world.staying("web", "requires: [db]\n");
     let began = now();
     let said = world.apply(1);
     assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
     assert!(said.err.contains("`db` is failed: exited 1"), "{said:?}");
     let why = world.opm(&["why", "web"]).out;
     assert!(why.contains("db") && why.contains("exited 1"), "{why}");
-    assert_eq!(starts(&world, "web"), 0);
+    assert_eq!(world.starts("web"), 0);
 }
 
 #[test]
 fn case_051_an_exclusive_console_is_no_key() {
     let Some(world) = World::new() else { return };
     world.task("one", "true", "console: true\n");
-    staying(&world, "two", "requires: [one]\nconsole: true\n");
+    world.staying("two", "requires: [one]\nconsole: true\n");
     let said = world.apply(2);
     for place in ["one.yaml:", "two.yaml:", "unknown key `console`"] {
         assert!(said.err.contains(place), "{said:?}");
@@ -272,12 +263,12 @@ fn case_093_only_a_changed_unit_is_touched() {
     let Some(world) = World::new() else { return };
     let names: Vec<String> = (1..=5).map(|n| format!("g{n}")).collect();
     for name in &names {
-        staying(&world, name, "");
+        world.staying(name, "");
     }
     world.apply(0);
     let pids = |world: &World| names.iter().map(|name| world.pid(name)).collect::<Vec<_>>();
     let before = pids(&world);
-    staying(&world, "g3", "env: {A: b}\n");
+    world.staying("g3", "env: {A: b}\n");
     let plan = world.opm(&["plan", "units"]).out;
     assert!(plan.contains("g3 (restart, down for") && plan.contains("1 to change"), "{plan}");
     assert!(names.iter().filter(|name| plan.contains(&**name)).eq(["g3"]), "{plan}");
@@ -297,15 +288,15 @@ fn case_093_only_a_changed_unit_is_touched() {
 #[test]
 fn case_094_a_policy_is_taken_over_live() {
     let Some(world) = World::new() else { return };
-    staying(&world, "p", "restart: {policy: always, delay: 20ms}\n");
+    world.staying("p", "restart: {policy: always, delay: 20ms}\n");
     world.apply(0);
     let pid = world.pid("p");
-    staying(&world, "p", "restart: never\nstop: {timeout: 3s}\n");
+    world.staying("p", "restart: never\nstop: {timeout: 3s}\n");
     world.apply(0);
     assert_eq!(world.pid("p"), pid);
     world.kill("KILL", pid.unwrap());
     world.until_phase("p", "failed");
-    let wrong = || starts(&world, "p") != 1 || world.phase("p") != "failed";
+    let wrong = || world.starts("p") != 1 || world.phase("p") != "failed";
     watch_for(Duration::from_millis(400), wrong, "it is started again");
 }
 
@@ -330,8 +321,8 @@ fn case_140_what_requires_a_task_waits_for_its_success() {
 fn case_141_a_task_runs_once_for_all_who_require_it() {
     let Some(mut world) = World::new() else { return };
     world.task("mig", "echo x >> n", "");
-    staying(&world, "a", "requires: [mig]\n");
-    staying(&world, "b", "requires: [mig]\nenabled: false\n");
+    world.staying("a", "requires: [mig]\n");
+    world.staying("b", "requires: [mig]\nenabled: false\n");
     world.apply(0);
     for args in [&["start", "b"][..], &["restart", "a"], &["apply", "units"], &["apply", "units"]] {
         assert_eq!(world.opm(args).code, 0, "{args:?}");

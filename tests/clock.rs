@@ -90,10 +90,7 @@ fn set(clock: &File, seconds: i64) {
 
 /// When the runs in the ledger began, by the wall clock, in microseconds.
 fn walls(world: &World) -> Vec<i64> {
-    let run = std::fs::read_dir(world.root().join("run")).unwrap().flatten();
-    let is_ledger = |name: &std::ffi::OsString| name.to_string_lossy().starts_with("ledger-");
-    let name = run.map(|entry| entry.file_name()).find(is_ledger).unwrap();
-    let text = std::fs::read_to_string(world.root().join("run").join(name)).unwrap();
+    let text = std::fs::read_to_string(world.ledger()).unwrap();
     let after = text.split("\"wall\":").skip(1);
     after.filter_map(|rest| rest.split([',', '}']).next()?.parse().ok()).collect()
 }

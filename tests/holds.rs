@@ -7,24 +7,15 @@ use std::time::Duration;
 
 use common::{World, watch_for};
 
-/// A service that notes each of its starts.
-fn staying(world: &World, name: &str, more: &str) {
-    world.service(name, &format!("echo x >> {name}.starts; exec sleep 1000"), more);
-}
-
-fn starts(world: &World, name: &str) -> usize {
-    world.lines(&format!("{name}.starts")).len()
-}
-
 #[test]
 fn case_097_what_was_stopped_by_hand_stays_down() {
     let Some(mut world) = World::new() else { return };
-    staying(&world, "a", "");
-    staying(&world, "b", "");
+    world.staying("a", "");
+    world.staying("b", "");
     world.apply(0);
-    world.until("both to begin", || starts(&world, "a") == 1 && starts(&world, "b") == 1);
+    world.until("both to begin", || world.starts("a") == 1 && world.starts("b") == 1);
     assert_eq!(world.opm(&["stop", "b"]).code, 0);
-    let is_held = |world: &World| world.phase("b") == "down" && starts(world, "b") == 1;
+    let is_held = |world: &World| world.phase("b") == "down" && world.starts("b") == 1;
     for end in ["shutdown", "crash", "none"] {
         match end {
             "shutdown" => assert_eq!(world.opm(&["shutdown"]).code, 0),
@@ -41,13 +32,13 @@ fn case_097_what_was_stopped_by_hand_stays_down() {
     }
     assert_eq!(world.opm(&["start", "b"]).code, 0);
     assert_eq!(world.phase("b"), "up");
-    world.until("its start", || starts(&world, "b") == 2);
+    world.until("its start", || world.starts("b") == 2);
 }
 
 #[test]
 fn a_hold_on_one_instance_leaves_the_others_alone_however_they_came_up() {
     let Some(mut world) = World::new() else { return };
-    staying(&world, "a", "instances: 3\nenabled: false\n");
+    world.staying("a", "instances: 3\nenabled: false\n");
     world.run();
     world.until("opm to listen", || world.root().join("run/control.sock").exists());
     assert_eq!(world.opm(&["start", "a"]).code, 0);
@@ -64,7 +55,7 @@ fn a_hold_on_one_instance_leaves_the_others_alone_however_they_came_up() {
 #[test]
 fn what_would_bring_something_up_is_refused_while_opm_goes_down() {
     let Some(mut world) = World::new() else { return };
-    staying(&world, "a", "");
+    world.staying("a", "");
     world.service("late", "trap '' TERM; while :; do sleep 0.05; done", "stop: {timeout: 1h}\n");
     world.run();
     world.until_phase("a", "up");
@@ -72,13 +63,13 @@ fn what_would_bring_something_up_is_refused_while_opm_goes_down() {
     let mut shutdown = world.command(common::OPM);
     let mut shutdown = shutdown.arg("--root").arg(world.root()).arg("shutdown").spawn().unwrap();
     world.until_phase("a", "down");
-    staying(&world, "a", "description: changed\n");
+    world.staying("a", "description: changed\n");
     for args in [&["start", "a"][..], &["restart", "a"], &["apply", "units"], &["rollback"]] {
         let said = world.opm(args);
         assert_eq!(said.code, 4, "{said:?}");
         assert!(said.err.contains("opm is shutting down"), "{said:?}");
     }
-    assert_eq!(starts(&world, "a"), 1);
+    assert_eq!(world.starts("a"), 1);
     world.kill("KILL", world.pid("late").unwrap());
     assert!(shutdown.wait().unwrap().success());
 }
@@ -86,8 +77,8 @@ fn what_would_bring_something_up_is_refused_while_opm_goes_down() {
 #[test]
 fn case_097_what_was_stopped_by_hand_is_started_by_no_other_units_end() {
     let Some(world) = World::new() else { return };
-    staying(&world, "b", "");
-    staying(&world, "c", "instances: [x, y]\n");
+    world.staying("b", "");
+    world.staying("c", "instances: [x, y]\n");
     for (name, starts) in [("whole", "b"), ("one", "c")] {
         let keys = format!("restart: never\nenabled: false\non_failure: {{start: {starts}}}\n");
         world.service(name, "exit 1", &keys);

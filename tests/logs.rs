@@ -3,12 +3,12 @@
 
 mod common;
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::Stdio;
 
-use common::{OPM, Said, World, in_shell};
+use common::{OPM, Said, World, comes_true, in_shell};
 
 /// A log of one instance, its records as (time of 2026-11-25, stream, line).
 fn write(world: &World, instance: &str, file: &str, records: &[(&str, &str, &str)]) {
@@ -120,12 +120,12 @@ fn what_makes_no_sense_is_refused() {
     // Who waits for one that may come is told so.
     let mut command = world.command(OPM);
     command.arg("--root").arg(world.root()).args(["logs", "-f", "none"]);
-    let mut waits = command.stderr(Stdio::piped()).spawn().unwrap();
-    let mut line = String::new();
-    BufReader::new(waits.stderr.take().unwrap()).read_line(&mut line).unwrap();
-    assert!(line.starts_with("opm: no log of `none` in ") && line.ends_with("; waiting for one\n"));
+    let mut waits = command.stderr(File::create(world.path("said")).unwrap()).spawn().unwrap();
+    let said = || world.read("said");
+    let is_said = comes_true(|| said().ends_with("; waiting for one\n"));
     waits.kill().unwrap();
     waits.wait().unwrap();
+    assert!(is_said && said().starts_with("opm: no log of `none` in "), "{}", said());
 }
 
 #[test]

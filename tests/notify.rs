@@ -150,10 +150,7 @@ fn say_as_stranger(world: &World, text: &str) {
 }
 
 fn ledger(world: &World) -> String {
-    let run = std::fs::read_dir(world.root().join("run")).unwrap();
-    let mut files = run.map(|entry| entry.unwrap().path());
-    let is_ledger = |path: &PathBuf| path.extension().is_some_and(|end| end == "jsonl");
-    std::fs::read_to_string(files.find(is_ledger).unwrap()).unwrap()
+    std::fs::read_to_string(world.ledger()).unwrap()
 }
 
 fn count(text: &str, part: &str) -> usize {

@@ -331,17 +331,13 @@ impl Clients {
     }
 
     /// Binds a socket that somebody removed again.
-    pub(super) fn rebind(&mut self, registry: &Registry) {
-        log::warn!("{} was removed; binding it again", self.path.display());
-        match Self::bind(&self.path, registry, super::LISTENER) {
-            Ok(new) => {
-                if let Err(error) = registry.deregister(&mut self.listener) {
-                    log::debug!("cannot stop watching the old socket: {error}");
-                }
-                self.listener = new.listener;
-            }
-            Err(error) => log::error!("{error}"),
+    pub(super) fn rebind(&mut self, registry: &Registry) -> Result<(), SystemError> {
+        let new = Self::bind(&self.path, registry, super::LISTENER)?;
+        if let Err(error) = registry.deregister(&mut self.listener) {
+            log::debug!("cannot stop watching the old socket: {error}");
         }
+        self.listener = new.listener;
+        Ok(())
     }
 
     /// The nearest end of a client's patience; at once where one has more to ask.

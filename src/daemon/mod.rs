@@ -85,6 +85,8 @@ struct Daemon {
     clients: Option<Clients>,
     options: Options,
     reexec: bool,
+    /// Why the run directory could not be made again when it was last tried.
+    unmade: Option<String>,
     panics: Vec<Monotonic>,
     repeats: report::Repeats,
     cut_short: report::CutShort,
@@ -235,6 +237,11 @@ impl Daemon {
     }
 
     fn turn(&mut self, events: Vec<crate::model::Event>) {
+        if self.clients.as_ref().is_some_and(Clients::is_removed) {
+            self.come_back();
+        } else {
+            self.unmade = None;
+        }
         self.supervisor.turn(events);
         let notices = self.supervisor.take_notices();
         for notice in &notices {
@@ -251,9 +258,6 @@ impl Daemon {
         self.hurry = hurry;
         if let Some(clients) = &mut self.clients {
             clients.notify(&self.supervisor, &notices, self.poll.registry());
-            if clients.is_removed() {
-                self.come_back();
-            }
         }
         // What a change needed for a moment may be many times what is kept of it.
         let generation = self.supervisor.desired().generation;
@@ -285,25 +289,33 @@ impl Daemon {
     }
 
     /// The control socket was removed, and perhaps the run directory with it: both are there again,
-    /// and so is the ledger. FIFOs that are gone stay so for those that have them open.
+    /// and so is the ledger. FIFOs that are gone stay so for those that have them open. What cannot
+    /// be made is tried again at each turn, and told once.
     fn come_back(&mut self) {
-        let dirs = &self.options.dirs;
-        if !dirs.fifos().exists() {
-            log::error!(
-                "{} was removed; it is made again, and units that were up write to nowhere until opm \
-                 and they are started anew",
-                dirs.run.display()
-            );
+        if self.unmade.is_none() {
+            let dirs = &self.options.dirs;
+            log::warn!("{} was removed; it is made again", dirs.socket().display());
+            if !dirs.fifos().exists() {
+                log::error!(
+                    "{} was removed; it is made again, and units that were up write to nowhere until \
+                     opm and they are started anew",
+                    dirs.run.display()
+                );
+            }
         }
-        if let Err(error) = dirs.make_run_again() {
+        let unmade = self.make_again().err().map(|error| error.to_string());
+        if let Some(error) = unmade.as_ref().filter(|_| unmade != self.unmade) {
             log::error!("{error}");
         }
+        self.unmade = unmade;
+    }
+
+    fn make_again(&mut self) -> Result<(), SystemError> {
+        self.options.dirs.make_run_again()?;
         if let Some(clients) = &mut self.clients {
-            clients.rebind(self.poll.registry());
+            clients.rebind(self.poll.registry())?;
         }
-        if let Err(error) = self.supervisor.put_back() {
-            log::error!("{error}");
-        }
+        self.supervisor.put_back()
     }
 
     fn take_signals(&mut self, events: &mut Vec<crate::model::Event>) {

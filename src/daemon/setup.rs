@@ -81,6 +81,19 @@ fn keeper_options(options: &Options) -> Option<KeeperOptions> {
     })
 }
 
+/// Who listens on the control socket, where there may be one: it is bound, or was handed over an exec.
+fn clients(options: &Options, poll: &Poll) -> Result<Option<Clients>, SystemError> {
+    if options.stateless {
+        return Ok(None);
+    }
+    let socket = options.dirs.socket();
+    let clients = match system::inherited_listener(LISTEN_FD, &socket) {
+        Some(listener) => Clients::listen(listener, &socket, poll.registry(), LISTENER),
+        None => Clients::bind(&socket, poll.registry(), LISTENER),
+    };
+    clients.map(Some)
+}
+
 /// Everything up to the first turn.
 pub(super) fn build(mut options: Options) -> Result<(Daemon, Option<PassedOver>), BootFailure> {
     let pid_one = std::process::id() == 1;
@@ -114,16 +127,7 @@ pub(super) fn build(mut options: Options) -> Result<(Daemon, Option<PassedOver>)
         linux.take_sockets(&std::env::var(SOCKET_FDS).unwrap_or_default());
         linux.take_notify(&std::env::var(NOTIFY_FDS).unwrap_or_default());
     }
-    let clients = if options.stateless {
-        None
-    } else {
-        let socket = options.dirs.socket();
-        let handed = system::inherited_listener(LISTEN_FD, &socket);
-        Some(match handed {
-            Some(listener) => Clients::listen(listener, &socket, poll.registry(), LISTENER)?,
-            None => Clients::bind(&socket, poll.registry(), LISTENER)?,
-        })
-    };
+    let clients = clients(&options, &poll)?;
     let had_state = loaded.desired.as_ref().is_some_and(|desired| !desired.units.is_empty());
     if !options.command.is_empty() {
         let unit = command_unit(&options.command, options.stateless)?;
@@ -142,6 +146,7 @@ pub(super) fn build(mut options: Options) -> Result<(Daemon, Option<PassedOver>)
         clients,
         options,
         reexec: false,
+        unmade: None,
         panics: Vec::new(),
         repeats: report::Repeats::default(),
         cut_short: report::CutShort::default(),

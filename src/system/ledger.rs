@@ -155,7 +155,7 @@ impl<D: Disk> Ledger<D> {
         Ok((ledger, replay))
     }
 
-    /// Whether somebody removed the file.
+    /// Whether somebody removed the file: what is written to it then, nobody will read.
     pub fn is_lost(&self) -> bool {
         !self.disk.exists(&self.path)
     }
@@ -242,8 +242,14 @@ impl<D: Disk> Ledger<D> {
         }
     }
 
-    /// Replaces the ledger by these facts, where it has grown enough, or `always`.
+    /// Replaces the ledger by these facts, where it has grown enough or somebody removed it, or
+    /// `always`.
     pub fn compact(&mut self, observed: &Observed, always: bool) -> Result<(), SystemError> {
+        if self.is_lost() {
+            self.replace(observed)?;
+            log::warn!("the ledger `{}` was removed; it is written again", self.path.display());
+            return Ok(());
+        }
         let limit = COMPACT_BYTES_MIN
             .saturating_add(self.bytes_compact.saturating_mul(3))
             .max(self.bytes_refused.saturating_add(COMPACT_BYTES_MIN));

@@ -1035,7 +1035,6 @@ impl System for Linux {
     fn put_back(&mut self, desired: &Desired, observed: &Observed) -> Result<(), SystemError> {
         let Some(lasting) = &mut self.lasting else { return Ok(()) };
         if lasting.ledger.is_lost() {
-            log::warn!("the ledger was removed; it is written again");
             lasting.ledger.compact(observed, true)?;
         }
         if lasting.store.has_lost(desired.generation) {

@@ -197,6 +197,16 @@ impl World {
         self.service(name, script, &format!("kind: task\n{more}"));
     }
 
+    /// A unit that stays, and writes its pid where [`World::starts`] counts.
+    pub fn staying(&self, name: &str, more: &str) {
+        self.service(name, &format!("echo $$ >> {name}.starts; exec sleep 1000"), more);
+    }
+
+    /// How often a unit of [`World::staying`] was started.
+    pub fn starts(&self, name: &str) -> usize {
+        self.lines(&format!("{name}.starts")).len()
+    }
+
     pub fn remove_unit(&self, name: &str) {
         fs::remove_file(self.path("units").join(format!("{name}.yaml"))).unwrap();
     }
@@ -389,6 +399,13 @@ impl World {
     pub fn log(&self) -> String {
         let background = fs::read(self.root().join("log/opm.log")).unwrap_or_default();
         format!("{}{}", self.read("opm.out"), String::from_utf8_lossy(&background))
+    }
+
+    /// The ledger's file.
+    pub fn ledger(&self) -> PathBuf {
+        let run = fs::read_dir(self.root().join("run")).unwrap();
+        let is_ledger = |path: &PathBuf| path.extension().is_some_and(|end| end == "jsonl");
+        run.map(|entry| entry.unwrap().path()).find(is_ledger).unwrap()
     }
 
     /// No witness ever saw a second copy of itself.
