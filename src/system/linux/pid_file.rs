@@ -47,8 +47,8 @@ impl Linux {
         if let Err(error) = self.wait_for_file(launch.run, Tells::Main, path.clone(), before) {
             log::warn!("{}: {error}", launch.instance);
         }
-        let is_child = self.children.contains_key(&first.pid);
-        let kept = self.keep(&launch.instance, launch.run);
+        let is_child = self.children.get(first.pid).is_some();
+        let kept = self.kept(&launch.instance, launch.run);
         // What it left behind may have gone elsewhere.
         kept.is_adopted |= !is_child;
         kept.awaited = Some(Awaited { path, owner: owner_of(&launch.spec), first: *first });
@@ -132,9 +132,8 @@ impl Linux {
         identity: &Identity,
         stat: &process::Stat,
     ) -> bool {
-        let leads_other = match (self.children.get(&stat.session), self.foreign.get(&stat.session))
-        {
-            (Some((_, of, _)), _) => *of != run,
+        let leads_other = match (self.children.get(stat.session), self.foreign.get(&stat.session)) {
+            (Some(child), _) => child.run != run,
             (None, Some(token)) => match self.watched.get(token) {
                 Some(Watched::Foreign { run: of, .. }) => *of != run,
                 _ => false,

@@ -11,9 +11,9 @@ use mio::unix::SourceFd;
 use mio::{Interest, Token};
 
 use super::super::notify::{NotifyMessage, Ping};
-use super::super::{RunRef, process};
-use super::{Kept, Linux, Watched};
-use crate::model::{Event, Happening, Identity, Monotonic, Role, RunId, Span, Word};
+use super::super::process;
+use super::{Linux, Watched};
+use crate::model::{Event, Happening, Identity, Monotonic, RunId, Span, Word};
 use crate::system::System;
 
 /// Messages of one run that are taken at once: a run that floods its socket does not hold up others.
@@ -73,6 +73,11 @@ impl Said {
     /// Whether the main process is another one than that which was made.
     pub(super) fn has_former(&self) -> bool {
         !self.former.is_empty()
+    }
+
+    /// Those that were the main process before.
+    pub(super) fn former(&self) -> impl Iterator<Item = Identity> {
+        self.former.iter().copied()
     }
 
     /// The number of the next one that is the main process no more.
@@ -188,7 +193,7 @@ impl Linux {
     }
 
     /// Whether a run may change once more what is in the ledger.
-    fn may_change(&mut self, run: RunId) -> bool {
+    pub(super) fn may_change(&mut self, run: RunId) -> bool {
         let Some(kept) = self.runs.get_mut(&run) else { return false };
         let may = kept.said.changes < CHANGES_MAX;
         if may {
@@ -231,7 +236,7 @@ impl Linux {
 
     /// Whether a process is of a run. One that is gone already was let write by the socket's mode.
     fn is_of_run(&mut self, pid: i32, run: RunId) -> bool {
-        if self.children.get(&pid).is_some_and(|(_, of, _)| *of == run) {
+        if self.children.get(pid).is_some_and(|child| child.run == run) {
             return true;
         }
         let Some(stat) = process::stat(pid) else { return true };
@@ -245,159 +250,5 @@ impl Linux {
             kept.said.heard = Some(sender);
         }
         is_member
-    }
-
-    /// Whether a process that lives is of a run.
-    pub(super) fn is_member(&self, run: RunId, process: &Identity, session: i32) -> bool {
-        let Some(kept) = self.runs.get(&run) else { return false };
-        let tree = self.family(run, kept);
-        let is_living = |leader: &Identity| {
-            process::stat(leader.pid).is_some_and(|stat| stat.start == leader.start)
-        };
-        let mut leaders = tree.leaders.iter().map(|(_, leader)| leader);
-        if leaders.any(|leader| [process.pid, session].contains(&leader.pid) && is_living(leader)) {
-            return true;
-        }
-        let members = self.members_now(&tree);
-        let mut members = members.iter().map(|member| member.identity);
-        members.any(|member| (member.pid, member.start) == (process.pid, process.start))
-    }
-
-    /// A run by its processes with a role, as far as they are known here.
-    fn family(&self, run: RunId, kept: &Kept) -> RunRef {
-        let own = self.children.iter().filter(|(_, (_, of, _))| *of == run);
-        let own = own.filter_map(|(pid, (_, _, role))| {
-            let start = process::stat(*pid)?.start;
-            Some((*role, Identity { pid: *pid, start, inode: None }))
-        });
-        let mut leaders: Vec<(Role, Identity)> = own.collect();
-        let foreign = kept.tokens.iter().filter_map(|token| match self.watched.get(token) {
-            Some(Watched::Foreign { role, pid, start, .. }) => {
-                Some((*role, Identity { pid: *pid, start: *start, inode: None }))
-            }
-            _ => None,
-        });
-        let foreign: Vec<(Role, Identity)> = foreign.collect();
-        // What an earlier supervisor's run left behind went elsewhere.
-        let adopted = kept.is_adopted || leaders.is_empty();
-        leaders.extend(foreign);
-        // It may have ended by now; what it began is of the run.
-        leaders.extend(kept.awaited.iter().map(|awaited| (Role::Main, awaited.first)));
-        leaders.extend((0..).map(Role::Former).zip(kept.said.former.iter().copied()));
-        RunRef { instance: kept.instance.clone(), run, leaders, adopted }
-    }
-
-    /// Another process is a run's main one from now on, if it is the run's own and lives.
-    fn name_main(&mut self, run: RunId, pid: i32) -> Option<Happening> {
-        let main = self.pid_of_main(run)?;
-        if main == pid {
-            return None;
-        }
-        let Some((identity, role)) = self.main_to_be(run, pid) else {
-            self.complain(run, Complaint::NoMain, || {
-                format!("process {pid}, named by `MAINPID=`, is no process of the unit; ignored")
-            });
-            return None;
-        };
-        if !self.may_change(run) || !self.watch_main(run, &identity, role) {
-            return None;
-        }
-        let kept = self.runs.get_mut(&run)?;
-        let was = kept.said.next_former;
-        if let Some(stat) = process::stat(main) {
-            kept.said.knows_former(was, Identity { pid: main, start: stat.start, inode: None });
-        }
-        self.set_role(run, main, Role::Former(was));
-        self.main_is_known(run);
-        Some(Happening::Word { run, word: Word::MainIs { identity, was } })
-    }
-
-    /// The main process of a run, while its end is still to be told.
-    pub(super) fn pid_of_main(&self, run: RunId) -> Option<i32> {
-        let own = self.children.iter().find(|(_, (_, of, role))| (*of, *role) == (run, Role::Main));
-        own.map(|(pid, _)| *pid).or_else(|| {
-            self.runs.get(&run)?.tokens.iter().find_map(|token| match self.watched.get(token) {
-                Some(Watched::Foreign { role: Role::Main, pid, .. }) => Some(*pid),
-                _ => None,
-            })
-        })
-    }
-
-    /// A living process of the run that can be its main one.
-    fn main_to_be(&self, run: RunId, pid: i32) -> Option<(Identity, Option<Role>)> {
-        let (identity, role) = self.free_process(run, pid)?;
-        let session = process::stat(pid)?.session;
-        self.is_member(run, &identity, session).then_some((identity, role))
-    }
-
-    /// A living process that has no role, or one by which it can be the main one of this run: it is
-    /// that, or was before.
-    pub(super) fn free_process(&self, run: RunId, pid: i32) -> Option<(Identity, Option<Role>)> {
-        let (identity, _) = process::identify(pid)?;
-        let role = match (self.children.get(&pid), self.foreign.get(&pid)) {
-            (Some((_, of, role)), _) => Some((*of, *role)),
-            (None, Some(token)) => match self.watched.get(token) {
-                Some(Watched::Foreign { run, role, .. }) => Some((*run, *role)),
-                _ => None,
-            },
-            (None, None) => None,
-        };
-        let can_be = |role| matches!(role, Role::Main | Role::Former(_));
-        let is_free = role.is_none_or(|(of, role)| of == run && can_be(role));
-        (is_free && pid != self.own).then_some((identity, role.map(|(_, role)| role)))
-    }
-
-    /// Sees to it that the end of a new main process is told. `role`: what it was before.
-    pub(super) fn watch_main(
-        &mut self,
-        run: RunId,
-        identity: &Identity,
-        role: Option<Role>,
-    ) -> bool {
-        let pid = identity.pid;
-        if role.is_some() {
-            return self.set_role(run, pid, Role::Main);
-        }
-        if process::stat(pid).is_some_and(|stat| stat.parent == self.own) {
-            let Some(kept) = self.runs.get(&run) else { return false };
-            self.children.insert(pid, (kept.instance.clone(), run, Role::Main));
-            return true;
-        }
-        let watched =
-            process::identify(pid).filter(|(now, _)| now == identity).map(|(_, pidfd)| {
-                let fd = pidfd.as_raw_fd();
-                let (role, start) = (Role::Main, identity.start);
-                let is_room = self.room.for_adopted(fd);
-                (is_room, fd, Watched::Foreign { run, role, pid, start, pidfd })
-            });
-        match watched {
-            Some((true, fd, watched)) => match self.watch(Some(run), fd, watched) {
-                Ok(_) => true,
-                Err(error) => {
-                    log::warn!("cannot watch process {pid}: {error}");
-                    false
-                }
-            },
-            Some((false, ..)) | None => false,
-        }
-    }
-
-    /// Changes the role of a process whose end is still to be told. Whether there is such a one.
-    pub(super) fn set_role(&mut self, run: RunId, pid: i32, new: Role) -> bool {
-        if let Some((_, of, role)) = self.children.get_mut(&pid) {
-            let is_it = *of == run;
-            if is_it {
-                *role = new;
-            }
-            return is_it;
-        }
-        let token = self.foreign.get(&pid).copied();
-        match token.and_then(|token| self.watched.get_mut(&token)) {
-            Some(Watched::Foreign { run: of, role, .. }) if *of == run => {
-                *role = new;
-                true
-            }
-            _ => false,
-        }
     }
 }

@@ -13,8 +13,8 @@ use std::rc::Rc;
 use super::super::process::Found;
 use super::super::tree::{Member, Members};
 use super::super::{RunRef, process, sys, tree};
-use super::{Linux, System, Token, Watched};
-use crate::model::{RunId, Signal};
+use super::{Kept, Linux, System, Token, Watched};
+use crate::model::{Identity, Role, RunId, Signal};
 
 /// Processes without a role that are watched in one tree. When these are gone it is counted anew,
 /// and others are watched: more would only take descriptors.
@@ -65,7 +65,7 @@ impl Linux {
     }
 
     fn look_for_strays(&self) -> Option<Vec<i32>> {
-        tree::strays(|pid| self.children.contains_key(&pid))
+        tree::strays(|pid| self.children.get(pid).is_some())
     }
 
     /// All living processes of a run, by a list of our children that is not older than they are.
@@ -112,7 +112,7 @@ impl Linux {
         let mut groups = BTreeSet::new();
         for (_, leader) in &run.leaders {
             // A number alone is nobody: a dead leader's may be another unit's process by now.
-            let own = self.children.get(&leader.pid).is_some_and(|(_, of, _)| *of == run.run);
+            let own = self.children.get(leader.pid).is_some_and(|child| child.run == run.run);
             let is_it =
                 |one: &Member| (one.identity.pid, one.identity.start) == (leader.pid, leader.start);
             let alive = own || members.iter().any(is_it);
@@ -180,7 +180,7 @@ impl Linux {
         for token in watched {
             self.unwatch(token);
         }
-        self.keep(&run.instance, run.run).tree = Some(run.clone());
+        self.kept(&run.instance, run.run).tree = Some(run.clone());
         self.watch_members(run.run, &members)
     }
 
@@ -209,5 +209,44 @@ impl Linux {
             self.later.again(self.now());
         }
         left
+    }
+
+    /// Whether a process that lives is of a run.
+    pub(super) fn is_member(&self, run: RunId, process: &Identity, session: i32) -> bool {
+        let Some(kept) = self.runs.get(&run) else { return false };
+        let tree = self.family(run, kept);
+        let is_living = |leader: &Identity| {
+            process::stat(leader.pid).is_some_and(|stat| stat.start == leader.start)
+        };
+        let mut leaders = tree.leaders.iter().map(|(_, leader)| leader);
+        if leaders.any(|leader| [process.pid, session].contains(&leader.pid) && is_living(leader)) {
+            return true;
+        }
+        let members = self.members_now(&tree);
+        let mut members = members.iter().map(|member| member.identity);
+        members.any(|member| (member.pid, member.start) == (process.pid, process.start))
+    }
+
+    /// A run by its processes with a role, as far as they are known here.
+    fn family(&self, run: RunId, kept: &Kept) -> RunRef {
+        let own = self.children.of(run).filter_map(|(pid, role)| {
+            let start = process::stat(pid)?.start;
+            Some((role, Identity { pid, start, inode: None }))
+        });
+        let mut leaders: Vec<(Role, Identity)> = own.collect();
+        let foreign = kept.tokens.iter().filter_map(|token| match self.watched.get(token) {
+            Some(Watched::Foreign { role, pid, start, .. }) => {
+                Some((*role, Identity { pid: *pid, start: *start, inode: None }))
+            }
+            _ => None,
+        });
+        let foreign: Vec<(Role, Identity)> = foreign.collect();
+        // What an earlier supervisor's run left behind went elsewhere.
+        let adopted = kept.is_adopted || leaders.is_empty();
+        leaders.extend(foreign);
+        // It may have ended by now; what it began is of the run.
+        leaders.extend(kept.awaited.iter().map(|awaited| (Role::Main, awaited.first)));
+        leaders.extend((0..).map(Role::Former).zip(kept.said.former()));
+        RunRef { instance: kept.instance.clone(), run, leaders, adopted }
     }
 }
