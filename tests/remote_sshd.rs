@@ -140,7 +140,8 @@ fn nothing_is_left_on_either_side_of_a_command_that_is_ended() {
         for signal in ["INT", "TERM", if args == follow { "HUP" } else { "KILL" }] {
             let mut child = far.begin(args);
             far.world.until("its far side", || !far.processes(there).is_empty());
-            let pid = *far.processes(&[OPM, "--ssh"]).last().unwrap();
+            // The first is timeout(1); others are on their way to be ssh.
+            let pid = *far.processes(&[OPM, "--ssh"]).get(1).unwrap();
             if signal == "INT" {
                 // To the whole group, as a terminal does.
                 let group = far.processes(&["timeout", "40", OPM]);

@@ -218,6 +218,12 @@ impl Backward {
         at.segment.number.is_some_and(|number| number <= first.after)
     }
 
+    /// Before the first step: where it began, in the file that is being written.
+    pub(super) fn end(&self) -> io::Result<Option<Start>> {
+        let current = self.at.as_ref().filter(|at| at.segment.number.is_none());
+        current.map(Start::try_clone).transpose()
+    }
+
     /// Where the record that was looked at last starts.
     pub(super) fn place(&self) -> io::Result<Option<Start>> {
         let start = self.base + self.block.len() as u64;

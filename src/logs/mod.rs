@@ -146,7 +146,12 @@ pub fn read(
     if query.follow {
         return follow::follow(query, output, each);
     }
-    let mut merge = Merge::new(start(query, &query.present()?)?);
+    give(start(query, &query.present()?)?, each)
+}
+
+/// Gives what is there now.
+fn give(cursors: Vec<Cursor>, each: &mut Each<'_>) -> Result<(), LogsError> {
+    let mut merge = Merge::new(cursors);
     for cursor in &mut merge.cursors {
         cursor.end_here().map_err(|error| cursor.error(error))?;
     }
@@ -207,6 +212,12 @@ fn start(query: &Query, names: &[String]) -> Result<Vec<Cursor>, LogsError> {
             cursor.go_to(bounds.first);
         } else if !bounds.is_empty {
             let back = Backward::new(&dir, bounds).map_err(fail)?;
+            // What is written while it goes back is none of the last.
+            if !query.follow
+                && let Some(end) = back.end().map_err(fail)?
+            {
+                cursor.end_at(end);
+            }
             backs.push((cursors.len(), back));
         }
         cursors.push(cursor);

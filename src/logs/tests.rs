@@ -28,6 +28,10 @@ fn query(dir: &Path, instances: &[&str], lines: Option<usize>) -> Query {
     Query { lines, ..Query::of(dir, instances) }
 }
 
+fn following(dir: &Path, lines: usize) -> Query {
+    Query { follow: true, ..query(dir, &[], Some(lines)) }
+}
+
 pub(super) fn texts(query: &Query) -> Vec<String> {
     let mut texts = Vec::new();
     read(query, None, &mut |record| {
@@ -63,6 +67,30 @@ fn records_of_several_instances_come_by_time() {
     assert_eq!(texts(&query(root.path(), &["b@1"], Some(1))), ["b8"]);
     assert_eq!(texts(&query(root.path(), &["b@"], None)), [""; 0]);
     assert!(read(&query(&root.path().join("none"), &[], None), None, &mut |_| Ok(())).is_err());
+}
+
+#[test]
+fn what_is_written_after_the_last_were_found_is_none_of_them() {
+    for rotates in [false, true] {
+        let root = two_logs();
+        let (a, b) = (root.path().join("a"), root.path().join("b@1"));
+        append(&a.join("current"), b"unfinished");
+        let query = query(root.path(), &[], Some(4));
+        let cursors = start(&query, &query.present().unwrap()).unwrap();
+        append(&a.join("current"), b"\n");
+        if rotates {
+            fs::rename(a.join("current"), a.join("00000005.log")).unwrap();
+        }
+        write(&a.join("current"), &[(10, "a10")]);
+        write(&b.join("current"), &[(11, "b11")]);
+        let mut texts = Vec::new();
+        let mut each = |record: Record| {
+            texts.push(String::from_utf8(record.bytes).unwrap());
+            Ok(())
+        };
+        give(cursors, &mut each).unwrap();
+        assert_eq!(texts, ["b6", "a7", "b8", "a9"], "rotates: {rotates}");
+    }
 }
 
 #[test]
@@ -239,7 +267,7 @@ fn a_rotation_in_the_middle_of_a_look_loses_and_doubles_nothing() {
         })));
         let names = ["a".to_owned()];
         let mut found = Vec::new();
-        let mut merge = Merge::new(start(&query(root.path(), &[], Some(9)), &names).unwrap());
+        let mut merge = Merge::new(start(&following(root.path(), 9), &names).unwrap());
         for _ in 0..3 {
             pump(&mut merge, &mut found);
             log.borrow_mut().line();
@@ -271,7 +299,7 @@ fn following_over_rotations_loses_and_doubles_nothing() {
         log.line();
         let mut found = Vec::new();
         let names = ["a".to_owned()];
-        let mut merge = Merge::new(start(&query(root.path(), &[], Some(1)), &names).unwrap());
+        let mut merge = Merge::new(start(&following(root.path(), 1), &names).unwrap());
         let mut rest = order;
         for _ in 0..6 {
             match rest % 3 {
@@ -294,7 +322,7 @@ fn a_reader_that_falls_behind_is_told() {
     let mut log = Log { dir: root.path().join("a"), next: 1, keep: 2, written: 0 };
     log.line();
     let names = ["a".to_owned()];
-    let mut merge = Merge::new(start(&query(root.path(), &[], Some(1)), &names).unwrap());
+    let mut merge = Merge::new(start(&following(root.path(), 1), &names).unwrap());
     let mut found = Vec::new();
     pump(&mut merge, &mut found);
     for _ in 0..6 {
