@@ -124,7 +124,7 @@ fn fork(world: &World) -> i32 {
 }
 
 fn socket(world: &World) -> PathBuf {
-    world.root().join("run/notify/a")
+    world.root().join("run/notify/a.sock")
 }
 
 /// Says something as a process that is not of the unit.
@@ -491,4 +491,20 @@ fn a_notify_socket_for_a_watchdog_is_no_word_about_readiness() {
     tell(&world, "a", "say READY=1|STATUS=not yet");
     world.until("its words", || world.row("a")["says"] == "not yet");
     assert_eq!(world.phase("a"), "starting");
+}
+
+#[test]
+fn who_writes_to_its_readiness_descriptor_without_end_holds_nobody_up() {
+    let Some(mut world) = World::new() else { return };
+    // Enough of them that the descriptor is never empty.
+    let many = |program: &str| format!("for i in 1 2 3 4 5 6 7 8; do {program} >&3 & done; wait");
+    world.service("talks", &many("yes"), "ready: {fd: 3}\n");
+    world.service("blank", &many("cat /dev/zero"), "ready: {fd: 3}\n");
+    world.service("other", "exec sleep 1000", "requires: [talks]\n");
+    world.run();
+    world.until_phase("other", "up");
+    assert_eq!(world.phase("blank"), "starting");
+    assert_eq!(world.opm(&["restart", "other"]).code, 0);
+    assert_eq!(world.opm(&["shutdown"]).code, 0);
+    assert_eq!(world.wait_run(), 0);
 }

@@ -314,7 +314,7 @@ fn instance(facts: Facts, unit: &Unit, pid: i32) -> Instance {
         ready_for: None,
     };
     Instance {
-        last: run.is_none().then_some(last),
+        last: run.is_none().then(|| Box::new(last)),
         run,
         phase,
         since: ago(since),

@@ -26,7 +26,7 @@ use std::sync::Arc;
 use super::diagnostic::{Spot, quoted};
 use super::source::{At, Sink};
 use super::yaml::{Entry, Node, Tree, Value};
-use crate::model::{FilePath, Kind, Spec, UnitName};
+use crate::model::{FilePath, Hooks, Kind, Relations, Spec, UnitName};
 
 /// How the names of opm's own units begin.
 const OWN_PREFIX: &str = "_opm";
@@ -220,11 +220,13 @@ impl Decoder<'_, '_> {
             // What it names was copied before.
             self.unit_name("extends", node);
         }
-        self.relations(&fields, &mut spec.relations);
+        let mut relations = Relations::default();
+        self.relations(&fields, &mut relations);
+        spec.relations = relations.into();
         match self.kind {
             Kind::Target => return name.map(|_| spec),
             Kind::Socket => {
-                spec.socket = self.socket(node, &fields, base);
+                spec.socket = self.socket(node, &fields, base).map(Box::new);
                 return name.map(|_| spec);
             }
             Kind::Service | Kind::Task => {}
@@ -239,7 +241,7 @@ impl Decoder<'_, '_> {
     /// What a change of is taken over at once.
     fn lasting(&mut self, fields: &fields::Fields<'_>, spec: &mut Spec) {
         if let Some(node) = fields.get("conditions") {
-            spec.conditions = self.conditions(node);
+            spec.conditions = self.conditions(node).into();
         }
         if let Some(node) = fields.get("instances") {
             spec.instances = self.instances(node).unwrap_or(spec.instances.clone());
@@ -275,14 +277,18 @@ impl Decoder<'_, '_> {
             spec.reload = self.reload(node);
         }
         if let Some(node) = fields.get("health") {
-            spec.health = self.health(node);
+            spec.health = self.health(node).map(Box::new);
         }
-        spec.watch = fields.get("watch").and_then(|node| self.watch(node, spec.reload.is_some()));
-        spec.schedule = self.schedule(fields);
-        spec.hooks.pre_start = self.hooks("pre_start", fields);
-        spec.hooks.post_start = self.hooks("post_start", fields);
-        spec.hooks.pre_stop = self.hooks("pre_stop", fields);
-        spec.hooks.post_stop = self.hooks("post_stop", fields);
+        let watch = fields.get("watch").and_then(|node| self.watch(node, spec.reload.is_some()));
+        spec.watch = watch.map(Box::new);
+        spec.schedule = self.schedule(fields).map(Box::new);
+        let hooks = Hooks {
+            pre_start: self.hooks("pre_start", fields),
+            post_start: self.hooks("post_start", fields),
+            pre_stop: self.hooks("pre_stop", fields),
+            post_stop: self.hooks("post_stop", fields),
+        };
+        spec.hooks = hooks.into();
     }
 
     /// Notes where the unit names another one.

@@ -35,7 +35,7 @@ pub(super) fn check(
 fn sockets<'a>(
     specs: &'a BTreeMap<&'a UnitName, &'a Spec>,
 ) -> impl Iterator<Item = (&'a UnitName, &'a Socket)> {
-    specs.iter().filter_map(|(name, spec)| Some((*name, spec.socket.as_ref()?)))
+    specs.iter().filter_map(|(name, spec)| Some((*name, spec.socket.as_deref()?)))
 }
 
 /// Where a unit of this source says whom it is for.

@@ -62,6 +62,9 @@ pub(super) fn answer(
                 return Err(Failure::PermissionDenied).into();
             }
             match method {
+                // There is nobody to tell.
+                "Events" | "Wait" if call.oneway => Err(Failure::ExpectedMore).into(),
+                "Events" if !call.more => Err(Failure::ExpectedMore).into(),
                 "Events" => {
                     clients.set_pending(client, Pending::Events);
                     Answer::Later
@@ -297,7 +300,7 @@ fn wait(
                 supervisor.select(&parameters.units()?)?
             }
         };
-        let timeout = parameters.0.get("timeout_ms").and_then(Value::as_u64);
+        let timeout = parameters.number("timeout_ms")?;
         let now = supervisor.system().now();
         let deadline = timeout.map(|millis| now.after(Span::millis(millis)));
         Ok(Wait::new(ids, goal, deadline, call.more, brief))

@@ -40,6 +40,8 @@ pub(super) struct Clients {
     next: usize,
     /// Who may have sent more than was taken: their turn comes again without an event.
     busy: BTreeSet<Token>,
+    /// Whose calls are being carried out.
+    heard: Option<Token>,
     /// Set while clients knock for whom there is no descriptor: when to try again.
     accept_at: Option<Monotonic>,
 }
@@ -145,7 +147,7 @@ impl Clients {
         let connected = BTreeMap::new();
         let busy = BTreeSet::new();
         let (path, next) = (path.to_owned(), FIRST_CLIENT);
-        Ok(Self { path, listener, connected, next, busy, accept_at: None })
+        Ok(Self { path, listener, connected, next, busy, heard: None, accept_at: None })
     }
 
     /// Lets the socket live on over an exec of opm; returns its descriptor.
@@ -259,8 +261,21 @@ impl Clients {
     }
 
     /// Those whose turn it is.
-    pub(super) fn take_busy(&mut self) -> BTreeSet<Token> {
-        std::mem::take(&mut self.busy)
+    pub(super) fn busy(&self) -> Vec<Token> {
+        self.busy.iter().copied().collect()
+    }
+
+    /// From now on, and until its [`Clients::flush`], what is done is done for this one.
+    pub(super) fn begin_to_hear(&mut self, token: Token) {
+        self.busy.remove(&token);
+        self.heard = Some(token);
+    }
+
+    /// A bug broke off what was done for a client: nobody will answer it.
+    pub(super) fn drop_heard(&mut self, registry: &Registry) {
+        if let Some(token) = self.heard.take() {
+            self.drop_client(token, registry);
+        }
     }
 
     /// The next call that a client has sent whole, in order, or what is wrong with what it sent.
@@ -287,6 +302,7 @@ impl Clients {
     /// Writes what waits for a client, as far as it takes it. One that has more to ask has its turn
     /// again; one that is done goes.
     pub(super) fn flush(&mut self, token: Token, registry: &Registry) {
+        self.heard = None;
         let Some(client) = self.connected.get_mut(&token) else { return };
         let there = client.write();
         if !there || (client.over && client.pending.is_none() && client.output.is_empty()) {

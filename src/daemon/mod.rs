@@ -222,7 +222,7 @@ impl Daemon {
         if self.clients.as_ref().is_some_and(|clients| clients.may_accept_again(now)) {
             self.accept();
         }
-        let busy = self.clients.as_mut().map(Clients::take_busy).unwrap_or_default();
+        let busy = self.clients.as_ref().map(Clients::busy).unwrap_or_default();
         for token in busy {
             self.hear(token);
         }
@@ -279,6 +279,9 @@ impl Daemon {
         self.panics.retain(|at| now.since(*at) < PANICS_WITHIN);
         self.panics.push(now);
         log::error!("opm itself failed; this is a bug ({} in a minute)", self.panics.len());
+        if let Some(clients) = &mut self.clients {
+            clients.drop_heard(self.poll.registry());
+        }
         // A shutdown in minimal mode needs the facts too.
         let recovery = std::panic::AssertUnwindSafe(|| self.supervisor.recover());
         let has_failed = std::panic::catch_unwind(recovery).is_err();
@@ -373,6 +376,7 @@ impl Daemon {
     /// Answers what a client asks, one call after the other.
     fn hear(&mut self, token: Token) {
         let Some(clients) = &mut self.clients else { return };
+        clients.begin_to_hear(token);
         for _ in 0..CALLS_PER_TURN {
             let mut call = match clients.next_call(token) {
                 None => break,
@@ -391,7 +395,9 @@ impl Daemon {
                 }
                 calls::Answer::Reply(_) | calls::Answer::Later => {}
                 calls::Answer::Reexec(reply) => {
-                    clients.send(token, &reply, self.poll.registry());
+                    if !call.oneway {
+                        clients.send(token, &reply, self.poll.registry());
+                    }
                     self.reexec = true;
                 }
             }

@@ -10,7 +10,7 @@ use crate::model::{
     Doing, Happening, InstanceId, Monotonic, Outcome, Reason, Role, Rung, Span, StartError,
     StopCause, Verdict, Word,
 };
-use crate::plan::{Hurry, Plan, Shutdown};
+use crate::plan::{self, Hurry, Plan, Shutdown};
 use crate::supervisor::{Applied, Notice, Source, Supervisor};
 use crate::system::System;
 
@@ -187,8 +187,7 @@ fn line<S: System>(supervisor: &Supervisor<S>, notice: &Notice) -> Option<(Level
             (if by_shortage { Level::Debug } else { level }, text)
         }
         Happening::Waits { on, .. } => {
-            let what: Vec<String> = on.iter().map(ToString::to_string).collect();
-            (Level::Info, format!("waits for {}", what.join(", ")))
+            (Level::Info, format!("waits for {}", plan::few(on, ToString::to_string)))
         }
         Happening::Listens { bound, .. } => {
             let at: Vec<&str> = bound.iter().map(|bound| bound.at.as_str()).collect();

@@ -53,6 +53,7 @@ pub struct Node {
 #[derive(Debug, Clone, Default)]
 pub struct Graph {
     nodes: BTreeMap<UnitName, Node>,
+    is_stale: bool,
 }
 
 impl Node {
@@ -88,10 +89,20 @@ impl Graph {
                 nodes.entry(other.clone()).or_default().conflicts.push(name.clone());
             }
         }
-        let mut graph = Self { nodes };
+        let mut graph = Self { nodes, is_stale: false };
         graph.mark_wanted(desired);
         graph.measure_depth();
         graph
+    }
+
+    /// A unit is gone. Many may go at once: it keeps its place until the graph is built anew.
+    pub fn go_stale(&mut self) {
+        self.is_stale = true;
+    }
+
+    /// Whether units went since it was built.
+    pub fn is_stale(&self) -> bool {
+        self.is_stale
     }
 
     /// A unit's place; `None` for one that nobody names.

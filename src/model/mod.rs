@@ -39,6 +39,7 @@ mod outcome;
 mod path;
 mod probe;
 mod schedule;
+mod shared;
 mod signal;
 mod socket;
 mod spec;
@@ -66,6 +67,7 @@ pub use outcome::{EXIT_NEVER_STARTED, ExitMatch, Outcome, Stage, StartError};
 pub use path::FilePath;
 pub use probe::{Health, HealthAction, Probe, Question, RETRIES_MAX};
 pub use schedule::{Calendar, Cron, EVERY_MIN, Overlap, Schedule, ScheduleError, When};
+pub use shared::Shared;
 pub use signal::Signal;
 pub use socket::{Accept, Address, Bound, LISTEN_MAX, Listen, Socket, UNIX_MODE};
 pub use spec::{

@@ -37,7 +37,7 @@ pub struct Instance {
     /// Its run, from its beginning until its last process is gone.
     pub run: Option<Run>,
     /// How the last run ended.
-    pub last: Option<End>,
+    pub last: Option<Box<End>>,
     /// Automatic starts in a row.
     pub attempt: u32,
     /// Automatic starts since the unit was last started on purpose; for people.
@@ -599,13 +599,13 @@ impl Instance {
                 StopCause::MainEnded
             };
             let decisive = run.decisive(&cause);
-            self.last = Some(End {
+            self.last = Some(Box::new(End {
                 run: run.id,
                 outcome: decisive.and_then(Process::outcome).cloned(),
                 cause,
                 at,
                 ready_for: run.ready.map(|ready| at.since(ready)),
-            });
+            }));
         }
         let phase = match verdict {
             Verdict::Down => Phase::Down,

@@ -14,6 +14,7 @@ use super::outcome::{ExitMatch, Outcome};
 use super::path::FilePath;
 use super::probe::{Health, Probe};
 use super::schedule::Schedule;
+use super::shared::Shared;
 use super::signal::Signal;
 use super::socket::Socket;
 use super::template::Template;
@@ -72,15 +73,15 @@ pub struct Spec {
     pub process: Option<Process>,
     /// Where a socket listens. A change restarts its run, and keeps open what is in both.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub socket: Option<Socket>,
+    pub socket: Option<Box<Socket>>,
     /// How it hangs together with other units.
-    pub relations: Relations,
+    pub relations: Shared<Relations>,
     /// What must hold for it to start at all.
-    pub conditions: Conditions,
+    pub conditions: Shared<Conditions>,
     /// Which instances there are.
     pub instances: Instances,
     /// When and how it is started again.
-    pub restart: Restart,
+    pub restart: Shared<Restart>,
     /// Which ends are successes.
     pub success_exit: Vec<ExitMatch>,
     /// What follows when it ended well for good.
@@ -92,17 +93,17 @@ pub struct Spec {
     /// How long it may take from its start to ready.
     pub start_timeout: Span,
     /// How it is stopped.
-    pub stop: Stop,
+    pub stop: Shared<Stop>,
     /// How it is told to read its configuration again.
     pub reload: Option<Reload>,
     /// How it is watched while it is up.
-    pub health: Option<Health>,
+    pub health: Option<Box<Health>>,
     /// Files whose change restarts or reloads it.
-    pub watch: Option<Watch>,
+    pub watch: Option<Box<Watch>>,
     /// When a task runs; `None`: once per boot and definition.
-    pub schedule: Option<Schedule>,
+    pub schedule: Option<Box<Schedule>>,
     /// Commands round the main process.
-    pub hooks: Hooks,
+    pub hooks: Shared<Hooks>,
     /// Where its output goes and how much is kept, where the log keeper reads it.
     pub logs: Logs,
 }
@@ -123,21 +124,21 @@ impl Spec {
             enabled: true,
             process: None,
             socket: None,
-            relations: Relations::default(),
-            conditions: Conditions::default(),
+            relations: Shared::default(),
+            conditions: Shared::default(),
             instances: Instances::Count(1),
-            restart: Restart { policy, ..Restart::default() },
+            restart: Restart { policy, ..Restart::default() }.into(),
             success_exit: vec![ExitMatch::Code(0)],
             on_success: EndAction::None,
             on_failure: EndAction::None,
             essential: false,
             start_timeout: Span::seconds(60),
-            stop: Stop::default(),
+            stop: Shared::default(),
             reload: None,
             health: None,
             watch: None,
             schedule: None,
-            hooks: Hooks::default(),
+            hooks: Shared::default(),
             logs: Logs::default(),
         }
     }
@@ -193,7 +194,7 @@ impl Spec {
 
     /// Whether nothing that is fixed at a start differs.
     pub fn starts_like(&self, other: &Self) -> bool {
-        let fixed = |socket: &Option<Socket>| {
+        let fixed = |socket: &Option<Box<Socket>>| {
             socket.as_ref().map(|socket| (socket.listen.clone(), socket.service.clone()))
         };
         self.kind == other.kind
@@ -415,7 +416,7 @@ pub enum Ready {
     /// When a line of its output matches this regular expression.
     Log(String),
     /// When the answer to this question is yes.
-    Asked(Probe),
+    Asked(Box<Probe>),
 }
 
 /// A resource with a limit, getrlimit(2).

@@ -139,14 +139,6 @@ impl Template {
         }
         text
     }
-
-    /// Whether the text depends on the instance.
-    pub fn names_instance(&self) -> bool {
-        self.parts.iter().any(|part| match part {
-            Part::Variable(Variable::Instance | Variable::InstanceIndex) => true,
-            Part::Literal(_) | Part::Variable(_) => false,
-        })
-    }
 }
 
 /// Longest piece of a wrong `${…}` that an error repeats, in characters; the rest is cut off.

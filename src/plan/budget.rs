@@ -63,7 +63,7 @@ pub fn budget_warning(desired: &Desired, budget: Option<Span>) -> Option<String>
     let budget = budget?;
     let chain = longest_stop(desired);
     let is_silent = |name: &UnitName| {
-        desired.units.get(name).is_some_and(|unit| unit.spec.stop == Stop::default())
+        desired.units.get(name).is_some_and(|unit| *unit.spec.stop == Stop::default())
     };
     let is_default = matches!(chain.units.as_slice(), [only] if is_silent(only));
     if chain.time <= budget || is_default {

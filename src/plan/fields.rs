@@ -66,7 +66,7 @@ pub fn fields_of(spec: &Spec) -> Fields {
     }
     list.live("enabled", json!(enabled));
     list.relations(relations, &logs.to);
-    list.socket(socket.as_ref());
+    list.socket(socket.as_deref());
     // The other kinds have none of the rest.
     if !matches!(kind, Kind::Service | Kind::Task) {
         return list.0;
@@ -88,9 +88,9 @@ pub fn fields_of(spec: &Spec) -> Fields {
     list.live("start_timeout", span(*start_timeout));
     list.stop(stop);
     list.reload(reload.as_ref());
-    list.health(health.as_ref());
-    list.watch(watch.as_ref());
-    list.schedule(schedule.as_ref());
+    list.health(health.as_deref());
+    list.watch(watch.as_deref());
+    list.schedule(schedule.as_deref());
     list.hooks(hooks);
     list.logs(logs, output);
     list.0

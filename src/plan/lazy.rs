@@ -156,7 +156,8 @@ mod tests {
                 let one = Listen { address, name: None, mode: None, user: None, group: None };
                 let (service, accept) = (name("web"), *accept);
                 let listen = vec![one];
-                spec.socket = Some(Socket { listen, service, accept, base_dir: "/".into() });
+                let socket = Socket { listen, service, accept, base_dir: "/".into() };
+                spec.socket = Some(Box::new(socket));
                 add(spec);
             }
             Self { desired, observed: Observed::default() }
@@ -247,7 +248,7 @@ mod tests {
         ] {
             let last = End { run: RunId(1), cause, outcome: None, at: second(1), ready_for: None };
             let words = format!("{:?}", last.cause);
-            let instance = Instance { last: Some(last), ..blank.clone() };
+            let instance = Instance { last: Some(Box::new(last)), ..blank.clone() };
             assert_eq!(!scene.waits(&instance, true).is_empty(), waits, "{words}");
         }
         // A start by hand raises the epoch beyond the one that is known.

@@ -37,7 +37,7 @@ pub use roll::{Turn, is_outdated, turn};
 pub use room::Room;
 pub use schedule::{MISSED_AFTER, rests_until_due};
 pub use start::reload_action;
-pub use why::{health, why};
+pub use why::{few, health, why};
 
 use std::collections::BTreeSet;
 

@@ -7,6 +7,17 @@ use crate::model::{
 
 /// Longest chain that is told; longer ones are cut, loops cannot be.
 const CHAIN_MAX: usize = 32;
+/// Of more things that are waited for, so many are named.
+const NAMED_MAX: usize = 8;
+
+/// Those that are waited for, in words: all, or the first ones and how many more.
+pub fn few<T>(all: &[T], words: impl FnMut(&T) -> String) -> String {
+    let mut named: Vec<String> = all.iter().take(NAMED_MAX).map(words).collect();
+    if let Some(more) = all.len().checked_sub(NAMED_MAX).filter(|more| *more > 0) {
+        named.push(format!("{more} more"));
+    }
+    named.join(", ")
+}
 
 /// One line for each link, from the instance asked about to the root cause.
 pub fn why(view: &View<'_>, id: &InstanceId) -> Vec<String> {
@@ -57,8 +68,7 @@ fn link(view: &View<'_>, id: &InstanceId, lines: &mut Vec<String>) -> Option<Ins
     match &instance.phase {
         Phase::Down if ended.is_empty() || !view.wants(id) => say(unwanted(view, id)),
         Phase::Waiting { on, .. } => {
-            let what: Vec<String> = on.iter().map(|blocker| blocks(view, blocker)).collect();
-            say(format!("waits for {}", what.join(", ")));
+            say(format!("waits for {}", few(on, |blocker| blocks(view, blocker))));
             let blocker = on.iter().find(|blocker| blocker.stuck).or_else(|| on.first())?;
             match blocker.until {
                 Until::Down | Until::Connection => return None,
@@ -202,7 +212,7 @@ mod tests {
                 at: Monotonic::default(),
                 ready_for: None,
             };
-            let last = (!matches!(phase, Phase::Waiting { .. })).then_some(last);
+            let last = (!matches!(phase, Phase::Waiting { .. })).then(|| Box::new(last));
             let instance = Instance { phase, last, attempt: 3, ..Instance::default() };
             observed.insert(InstanceId::single(&name(unit)), instance);
         }
@@ -282,5 +292,13 @@ mod tests {
             why_of(&desired, Vec::new(), "web"),
             ["`web` is down: `enabled: false` (`opm start web` starts it)"]
         );
+    }
+
+    #[test]
+    fn of_many_a_few_are_named() {
+        let said = |count: usize| few(&vec![(); count], |()| "a".to_owned());
+        assert_eq!(said(1), "a");
+        assert_eq!(said(NAMED_MAX), ["a"; NAMED_MAX].join(", "));
+        assert_eq!(said(1_000), format!("{}, 992 more", ["a"; NAMED_MAX].join(", ")));
     }
 }

@@ -19,6 +19,7 @@ error InterfaceNotFound (interface: string)
 error MethodNotFound (method: string)
 error MethodNotImplemented (method: string)
 error InvalidParameter (parameter: string)
+error ExpectedMore ()
 ";
 
 /// The text of [`CONTROL`].
@@ -145,7 +146,7 @@ method Wait(units: []string, condition: string, timeout_ms: ?int, brief: ?bool) 
   result: ?string, instances: []Instance
 )
 
-# With more: everything that happens from now on
+# With more, which it needs: everything that happens from now on
 method Events() -> (event: ?object)
 
 # The chain of causes of how an instance is

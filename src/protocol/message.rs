@@ -109,6 +109,8 @@ pub enum Failure {
     MethodNotFound(String),
     /// A parameter is missing or of the wrong type.
     InvalidParameter(String),
+    /// Replies follow one another, and the caller did not ask for `more`.
+    ExpectedMore,
     /// The caller may not.
     PermissionDenied,
     /// No such unit.
@@ -129,6 +131,7 @@ impl From<Failure> for Reply {
             Failure::InvalidParameter(name) => {
                 (SERVICE, "InvalidParameter", json!({ "parameter": name }))
             }
+            Failure::ExpectedMore => (SERVICE, "ExpectedMore", json!({})),
             Failure::PermissionDenied => (CONTROL, "PermissionDenied", json!({})),
             Failure::NoSuchUnit(reason) => (CONTROL, "NoSuchUnit", json!({ "reason": reason })),
             Failure::Refused(reason) => (CONTROL, "Refused", json!({ "reason": reason })),

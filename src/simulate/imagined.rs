@@ -281,7 +281,7 @@ impl System for Imagined {
     }
 
     /// Whoever was alive when the state was taken is; what it is in the middle of ends well.
-    fn adopt(&mut self, launch: &Launch, process: &Identity, _: bool) -> Proof {
+    fn adopt(&mut self, launch: &Launch, process: &Identity) -> Proof {
         self.add(launch, process.pid);
         if let Some(signal) = self.signalled.get(&launch.run) {
             self.deliver(process.pid, *signal);

@@ -37,7 +37,7 @@ impl Timetable {
 
 impl<S: System> Supervisor<S> {
     fn schedule_of(&self, id: &InstanceId) -> Option<&Schedule> {
-        self.desired.units.get(&id.unit)?.spec.schedule.as_ref()
+        self.desired.units.get(&id.unit)?.spec.schedule.as_deref()
     }
 
     /// The next due time of an instance after one.

@@ -7,11 +7,12 @@ use std::sync::Arc;
 use super::agenda::Timetable;
 use super::keeper_unit::{self, KeeperOptions};
 use super::queue::Queue;
+use super::running::Running;
 use super::wakes::Wakes;
 use super::{Refusal, Supervisor};
 use crate::model::{
-    Event, Graph, Happening, InstanceId, Kind, Life, Observed, Outcome, Phase, Role, RunId, Span,
-    Spec, Stage, StartError, Word,
+    Event, Graph, Happening, InstanceId, Kind, Life, Outcome, Phase, Role, RunId, Span, Spec,
+    Stage, StartError, Word,
 };
 use crate::plan::{self, Room};
 use crate::system::{Launch, Loaded, Proof, Replay, System};
@@ -47,7 +48,7 @@ impl<S: System> Boot<S> {
         if let Some(keeper) = &self.keeper {
             keeper_unit::add_to(&mut desired, keeper);
         }
-        let running = count_running(&observed);
+        let running = Running::of(&observed);
         let graph = Graph::build(&desired);
         let mut supervisor = Supervisor {
             system: self.system,
@@ -63,6 +64,7 @@ impl<S: System> Boot<S> {
             wakes: Wakes::new(),
             times: Timetable::new(self.loaded.agenda),
             hold_ends: None,
+            lift_after: None,
             revert_after: None,
             running,
             notices: Vec::new(),
@@ -82,14 +84,6 @@ impl<S: System> Boot<S> {
     }
 }
 
-/// How many instances have a run, the log keeper's apart.
-fn count_running(observed: &Observed) -> usize {
-    let runs = observed
-        .iter()
-        .filter(|(id, instance)| instance.run.is_some() && !keeper_unit::is_keeper(&id.unit));
-    runs.count()
-}
-
 impl<S: System> Supervisor<S> {
     /// After a bug in the middle of a cycle: what is known may lack what was done last, and events
     /// may be lost. The facts are taken from the ledger, every process is proven anew, as at boot,
@@ -101,7 +95,7 @@ impl<S: System> Supervisor<S> {
             }
             self.observed = replay.observed;
         }
-        self.running = count_running(&self.observed);
+        self.running = Running::of(&self.observed);
         self.wakes.clear();
         self.times.alarms.clear();
         self.adopt_all(true);
@@ -189,7 +183,7 @@ impl<S: System> Supervisor<S> {
         let spec = spec.unwrap_or_else(|| Arc::new(Spec::new(Kind::Service, id.unit.clone())));
         let index = spec.instance_index(id).unwrap_or(1);
         let launch = Launch { instance: id.clone(), index, run, role, spec };
-        match self.system.adopt(&launch, &identity, execed) {
+        match self.system.adopt(&launch, &identity) {
             Proof::Alive => {
                 if !execed {
                     self.happened(id, Happening::Execed { run, role });

@@ -1,33 +1,41 @@
 //! Holds that end by themselves, by the wall clock: "stopped until six".
 
 use super::Supervisor;
-use crate::model::{Desired, Hold, Unit, Wall};
+use crate::model::{Desired, Hold, Span, Unit, Wall};
 use crate::system::System;
+
+/// How long after a failure holds are lifted again.
+const LIFT_AGAIN: Span = Span::seconds(5);
 
 impl<S: System> Supervisor<S> {
     /// Works out when the first hold ends: whenever the desired state changes.
     pub(super) fn note_holds(&mut self) {
         let ends = self.desired.units.values().flat_map(holds).filter_map(|hold| hold.until);
         self.hold_ends = ends.min();
+        self.lift_after = None;
     }
 
-    /// Lifts the holds that are over. What cannot be saved is tried again in the next turn.
+    /// Lifts the holds that are over. What cannot be saved is tried again after a while, and told once
+    /// more then.
     pub(super) fn lift_holds(&mut self) {
-        let wall = match self.hold_ends {
-            None => return,
-            Some(end) => {
-                let wall = self.system.wall();
-                if end > wall {
-                    return;
-                }
-                wall
-            }
-        };
+        let Some(end) = self.hold_ends else { return };
+        let now = self.system.now();
+        if self.lift_after.is_some_and(|after| now < after) {
+            return;
+        }
+        self.lift_after = None;
+        let wall = self.system.wall();
+        if end > wall {
+            return;
+        }
         let mut desired = self.desired.clone();
         let lifted = lift(&mut desired, wall);
         match self.commit(desired) {
             Ok(()) => lifted.iter().for_each(|said| log::info!("{said}")),
-            Err(refusal) => log::error!("cannot lift holds that are over: {refusal}"),
+            Err(refusal) => {
+                log::error!("cannot lift holds that are over: {refusal}");
+                self.lift_after = Some(now.after(LIFT_AGAIN));
+            }
         }
     }
 }

@@ -14,8 +14,10 @@ mod boot;
 mod history;
 mod holds;
 mod keeper_unit;
+mod neighbours;
 mod queue;
 mod requests;
+mod running;
 mod sockets;
 mod source;
 mod state;
@@ -34,13 +36,15 @@ pub use state::State;
 pub use status::Row;
 
 use agenda::Timetable;
+use neighbours::Visible;
 use queue::Queue;
+use running::Running;
 use wakes::Wakes;
 
 use crate::config::Cache;
 use crate::model::{
-    Action, Desired, Event, Graph, Happening, Instance, InstanceId, Life, Monotonic, Observed,
-    Phase, Reason, Rung, Span, Step, StopCause, Wall, Word,
+    Action, Desired, Event, Graph, Happening, Instance, InstanceId, Monotonic, Observed, Phase,
+    Reason, Rung, Span, Step, StopCause, Wall, Word,
 };
 use crate::plan::{self, Hurry, Shutdown, View};
 use crate::system::System;
@@ -83,10 +87,11 @@ pub struct Supervisor<S> {
     times: Timetable,
     /// When the first hold ends by itself.
     hold_ends: Option<Wall>,
+    /// Not before this are they lifted again where that failed.
+    lift_after: Option<Monotonic>,
     /// Not before this is a revert tried that failed.
     revert_after: Option<Monotonic>,
-    /// How many instances have a run, the log keeper's apart.
-    running: usize,
+    running: Running,
     notices: Vec<Notice>,
     /// Set by the first failed write to the ledger, so that it is said once.
     ledger_fails: bool,
@@ -155,16 +160,14 @@ impl<S: System> Supervisor<S> {
         }
         let is_idle = self.shutdown.is_some() || self.minimal;
         let trial = self.trial_ends(self.system.now()).filter(|_| !is_idle);
-        self.wakes.first().into_iter().chain(trial).min()
+        let lift = self.lift_after.filter(|_| !is_idle);
+        self.wakes.first().into_iter().chain(trial).chain(lift).min()
     }
 
     /// The exit code, once opm is going down and all runs are over.
     pub fn is_over(&self) -> Option<u8> {
         let shutdown = self.shutdown.as_ref()?;
-        let over = self.observed.iter().all(|(_, instance)| {
-            instance.run.is_none() || matches!(instance.phase, Phase::Unproven { .. })
-        });
-        over.then_some(shutdown.code)
+        self.running.is_over().then_some(shutdown.code)
     }
 
     /// One turn: facts first, then whatever is due, until nothing is.
@@ -193,6 +196,7 @@ impl<S: System> Supervisor<S> {
             }
             self.round();
         }
+        self.renew_graph();
         self.tell_restless();
         self.save_agenda();
         self.arm();
@@ -248,6 +252,7 @@ impl<S: System> Supervisor<S> {
     /// Looks at everything touched. Where anything wishes to stop, only wishes are carried out, so
     /// that they spread; else everything is.
     fn round(&mut self) {
+        self.renew_graph();
         // Runs that began in the last round make their processes in this one.
         self.save_agenda();
         let now = self.system.now();
@@ -293,7 +298,7 @@ impl<S: System> Supervisor<S> {
     fn apply(&mut self, event: Event, reason: Option<Reason>) {
         let id = event.instance.clone();
         let known = self.observed.get(&id);
-        let before = known.map(Standing::of);
+        let before = known.map(Visible::of);
         let is_touched = known
             .and_then(|instance| instance.run.as_ref())
             .is_some_and(|run| run.touched.is_some());
@@ -302,12 +307,8 @@ impl<S: System> Supervisor<S> {
             log::debug!("passed over: {} {:?}", event.instance, event.what);
             return;
         }
-        let after = self.observed.get(&id).map(Standing::of);
-        let ran = before.as_ref().is_some_and(|standing| standing.run);
-        let runs = after.as_ref().is_some_and(|standing| standing.run);
-        if ran != runs && !keeper_unit::is_keeper(&id.unit) {
-            self.running =
-                if runs { self.running.saturating_add(1) } else { self.running.saturating_sub(1) };
+        let after = self.observed.get(&id).map(Visible::of);
+        if self.running.change(&id.unit, before.as_ref(), after.as_ref()) {
             self.last_stage();
         }
         // The entry of a process was written before it was let go; of many changes of files the first
@@ -336,30 +337,11 @@ impl<S: System> Supervisor<S> {
     /// The log keeper goes when nobody else is left.
     fn last_stage(&mut self) {
         if let Some(shutdown) = &mut self.shutdown
-            && self.running == 0
+            && self.running.is_none()
         {
             shutdown.spared.clear();
             self.dirty.insert(keeper_unit::instance());
         }
-    }
-
-    fn touch_neighbours(&mut self, id: &InstanceId) {
-        let view = self.view();
-        // Whether a service can be called, which those that need it look at, is a matter of its
-        // sockets.
-        let socket = view.unit(id).and_then(|unit| unit.spec.socket.as_ref());
-        let service = socket.map(|socket| self.graph.neighbours(&socket.service));
-        let neighbours = self.graph.neighbours(&id.unit).chain(service.into_iter().flatten());
-        let mut touched: Vec<InstanceId> =
-            neighbours.flat_map(|unit| view.instances(unit)).collect();
-        // Of its own unit only those look at others that wait for the unit's dependents to go, or
-        // for their turn.
-        let is_rolling = view.unit(id).is_some_and(|unit| unit.rolling.is_some());
-        let siblings = self.observed.of_unit(&id.unit).filter(|(_, instance)| {
-            is_rolling || matches!(instance.phase, Phase::Stopping { rung: Rung::Dependents, .. })
-        });
-        touched.extend(siblings.map(|(id, _)| id.clone()));
-        self.dirty.extend(touched);
     }
 
     /// Everything is looked at anew.
@@ -416,6 +398,13 @@ impl<S: System> Supervisor<S> {
         self.touch_all();
     }
 
+    /// Builds the graph once for all units that went.
+    fn renew_graph(&mut self) {
+        if self.graph.is_stale() {
+            self.graph = Graph::build(&self.desired);
+        }
+    }
+
     /// After too many bugs: reap, answer, obey a shutdown, and start nothing.
     pub fn enter_minimal_mode(&mut self) {
         log::error!("minimal mode: nothing is started or stopped any more but by a shutdown");
@@ -448,36 +437,5 @@ impl<S: System> Supervisor<S> {
         let has_room = self.system.has_room(0);
         let due = plan::reconcile(&self.view(), self.system.now()).steps.into_iter();
         due.filter(|step| has_room || !self.makes_process(step)).map(|step| step.action).collect()
-    }
-}
-
-/// What neighbours can see of an instance.
-#[derive(PartialEq)]
-#[expect(clippy::struct_excessive_bools, reason = "a key to compare, not a state")]
-struct Standing {
-    phase: std::mem::Discriminant<Phase>,
-    run: bool,
-    ready: bool,
-    started: bool,
-    stuck: bool,
-    called: Option<Monotonic>,
-    /// Whether nothing is missing but a connection.
-    waits_for_callers: bool,
-}
-
-impl Standing {
-    fn of(instance: &Instance) -> Self {
-        let run = instance.run.as_ref();
-        let main = run.and_then(|run| run.main.as_ref());
-        Self {
-            phase: std::mem::discriminant(&instance.phase),
-            run: run.is_some(),
-            ready: run.is_some_and(|run| run.ready.is_some()),
-            started: main.is_some_and(|main| matches!(main.state, Life::Running(_))),
-            stuck: matches!(&instance.phase, Phase::Waiting { on, .. }
-                if on.iter().any(|blocker| blocker.stuck)),
-            called: run.and_then(|run| run.called),
-            waits_for_callers: plan::waits_at(instance).next().is_some(),
-        }
     }
 }

@@ -297,7 +297,7 @@ impl<S: System> Supervisor<S> {
             // A service goes on without the socket that was removed.
             self.touch_neighbours(id);
             self.desired.units.remove(&id.unit);
-            self.graph = Graph::build(&self.desired);
+            self.graph.go_stale();
         }
     }
 

@@ -4,7 +4,7 @@
 //! next supervisor opens it again.
 
 use std::collections::BTreeMap;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -12,11 +12,19 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, InotifyEvent, WatchDescriptor};
 
 use super::instruction::ANY;
 use super::sys;
 use crate::model::{Monotonic, RunId, Wall};
+
+/// Bytes that are read from a descriptor of a service at once, and how often before others have their
+/// turn.
+const READ_BYTES: usize = 1024;
+const READS_AT_ONCE: usize = 16;
+
+/// How often a file's directory is looked for again while directories come one after the other.
+const WATCHED_AGAIN_MAX: usize = 16;
 
 /// Makes a FIFO, or takes the one that is there, and opens it for reading and writing, so that it
 /// has no end while we live.
@@ -92,16 +100,26 @@ pub(super) fn say_newline(path: &Path) -> io::Result<()> {
     file.write_all(b"\n")
 }
 
-/// Whether a newline came on a readiness FIFO.
-pub(super) fn newline_came(fifo: &OwnedFd) -> bool {
-    let Ok(fd) = fifo.try_clone() else { return false };
-    let mut file = fs::File::from(fd);
-    let mut bytes = [0u8; 256];
-    let mut came = false;
-    while let Ok(length @ 1..) = file.read(&mut bytes) {
-        came |= bytes.get(..length).unwrap_or_default().contains(&b'\n');
+/// What was read from a readiness FIFO.
+pub(super) struct Heard {
+    /// Whether a newline was in it.
+    pub(super) newline: bool,
+    /// Whether there may be more.
+    pub(super) more: bool,
+}
+
+/// Reads a readiness FIFO, of one that writes without end no more than is taken at once.
+pub(super) fn hear_readiness(fifo: &OwnedFd) -> Heard {
+    let mut heard = Heard { newline: false, more: true };
+    let mut bytes = [0u8; READ_BYTES];
+    for _ in 0..READS_AT_ONCE {
+        let Ok(length @ 1..) = nix::unistd::read(fifo, &mut bytes) else {
+            heard.more = false;
+            break;
+        };
+        heard.newline |= bytes.get(..length).unwrap_or_default().contains(&b'\n');
     }
-    came
+    heard
 }
 
 /// Whether the log keeper has said that this run is ready; what it said of others is passed over. A keeper
@@ -159,13 +177,40 @@ pub(super) enum Tells {
 pub(super) struct FileWaits {
     inotify: Option<Inotify>,
     waits: BTreeMap<(RunId, Tells), FileWait>,
+    /// Whether more has happened than was taken at once.
+    is_behind: bool,
 }
 
 #[derive(Debug)]
 struct FileWait {
     path: PathBuf,
     before: Mark,
-    watch: Option<WatchDescriptor>,
+    watch: Option<Place>,
+}
+
+/// What is watched for a file: a directory, and the name in it that leads to the file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Place {
+    dir: WatchDescriptor,
+    name: OsString,
+}
+
+/// What the kernel says has happened.
+#[derive(Debug, Default)]
+struct Stirred {
+    /// It has lost count, or that is not asked.
+    everything: bool,
+    events: Vec<InotifyEvent>,
+}
+
+impl Stirred {
+    /// Whether it concerns who waits for this; where nothing could be watched, everything does.
+    fn concerns(&self, place: Option<&Place>) -> bool {
+        let Some(place) = place.filter(|_| !self.everything) else { return true };
+        self.events.iter().any(|event| {
+            event.wd == place.dir && event.name.as_ref().is_none_or(|name| *name == place.name)
+        })
+    }
 }
 
 impl FileWaits {
@@ -191,30 +236,46 @@ impl FileWaits {
     }
 
     /// Watches the nearest directory above the file that exists.
-    fn watch(&self, path: &Path) -> Option<WatchDescriptor> {
+    fn watch(&self, path: &Path) -> Option<Place> {
+        let mut found = self.nearest(path);
+        for _ in 0..WATCHED_AGAIN_MAX {
+            // What leads to the file may have come before the directory above it was watched.
+            let has_come = |below: &Path| below != path && below.exists();
+            if !found.as_ref().is_some_and(|(below, _)| has_come(below)) {
+                break;
+            }
+            found = self.nearest(path);
+        }
+        found.map(|(_, place)| place)
+    }
+
+    fn nearest<'a>(&self, path: &'a Path) -> Option<(&'a Path, Place)> {
         let inotify = self.inotify.as_ref()?;
         let flags = AddWatchFlags::IN_CREATE
             | AddWatchFlags::IN_MOVED_TO
             | AddWatchFlags::IN_ATTRIB
             | AddWatchFlags::IN_MODIFY
             | AddWatchFlags::IN_DELETE_SELF;
-        path.ancestors().skip(1).find_map(|dir| {
+        path.ancestors().zip(path.ancestors().skip(1)).find_map(|(below, dir)| {
             let dir =
                 if dir.as_os_str().is_empty() { OsStr::from_bytes(b".") } else { dir.as_os_str() };
-            inotify.add_watch(dir, flags).ok()
+            let name = below.file_name().unwrap_or_default().to_owned();
+            let dir = inotify.add_watch(dir, flags).ok()?;
+            Some((below, Place { dir, name }))
         })
     }
 
     pub(super) fn remove(&mut self, run: RunId, tells: Tells) {
         let Some(gone) = self.waits.remove(&(run, tells)) else { return };
-        if let Some(watch) = gone.watch {
-            self.end(watch);
+        if let Some(place) = gone.watch {
+            self.end(place.dir);
         }
     }
 
     /// Ends a watch that nobody needs any more.
     fn end(&self, watch: WatchDescriptor) {
-        if self.waits.values().any(|wait| wait.watch == Some(watch)) {
+        let is_it = |place: &Place| place.dir == watch;
+        if self.waits.values().any(|wait| wait.watch.as_ref().is_some_and(is_it)) {
             return;
         }
         if let Some(Err(error)) = self.inotify.as_ref().map(|inotify| inotify.rm_watch(watch)) {
@@ -233,24 +294,57 @@ impl FileWaits {
         self.waits.get(&(run, tells)).is_some_and(FileWait::is_there)
     }
 
-    /// The runs whose file is there now.
-    pub(super) fn look(&mut self) -> Vec<(RunId, Tells)> {
-        if let Some(inotify) = &self.inotify {
-            while inotify.read_events().is_ok_and(|events| !events.is_empty()) {}
-        }
-        // The directory may have come only now: watch before looking, so that nothing is missed.
+    /// The descriptor that has more to tell.
+    pub(super) fn behind(&self) -> Option<i32> {
+        let inotify = self.inotify.as_ref().filter(|_| self.is_behind)?;
+        Some(inotify.as_fd().as_raw_fd())
+    }
+
+    /// The runs whose file is there now, of those to whose file something happened, or of all.
+    pub(super) fn look(&mut self, everything: bool) -> Vec<(RunId, Tells)> {
+        let mut stirred = self.stirred();
+        stirred.everything |= everything;
+        let of_stirred =
+            self.waits.iter().filter(|(_, wait)| stirred.concerns(wait.watch.as_ref()));
         let pending: Vec<((RunId, Tells), PathBuf)> =
-            self.waits.iter().map(|(run, wait)| (*run, wait.path.clone())).collect();
-        for (run, path) in pending {
-            let watch = self.watch(&path);
-            let wait = self.waits.get_mut(&run);
-            let before = wait.map(|wait| std::mem::replace(&mut wait.watch, watch));
-            if let Some(before) = before.flatten().filter(|before| Some(*before) != watch) {
+            of_stirred.map(|(run, wait)| (*run, wait.path.clone())).collect();
+        // The directory may have come only now: watch before looking, so that nothing is missed.
+        for (run, path) in &pending {
+            let place = self.watch(path);
+            let dir = place.as_ref().map(|place| place.dir);
+            let wait = self.waits.get_mut(run);
+            let before = wait.map(|wait| std::mem::replace(&mut wait.watch, place));
+            if let Some(before) = before.flatten().filter(|before| Some(before.dir) != dir) {
                 // It is farther up than what there is now, where others may be busy.
-                self.end(before);
+                self.end(before.dir);
             }
         }
-        self.waits.iter().filter(|(_, wait)| wait.is_there()).map(|(run, _)| *run).collect()
+        let is_there = |run: &(RunId, Tells)| self.waits.get(run).is_some_and(FileWait::is_there);
+        pending.into_iter().map(|(run, _)| run).filter(is_there).collect()
+    }
+
+    /// What has happened since this was last asked.
+    fn stirred(&mut self) -> Stirred {
+        let mut stirred = Stirred::default();
+        self.is_behind = false;
+        let Some(inotify) = &self.inotify else { return stirred };
+        let mut read = || match inotify.read_events() {
+            Ok(events) => {
+                let has_some = !events.is_empty();
+                stirred.events.extend(events);
+                has_some
+            }
+            Err(nix::errno::Errno::EAGAIN) => false,
+            Err(errno) => {
+                log::error!("cannot read what happened to files: {errno}");
+                stirred.everything = true;
+                false
+            }
+        };
+        self.is_behind = (0..READS_AT_ONCE).all(|_| read());
+        let lost = |event: &InotifyEvent| event.mask.contains(AddWatchFlags::IN_Q_OVERFLOW);
+        stirred.everything |= stirred.events.iter().any(lost);
+        stirred
     }
 }
 
@@ -272,7 +366,7 @@ mod tests {
         let mut waits = FileWaits::default();
         waits.add(RunId(1), Tells::Ready, path.clone(), mark(&path)).unwrap();
         fs::create_dir(dir.path().join("deep")).unwrap();
-        assert!(waits.look().is_empty());
+        assert!(waits.look(false).is_empty());
         let news = |waits: &FileWaits| {
             let all = waits.inotify.as_ref().unwrap().read_events().unwrap_or_default();
             all.iter().filter(|event| !event.mask.contains(AddWatchFlags::IN_IGNORED)).count()
@@ -285,18 +379,47 @@ mod tests {
     }
 
     #[test]
+    fn who_writes_without_end_to_its_readiness_descriptor_is_read_in_parts() {
+        let dir = tempfile::tempdir().unwrap();
+        let fifo = open_fifo(&dir.path().join("ready"), None).unwrap();
+        let mut file = fs::File::from(fifo.try_clone().unwrap());
+        file.write_all(&[b'x'; 2 * READS_AT_ONCE * READ_BYTES]).unwrap();
+        file.write_all(b"\n").unwrap();
+        let heard =
+            [(); 4].map(|()| hear_readiness(&fifo)).map(|heard| (heard.newline, heard.more));
+        assert_eq!(heard, [(false, true), (false, true), (true, false), (false, false)]);
+    }
+
+    #[test]
+    fn what_happens_to_others_is_no_reason_to_look() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut waits = FileWaits::default();
+        let paths = [1, 2, 3].map(|run| dir.path().join(format!("ready{run}")));
+        for (run, path) in (1..).map(RunId).zip(&paths) {
+            waits.add(run, Tells::Ready, path.clone(), mark(path)).unwrap();
+        }
+        fs::write(&paths[1], "1").unwrap();
+        let stirred = waits.stirred();
+        let concerned: Vec<bool> =
+            waits.waits.values().map(|wait| stirred.concerns(wait.watch.as_ref())).collect();
+        assert_eq!(concerned, [false, true, false]);
+        assert!(waits.look(false).is_empty(), "that was taken");
+        assert_eq!(waits.look(true), [(RunId(2), Tells::Ready)]);
+    }
+
+    #[test]
     fn a_file_counts_only_when_it_is_new_or_changed() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("deep/down/ready");
         let mut waits = FileWaits::default();
         waits.add(RunId(1), Tells::Ready, path.clone(), mark(&path)).unwrap();
-        assert!(waits.look().is_empty());
+        assert!(waits.look(false).is_empty());
         fs::create_dir_all(path.parent().unwrap()).unwrap();
-        assert!(waits.look().is_empty());
+        assert!(waits.look(false).is_empty());
         fs::write(&path, "1").unwrap();
-        assert_eq!(waits.look(), [(RunId(1), Tells::Ready)]);
+        assert_eq!(waits.look(false), [(RunId(1), Tells::Ready)]);
         waits.remove(RunId(1), Tells::Ready);
         waits.add(RunId(2), Tells::Ready, path.clone(), mark(&path)).unwrap();
-        assert!(waits.look().is_empty(), "a file of an earlier run does not count");
+        assert!(waits.look(false).is_empty(), "a file of an earlier run does not count");
     }
 }

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 
 use super::{SystemError, sys};
-use crate::model::Span;
+use crate::model::{InstanceId, Span};
 
 /// Longest path of a unix socket, in bytes: `sun_path` has 108 with the final NUL, unix(7).
 pub const SOCKET_PATH_MAX: usize = 107;
@@ -76,6 +76,16 @@ impl Dirs {
     /// Where the notify sockets are.
     pub fn notify(&self) -> PathBuf {
         self.run.join("notify")
+    }
+
+    /// An instance's notify socket. Each has a suffix, as names may have dots.
+    pub fn notify_socket(&self, id: &InstanceId) -> PathBuf {
+        self.notify().join(format!("{id}.sock"))
+    }
+
+    /// The FIFO by which an instance, or the log keeper for it, says that it is ready.
+    pub fn readiness(&self, id: &InstanceId) -> PathBuf {
+        self.notify().join(format!("{id}.ready"))
     }
 
     /// Makes the directories. On a root that cannot be written, those that cannot be made move to

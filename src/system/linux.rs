@@ -122,12 +122,12 @@ struct Kept {
     instance: InstanceId,
     tokens: Vec<Token>,
     /// Whether its tree is watched.
-    tree: Option<RunRef>,
+    tree: Option<Box<RunRef>>,
     ends: Ends,
     notify: Option<PathBuf>,
     said: Said,
     /// Set while its pid file has yet to name its main process.
-    awaited: Option<Awaited>,
+    awaited: Option<Box<Awaited>>,
     /// Whether an earlier supervisor began it.
     is_adopted: bool,
     /// Whether the log keeper was told where in the output it begins.
@@ -226,7 +226,7 @@ impl Linux {
         // Nobody was adopted who had these.
         self.handed_notify.clear();
         let mut events = self.reap();
-        self.files_ready(&mut events);
+        self.files_ready(true, &mut events);
         events
     }
 
@@ -327,8 +327,7 @@ impl System for Linux {
         if let Err(error) = self.urandom.read_exact(&mut bytes) {
             // Without it two runs could share a number; the clock keeps them apart.
             log::error!("cannot read /dev/urandom: {error}");
-            return Monotonic::default().since(Monotonic::default()).as_nanos()
-                ^ self.now().since(Monotonic::default()).as_nanos();
+            return self.now().since(Monotonic::default()).as_nanos();
         }
         u64::from_le_bytes(bytes)
     }
@@ -398,7 +397,7 @@ impl System for Linux {
         let of_instance = [
             instruction::instruction_path(&self.dirs.run, instance),
             instruction::fifo_path(&self.dirs.run, instance),
-            self.dirs.notify().join(format!("{instance}.ready")),
+            self.dirs.readiness(instance),
         ];
         for path in of_instance.into_iter().chain(input) {
             if let Err(error) = fs::remove_file(&path)
@@ -444,7 +443,7 @@ impl System for Linux {
         };
         let ready = match spec.process.as_ref().map(|process| &process.ready) {
             Some(Ready::Log(pattern)) => {
-                let (pattern, answer) = (pattern.clone(), self.answer_path(id).into());
+                let (pattern, answer) = (pattern.clone(), self.dirs.readiness(id).into());
                 Some(ReadyLine { pattern, answer })
             }
             _ => None,
@@ -458,7 +457,7 @@ impl System for Linux {
             .map_err(|error| SystemError::new("instruct the log keeper about", name, error))
     }
 
-    fn adopt(&mut self, launch: &Launch, identity: &Identity, _: bool) -> Proof {
+    fn adopt(&mut self, launch: &Launch, identity: &Identity) -> Proof {
         self.adopt_process(launch, identity)
     }
 
@@ -536,5 +535,3 @@ impl System for Linux {
         self.lasting.as_mut().map_or(Ok(()), |lasting| lasting.store.save_agenda(agenda))
     }
 }
-
-impl Linux {}

@@ -235,7 +235,7 @@ pub trait System {
     fn instruct(&mut self, id: &InstanceId, index: u32, spec: &Spec) -> Result<(), SystemError>;
 
     /// Whether a process that the ledger names lives; if so, its end will be told.
-    fn adopt(&mut self, launch: &Launch, process: &Identity, execed: bool) -> Proof;
+    fn adopt(&mut self, launch: &Launch, process: &Identity) -> Proof;
 
     /// For a run of an earlier supervisor whose main process is not known yet: its pid file counts
     /// from now on, and what it named while nobody looked. `first`: the process that was made.

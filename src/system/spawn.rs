@@ -133,7 +133,7 @@ pub(super) fn birth(
     prepared: &Rc<Prepared>,
     record: &mut dyn FnMut(Identity) -> Result<(), String>,
 ) -> Result<Born, BirthError> {
-    let (ours, theirs) = sys::socket_pair().map_err(BirthError::Fork)?;
+    let (ours, theirs) = UnixStream::pair().map_err(BirthError::Fork)?;
     let mut way = nursery.way;
     if way == Way::Shared && !prepared.may_share() {
         way = Way::Clone3;

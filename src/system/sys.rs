@@ -5,7 +5,6 @@ use std::ffi::{CString, OsStr};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::net::UnixStream;
 
 use nix::time::{ClockId, clock_gettime};
 
@@ -88,8 +87,18 @@ pub(super) fn pidfd_exists(fd: BorrowedFd<'_>) -> io::Result<()> {
     }
 }
 
+/// What the kernel says of the end of a process that is not our child.
+pub(super) enum ForeignEnd {
+    /// This.
+    Told(Outcome),
+    /// Nothing before somebody has reaped it.
+    NotYet,
+    /// Nothing, ever: it is older than Linux 6.13.
+    Never,
+}
+
 /// How a process ended, once somebody has reaped it; the kernel tells since Linux 6.15.
-pub(super) fn pidfd_outcome(fd: BorrowedFd<'_>) -> Option<Outcome> {
+pub(super) fn pidfd_outcome(fd: BorrowedFd<'_>) -> ForeignEnd {
     // The kernel's struct pidfd_info, first version: 64 bytes.
     #[repr(C)]
     #[derive(Default)]
@@ -102,7 +111,13 @@ pub(super) fn pidfd_outcome(fd: BorrowedFd<'_>) -> Option<Outcome> {
     let mut info = Info { mask: PIDFD_INFO_EXIT, ..Info::default() };
     // SAFETY: the request says 64 bytes, and `Info` has just these.
     let result = unsafe { libc::ioctl(fd.as_raw_fd(), PIDFD_GET_INFO, &raw mut info) };
-    (result == 0 && info.mask & PIDFD_INFO_EXIT != 0).then(|| outcome_of(info.exit_code))
+    match check(result.into()) {
+        Ok(()) if info.mask & PIDFD_INFO_EXIT != 0 => ForeignEnd::Told(outcome_of(info.exit_code)),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOTTY | libc::EINVAL)) => {
+            ForeignEnd::Never
+        }
+        Ok(()) | Err(_) => ForeignEnd::NotYet,
+    }
 }
 
 /// Lets large blocks of memory come from the kernel and go back to it, always: else the allocator
@@ -238,9 +253,7 @@ pub(super) fn exists(pid: i32) -> bool {
 
 /// Whether a process group has any member.
 pub(super) fn group_exists(group: i32) -> bool {
-    // SAFETY: signal 0 only asks.
-    let result = unsafe { libc::kill(-group, 0) };
-    result == 0 || io::Error::last_os_error().raw_os_error() == Some(libc::EPERM)
+    exists(-group)
 }
 
 /// Makes orphans of the caller's descendants its children, `PR_SET_CHILD_SUBREAPER` (Linux 3.4).
@@ -295,11 +308,6 @@ pub fn peer_credentials(stream: BorrowedFd<'_>) -> io::Result<(u32, u32, i32)> {
         nix::sys::socket::getsockopt(&stream, nix::sys::socket::sockopt::PeerCredentials)
             .map_err(io::Error::from)?;
     Ok((credentials.uid(), credentials.gid(), credentials.pid()))
-}
-
-/// A connected pair of stream sockets, both close-on-exec.
-pub(super) fn socket_pair() -> io::Result<(UnixStream, UnixStream)> {
-    UnixStream::pair()
 }
 
 /// The caller's effective user.

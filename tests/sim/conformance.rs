@@ -236,7 +236,7 @@ fn ask<R: Rig>(rig: &mut R, known: &mut Known, ask: Ask) -> String {
         }
         Ask::Adopt(role) => {
             let launch = known.launch.clone().unwrap();
-            match rig.system().adopt(&launch, &known.identity(role), true) {
+            match rig.system().adopt(&launch, &known.identity(role)) {
                 Proof::Alive => "alive".to_owned(),
                 Proof::Dead => "dead".to_owned(),
                 Proof::Unknown(why) => why,

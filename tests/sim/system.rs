@@ -546,7 +546,7 @@ impl System for Simulated {
         Ok(())
     }
 
-    fn adopt(&mut self, launch: &Launch, identity: &Identity, _: bool) -> Proof {
+    fn adopt(&mut self, launch: &Launch, identity: &Identity) -> Proof {
         self.verb();
         let is_hidden = {
             let machine = self.machine.borrow();

@@ -49,7 +49,7 @@ impl Decoder<'_, '_> {
                 let question = self.question(key, value, fields.get("expect"));
                 let interval = self.interval("ready.interval", &fields, READY_INTERVAL);
                 let timeout = self.interval("ready.timeout", &fields, TIMEOUT);
-                Some(Ready::Asked(Probe { question: question?, interval, timeout }))
+                Some(Ready::Asked(Box::new(Probe { question: question?, interval, timeout })))
             }
         }
     }

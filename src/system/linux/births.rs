@@ -129,7 +129,7 @@ impl Linux {
         let identity = born.identity;
         self.kept(&launch.instance, launch.run).has_begun = true;
         if is_main && let Some(kept) = self.runs.get_mut(&launch.run) {
-            kept.awaited = pid_file.map(|path| Awaited { path, owner, first: identity });
+            kept.awaited = pid_file.map(|path| Box::new(Awaited { path, owner, first: identity }));
         }
         let Launch { run, role, ref instance, .. } = *launch;
         self.children.insert(identity.pid, Child { instance: instance.clone(), run, role });

@@ -2,8 +2,9 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
+use super::super::sys::{self, ForeignEnd};
 use super::super::tree::{self, Ends};
-use super::super::{RunRef, process, sys};
+use super::super::{RunRef, process};
 use super::{Child, Linux, Token, Watched};
 use crate::model::{Event, Happening, Identity, InstanceId, Outcome, Role, RunId, Signal, Spec};
 
@@ -121,9 +122,11 @@ fn foreign_end(pidfd: &OwnedFd) -> Option<Outcome> {
         return None;
     }
     // The kernel tells how it ended only when its parent has reaped it.
-    if let Some(outcome) = sys::pidfd_outcome(pidfd.as_fd()) {
-        return Some(outcome);
+    if matches!(sys::pidfd_outcome(pidfd.as_fd()), ForeignEnd::NotYet) {
+        ended(PollFlags::empty(), FOREIGN_REAP_MILLIS);
     }
-    ended(PollFlags::empty(), FOREIGN_REAP_MILLIS);
-    Some(sys::pidfd_outcome(pidfd.as_fd()).unwrap_or(Outcome::Unknown))
+    Some(match sys::pidfd_outcome(pidfd.as_fd()) {
+        ForeignEnd::Told(outcome) => outcome,
+        ForeignEnd::NotYet | ForeignEnd::Never => Outcome::Unknown,
+    })
 }

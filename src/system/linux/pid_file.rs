@@ -51,7 +51,8 @@ impl Linux {
         let kept = self.kept(&launch.instance, launch.run);
         // What it left behind may have gone elsewhere.
         kept.is_adopted |= !is_child;
-        kept.awaited = Some(Awaited { path, owner: owner_of(&launch.spec), first: *first });
+        let owner = owner_of(&launch.spec);
+        kept.awaited = Some(Box::new(Awaited { path, owner, first: *first }));
     }
 
     fn pid_file_of(&self, launch: &Launch) -> Option<PathBuf> {

@@ -10,7 +10,7 @@ use super::super::notify::NotifySocket;
 use super::super::run_mark::Begin;
 use super::super::{Launch, child, process, set_inheritable, sockets};
 use super::{Linux, Watched, owner_of, prepare_error};
-use crate::model::{Identity, InstanceId, Monotonic, ProcessSpec, Ready, RunId, Stage, StartError};
+use crate::model::{Identity, Monotonic, ProcessSpec, Ready, RunId, Stage, StartError};
 use crate::system::System;
 
 /// Most bytes of the variable that hands notify sockets over; the kernel takes 128 KiB, execve(2). The
@@ -52,7 +52,7 @@ impl Linux {
         let (id, run) = (&launch.instance, launch.run);
         match ready {
             Ready::Fd(number) => {
-                let path = self.dirs.notify().join(format!("{id}.ready"));
+                let path = self.dirs.readiness(id);
                 let fail = |error: std::io::Error| prepare_error(path.display(), &error);
                 let fifo = channels::open_fifo(&path, owner_of(&launch.spec)).map_err(fail)?;
                 let theirs = channels::child_end(&fifo).map_err(fail)?;
@@ -79,15 +79,11 @@ impl Linux {
 
     /// The FIFO on which the log keeper says that a run's line has come.
     fn open_answer(&mut self, launch: &Launch, began: Option<Monotonic>) -> Result<(), StartError> {
-        let path = self.answer_path(&launch.instance);
+        let path = self.dirs.readiness(&launch.instance);
         let fail = |error: std::io::Error| prepare_error(path.display(), &error);
         let fifo = channels::open_fifo(&path, None).map_err(fail)?;
         let (run, fd) = (launch.run, fifo.as_raw_fd());
         self.watch(Some(run), fd, Watched::ReadyLog { run, began, fifo }).map(drop).map_err(fail)
-    }
-
-    pub(super) fn answer_path(&self, id: &InstanceId) -> PathBuf {
-        self.dirs.notify().join(format!("{id}.ready"))
     }
 
     fn open_notify(
@@ -95,7 +91,7 @@ impl Linux {
         launch: &Launch,
         process: &ProcessSpec,
     ) -> Result<PathBuf, StartError> {
-        let path = self.dirs.notify().join(launch.instance.to_string());
+        let path = self.dirs.notify_socket(&launch.instance);
         let socket = match self.handed_notify.remove(&launch.instance) {
             Some(fd) => NotifySocket::inherited(fd),
             None => NotifySocket::bind(&path, owner_of(&launch.spec)).map_err(|reason| {
@@ -168,8 +164,7 @@ impl Linux {
         let Some(process) = &launch.spec.process else { return };
         let has_file = matches!(process.ready, Ready::Fd(_) | Ready::File(_) | Ready::Log(_));
         // Its socket is there though its definition has changed: that may come back.
-        let is_heard =
-            hears(process) || self.dirs.notify().join(launch.instance.to_string()).exists();
+        let is_heard = hears(process) || self.dirs.notify_socket(&launch.instance).exists();
         let has_any = is_heard || has_file;
         if has_any && !self.room.for_start(self.null.as_fd()) {
             self.later.readiness.push((launch.clone(), *main));
@@ -196,7 +191,7 @@ impl Linux {
     /// A descriptor that is closed has said what it had to say, perhaps while nobody held the FIFO:
     /// then it is lost, and is said again.
     fn reopen_ready_fifo(&mut self, launch: &Launch, ready: &Ready) -> Result<(), StartError> {
-        let path = self.dirs.notify().join(format!("{}.ready", launch.instance));
+        let path = self.dirs.readiness(&launch.instance);
         let is_closed = channels::has_writer(&path).is_ok_and(|has| !has);
         self.open_readiness(launch, ready)?;
         if is_closed {

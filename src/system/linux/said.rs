@@ -5,10 +5,9 @@
 //! told next, is not taken for the end of the new one.
 
 use std::collections::BTreeSet;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::AsRawFd;
 
-use mio::unix::SourceFd;
-use mio::{Interest, Token};
+use mio::Token;
 
 use super::super::notify::{NotifyMessage, Ping};
 use super::super::process;
@@ -107,13 +106,8 @@ impl Linux {
             let Some(message) = socket.receive() else { return events };
             self.take_message(run, is_readiness, message, &mut events);
         }
-        // Poll tells of what arrives, and not of what is left.
         if let Some(Watched::Notify { socket, .. }) = self.watched.get(&token) {
-            let fd: RawFd = socket.as_fd().as_raw_fd();
-            let again = self.registry.reregister(&mut SourceFd(&fd), token, Interest::READABLE);
-            if let Err(error) = again {
-                log::warn!("cannot look at a notify socket again: {error}");
-            }
+            self.tell_again(token, socket.as_fd().as_raw_fd());
         }
         events
     }

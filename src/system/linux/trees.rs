@@ -180,7 +180,7 @@ impl Linux {
         for token in watched {
             self.unwatch(token);
         }
-        self.kept(&run.instance, run.run).tree = Some(run.clone());
+        self.kept(&run.instance, run.run).tree = Some(Box::new(run.clone()));
         self.watch_members(run.run, &members)
     }
 

@@ -79,11 +79,21 @@ impl Linux {
             }
             Some(Watched::ReadyFd { run, fifo }) => {
                 let run = *run;
-                if channels::newline_came(fifo) {
+                let heard = channels::hear_readiness(fifo);
+                let fd = fifo.as_raw_fd();
+                if heard.more {
+                    self.tell_again(token, fd);
+                }
+                if heard.newline {
                     events.extend(self.event_of(run, Happening::Ready { run }));
                 }
             }
-            Some(Watched::Files) => self.files_ready(&mut events),
+            Some(Watched::Files) => {
+                self.files_ready(false, &mut events);
+                if let Some(fd) = self.files.behind() {
+                    self.tell_again(token, fd);
+                }
+            }
             Some(Watched::Caller { socket, .. }) => {
                 let socket = socket.clone();
                 self.watch_sockets_of(&socket, false);
@@ -106,8 +116,8 @@ impl Linux {
         events
     }
 
-    pub(super) fn files_ready(&mut self, events: &mut Vec<Event>) {
-        for (run, tells) in self.files.look() {
+    pub(super) fn files_ready(&mut self, everything: bool, events: &mut Vec<Event>) {
+        for (run, tells) in self.files.look(everything) {
             match tells {
                 Tells::Ready => {
                     self.files.remove(run, tells);
@@ -148,6 +158,14 @@ impl Linux {
             kept.tokens.push(token);
         }
         Ok(token)
+    }
+
+    /// Has poll tell of what is left in a descriptor: else it tells of what arrives.
+    pub(super) fn tell_again(&self, token: Token, fd: RawFd) {
+        let again = self.registry.reregister(&mut SourceFd(&fd), token, Interest::READABLE);
+        if let Err(error) = again {
+            log::warn!("cannot look at a descriptor again: {error}");
+        }
     }
 
     pub(super) fn unwatch(&mut self, token: Token) -> Option<Watched> {

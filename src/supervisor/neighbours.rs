@@ -1,0 +1,62 @@
+//! Who looks again when something happens to an instance: those that wait for it, need it or are needed
+//! by it, and only where they can see a difference.
+
+use super::Supervisor;
+use crate::model::{Instance, InstanceId, Life, Monotonic, Phase, Rung};
+use crate::plan;
+use crate::system::System;
+
+impl<S: System> Supervisor<S> {
+    pub(super) fn touch_neighbours(&mut self, id: &InstanceId) {
+        let view = self.view();
+        // Whether a service can be called, which those that need it look at, is a matter of its
+        // sockets.
+        let socket = view.unit(id).and_then(|unit| unit.spec.socket.as_ref());
+        let service = socket.map(|socket| self.graph.neighbours(&socket.service));
+        let neighbours = self.graph.neighbours(&id.unit).chain(service.into_iter().flatten());
+        let mut touched: Vec<InstanceId> =
+            neighbours.flat_map(|unit| view.instances(unit)).collect();
+        // Of its own unit only those look at others that wait for the unit's dependents to go, or
+        // for their turn.
+        let is_rolling = view.unit(id).is_some_and(|unit| unit.rolling.is_some());
+        let siblings = self.observed.of_unit(&id.unit).filter(|(_, instance)| {
+            is_rolling || matches!(instance.phase, Phase::Stopping { rung: Rung::Dependents, .. })
+        });
+        touched.extend(siblings.map(|(id, _)| id.clone()));
+        self.dirty.extend(touched);
+    }
+}
+
+/// What neighbours can see of an instance.
+#[derive(PartialEq)]
+#[expect(clippy::struct_excessive_bools, reason = "a key to compare, not a state")]
+pub(super) struct Visible {
+    phase: std::mem::Discriminant<Phase>,
+    pub(super) run: bool,
+    /// Whether its run keeps a shutdown from its end: what cannot be proven does not.
+    pub(super) is_open: bool,
+    ready: bool,
+    started: bool,
+    stuck: bool,
+    called: Option<Monotonic>,
+    /// Whether nothing is missing but a connection.
+    waits_for_callers: bool,
+}
+
+impl Visible {
+    pub(super) fn of(instance: &Instance) -> Self {
+        let run = instance.run.as_ref();
+        let main = run.and_then(|run| run.main.as_ref());
+        Self {
+            phase: std::mem::discriminant(&instance.phase),
+            run: run.is_some(),
+            is_open: run.is_some() && !matches!(instance.phase, Phase::Unproven { .. }),
+            ready: run.is_some_and(|run| run.ready.is_some()),
+            started: main.is_some_and(|main| matches!(main.state, Life::Running(_))),
+            stuck: matches!(&instance.phase, Phase::Waiting { on, .. }
+                if on.iter().any(|blocker| blocker.stuck)),
+            called: run.and_then(|run| run.called),
+            waits_for_callers: plan::waits_at(instance).next().is_some(),
+        }
+    }
+}
