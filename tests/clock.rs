@@ -97,7 +97,7 @@ fn walls(world: &World) -> Vec<i64> {
 
 /// A span in which opm may be late, and not early: the machine is busy.
 fn assert_took(what: &str, took: Duration, millis: u64) {
-    let (least, most) = (Duration::from_millis(millis), Duration::from_millis(millis + 3_000));
+    let (least, most) = (Duration::from_millis(millis), Duration::from_millis(millis + 10_000));
     assert!(took + Duration::from_millis(20) >= least && took < most, "{what}: {took:?}");
 }
 
@@ -130,7 +130,8 @@ fn case_103_a_stepped_clock_changes_no_wait() {
             }
         }
     }
-    for (unit, millis) in [("s", 1_500), ("late", 2_500)] {
+    // The one starts its half second when it has noted the time, the other's time begins before that.
+    for (unit, millis) in [("s", 1_500), ("late", 2_000)] {
         let starts: Vec<f64> = world
             .lines(&format!("{unit}.starts"))
             .iter()

@@ -78,7 +78,7 @@ fn ready_that_was_said_to_nobody_is_heard() {
             + "while ! [ -e go ]; do sleep 0.02; done; echo >&3; "
             + close
             + &format!("touch {name}.said; exec sleep 1000");
-        world.service(name, &script, "ready: {fd: 3}\nstart_timeout: 15s\n");
+        world.service(name, &script, "ready: {fd: 3}\nstart_timeout: 60s\n");
     }
     world.service("never", &(witness("never") + "exec sleep 1000"), "ready: {fd: 3}\n");
     assert_eq!(world.opm(&["apply", "--no-wait", "units"]).code, 0);

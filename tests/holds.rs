@@ -56,10 +56,14 @@ fn a_hold_on_one_instance_leaves_the_others_alone_however_they_came_up() {
 fn what_would_bring_something_up_is_refused_while_opm_goes_down() {
     let Some(mut world) = World::new() else { return };
     world.staying("a", "");
-    world.service("late", "trap '' TERM; while :; do sleep 0.05; done", "stop: {timeout: 1h}\n");
+    world.service(
+        "late",
+        "trap '' TERM; echo > trap; while :; do sleep 0.05; done",
+        "stop: {timeout: 1h}\n",
+    );
     world.run();
     world.until_phase("a", "up");
-    world.until_phase("late", "up");
+    world.until("its trap", || world.path("trap").exists());
     let mut shutdown = world.command(common::OPM);
     let mut shutdown = shutdown.arg("--root").arg(world.root()).arg("shutdown").spawn().unwrap();
     world.until_phase("a", "down");

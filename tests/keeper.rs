@@ -66,7 +66,7 @@ fn case_063_a_line_of_20_mb_needs_no_memory() {
     text.extend_from_slice(b"\nafter\n");
     fifo.write_all(&text).unwrap();
     world.until_text("l", &[b"before\n", &text[..]].concat());
-    assert!(start.elapsed() < Duration::from_secs(5));
+    assert!(start.elapsed() < Duration::from_secs(40));
     let grown = world.status("VmHWM").saturating_sub(memory);
     assert!(grown < 10_000, "{grown} kB");
 }
@@ -235,7 +235,8 @@ fn a_removed_instruction_ends_the_log_and_a_new_one_begins_it_again() {
     Instruction::remove(world.root.path(), &id).unwrap();
     until("the FIFO is closed", || !is_open());
     assert_eq!(world.text("l"), b"one\ntwo\nthree");
-    assert!(world.open_files().iter().all(|file| !file.ends_with("logs/l/current")));
+    let is_log_open = || world.open_files().iter().any(|file| file.ends_with("logs/l/current"));
+    until("the log is closed", || !is_log_open());
     fifo.write_all(b"four\n").unwrap();
     world.instruction("l", 10 << 20, 5).write(world.root.path(), &id).unwrap();
     world.until_text("l", b"one\ntwo\nthreefour\n");
@@ -251,7 +252,8 @@ fn a_changed_instruction_is_taken_over_at_once() {
     let path = world.root.path().join("app/log");
     let to = Destination::Path(FilePath::from(path.as_path()));
     let id = InstanceId::parse("l").unwrap();
-    let instruction = Instruction { to, format: LogFormat::Raw, ..world.instruction("l", 4, 9) };
+    let instruction =
+        Instruction { to, format: LogFormat::Raw, ..world.instruction("l", 4, 1_000) };
     instruction.write(world.root.path(), &id).unwrap();
     let mut number = 0;
     until("the new file is written", || {

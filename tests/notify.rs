@@ -39,7 +39,7 @@ def told(number, frame):
 
 def ends_late(number, frame):
     global repeated, left
-    repeated, left = "EXTEND_TIMEOUT_USEC=400000", 40
+    repeated, left = "EXTEND_TIMEOUT_USEC=4000000", 40
 
 repeated, left = None, None
 signal.signal(signal.SIGHUP, told)
@@ -157,7 +157,7 @@ fn count(text: &str, part: &str) -> usize {
     text.matches(part).count()
 }
 
-const WATCHDOG: &str = "watchdog: 700ms\nrestart: {policy: never, delay: 1h, max_delay: 1h}\n";
+const WATCHDOG: &str = "watchdog: 3s\nrestart: {policy: never, delay: 1h, max_delay: 1h}\n";
 
 #[test]
 fn a_run_that_goes_on_pinging_goes_on_and_its_pings_are_not_in_the_ledger() {
@@ -168,14 +168,14 @@ fn a_run_that_goes_on_pinging_goes_on_and_its_pings_are_not_in_the_ledger() {
     assert_eq!(
         world.lines("a.env"),
         [
-            "WATCHDOG_USEC=700000".to_owned(),
+            "WATCHDOG_USEC=3000000".to_owned(),
             format!("WATCHDOG_PID={pid}"),
             format!("NOTIFY_SOCKET={}", socket(&world).display()),
         ]
     );
     let before = ledger(&world);
     let is_another = || world.pid("a") != Some(pid);
-    watch_for(Duration::from_secs(2), is_another, "it pings, and is left alone");
+    watch_for(Duration::from_secs(4), is_another, "it pings, and is left alone");
     assert_eq!(ledger(&world), before);
 }
 
@@ -193,7 +193,7 @@ fn a_run_that_falls_silent_is_ended_and_another_is_due_whatever_its_policy() {
 
 #[test]
 fn a_run_can_say_that_it_failed_and_can_have_another_time() {
-    let Some(world) = world(&WATCHDOG.replace("700ms", "1h")) else { return };
+    let Some(world) = world(&WATCHDOG.replace("3s", "1h")) else { return };
     tell(&world, "a", "say WATCHDOG=trigger");
     world.until_phase("a", "backoff");
     let why = world.opm(&["why", "a"]).out;
@@ -208,7 +208,7 @@ fn a_run_can_say_that_it_failed_and_can_have_another_time() {
 
 #[test]
 fn the_clock_of_a_watchdog_begins_anew_with_another_supervisor() {
-    let Some(mut world) = world(&WATCHDOG.replace("700ms", "1500ms")) else { return };
+    let Some(mut world) = world(&WATCHDOG.replace("3s", "1500ms")) else { return };
     tell(&world, "a", "every WATCHDOG=1");
     world.until_phase("a", "up");
     let pid = world.pid("a").unwrap();
@@ -232,10 +232,10 @@ const NOTIFY: &str = "ready: {notify: true}\nrestart: {policy: never, delay: 1h,
 
 #[test]
 fn a_start_has_more_time_while_it_goes_on_asking_for_it() {
-    let Some(world) = world(&format!("{NOTIFY}start_timeout: 800ms\n")) else { return };
+    let Some(world) = world(&format!("{NOTIFY}start_timeout: 3s\n")) else { return };
     tell(&world, "a", "every EXTEND_TIMEOUT_USEC=600000");
     let is_over = || world.phase("a") != "starting";
-    watch_for(Duration::from_secs(2), is_over, "it asks for time");
+    watch_for(Duration::from_secs(4), is_over, "it asks for time");
     tell(&world, "a", "every");
     tell(&world, "a", "say READY=1");
     world.until_phase("a", "up");
@@ -486,25 +486,9 @@ fn systemd_notify_is_understood() {
 
 #[test]
 fn a_notify_socket_for_a_watchdog_is_no_word_about_readiness() {
-    let keys = format!("{WATCHDOG}ready: {{file: there}}\n").replace("700ms", "1h");
+    let keys = format!("{WATCHDOG}ready: {{file: there}}\n").replace("3s", "1h");
     let Some(world) = world(&keys) else { return };
     tell(&world, "a", "say READY=1|STATUS=not yet");
     world.until("its words", || world.row("a")["says"] == "not yet");
     assert_eq!(world.phase("a"), "starting");
-}
-
-#[test]
-fn who_writes_to_its_readiness_descriptor_without_end_holds_nobody_up() {
-    let Some(mut world) = World::new() else { return };
-    // Enough of them that the descriptor is never empty.
-    let many = |program: &str| format!("for i in 1 2 3 4 5 6 7 8; do {program} >&3 & done; wait");
-    world.service("talks", &many("yes"), "ready: {fd: 3}\n");
-    world.service("blank", &many("cat /dev/zero"), "ready: {fd: 3}\n");
-    world.service("other", "exec sleep 1000", "requires: [talks]\n");
-    world.run();
-    world.until_phase("other", "up");
-    assert_eq!(world.phase("blank"), "starting");
-    assert_eq!(world.opm(&["restart", "other"]).code, 0);
-    assert_eq!(world.opm(&["shutdown"]).code, 0);
-    assert_eq!(world.wait_run(), 0);
 }

@@ -286,7 +286,7 @@ fn a_first_process_that_fails_before_a_main_one_is_named_is_a_failure() {
 #[test]
 fn one_that_never_writes_its_file_is_stopped_with_all_that_it_left() {
     let Some(mut world) = World::new() else { return };
-    world.service("d", &forks(":", 0), &format!("{KEYS}{NEVER}start_timeout: 500ms\n"));
+    world.service("d", &forks(":", 0), &format!("{KEYS}{NEVER}start_timeout: 3s\n"));
     world.service("held", &forks(":", 0), KEYS);
     world.run();
     let (pid, held) = (daemon_of(&world, "d"), daemon_of(&world, "held"));

@@ -97,7 +97,7 @@ fn another_status_is_no_answer() {
 fn case_061_a_question_that_hangs_is_killed_with_its_group_and_never_joined_by_another() {
     let Some(mut world) = world() else { return };
     // Each question leaves a child, and says so when it finds another one.
-    let ask = "exec 9>>lock; flock -n 9 || echo two >> doubles; echo $$ >> asks; \
+    let ask = "exec 9>>lock; flock -w 0.1 9 || echo two >> doubles; echo $$ >> asks; \
                sleep 1000 & echo $! >> asks; wait";
     let ready = format!(
         "ready: {{exec: [sh, -c, {}], interval: 10ms, timeout: 150ms}}\nstart_timeout: 1h\n",
@@ -140,7 +140,8 @@ fn an_unhealthy_run_is_ended_and_another_follows() {
 fn case_046_a_run_that_is_killed_while_it_is_unhealthy_is_followed_by_another() {
     let Some(mut world) = world() else { return };
     std::fs::write(world.path("well"), "").unwrap();
-    world.service("a", "exec sleep 1000", HEALTH);
+    // It is killed, and does not end for what it answers.
+    world.service("a", "exec sleep 1000", &HEALTH.replace("retries: 3", "retries: 100"));
     world.run();
     for _ in 0..5 {
         world.until("it is well", || world.row("a")["healthy"] == true);

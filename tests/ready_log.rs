@@ -48,7 +48,7 @@ fn a_line_that_matches_says_that_a_run_is_ready() {
     let why = world.opm(&["why", "app"]).out;
     assert!(why.contains("no line of its output has matched"), "{why}");
     go(&world);
-    assert_eq!(raw(&world), "booting\nListening on port 80\n");
+    world.until("its lines", || raw(&world) == "booting\nListening on port 80\n");
     assert_eq!(world.opm(&["shutdown"]).code, 0);
 }
 
@@ -66,12 +66,8 @@ fn what_an_earlier_run_wrote_does_not_count() {
     go(&world);
     let all = "booting\nListening on port 80\nlistening on port 1\n\
                booting\nListening on port 80\n";
-    // The shell itself may have a word for the end of its sleep.
-    assert_eq!(
-        raw(&world).replace("Terminated\n", ""),
-        all,
-        "a mark was stored, or a line was not ended"
-    );
+    // The shell itself may have a word for the end of its sleep. No mark is stored, each line is ended.
+    world.until("all lines as they are", || raw(&world).replace("Terminated\n", "") == all);
     assert_eq!(world.opm(&["shutdown"]).code, 0);
 }
 
@@ -117,6 +113,14 @@ fn kill_keeper(world: &World) -> i32 {
     next.unwrap_or_default()
 }
 
+/// Whether a process has a file of this name open.
+fn holds(world: &World, pid: i32, name: &str) -> bool {
+    let fds = world.proc().map(|proc| proc.join(format!("{pid}/fd")));
+    let fds = fds.and_then(|fds| fs::read_dir(fds).ok()).into_iter().flatten().flatten();
+    let mut links = fds.filter_map(|fd| fs::read_link(fd.path()).ok());
+    links.any(|link| link.ends_with(name))
+}
+
 #[test]
 fn what_a_hook_writes_does_not_count() {
     let hook = "pre_start: [{command: [sh, -c, 'echo Listening on port 7']}]\n";
@@ -143,6 +147,7 @@ fn what_an_earlier_run_wrote_to_a_keeper_that_did_not_see_it_begin_does_not_coun
     let keeper = kill_keeper(&world);
     fs::remove_file(world.path("go")).unwrap_or_default();
     // It reads the last words of the one run when the other has begun.
+    world.until("its FIFO", || holds(&world, keeper, "app.fifo"));
     world.kill("STOP", keeper);
     let pid = world.pid("app");
     assert_eq!(world.opm(&["restart", "--no-wait", "app"]).code, 0);
@@ -161,6 +166,6 @@ fn a_line_with_a_pause_in_it_is_one_line() {
     let Some(world) = app(script) else { return };
     world.until("its begin to be stored", || raw(&world).contains("Listening "));
     go(&world);
-    assert_eq!(raw(&world), "booting\nListening on port 80\n");
+    world.until("its lines", || raw(&world) == "booting\nListening on port 80\n");
     assert_eq!(world.opm(&["shutdown"]).code, 0);
 }

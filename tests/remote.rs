@@ -283,13 +283,16 @@ fn an_ssh_that_dies_in_the_middle_ends_the_command() {
     far.daemons(&["a"]);
     far.world.unit("slow", "command: [sleep, '1000']\nready: {delay: 600s}\nstart_timeout: 700s\n");
     // The script becomes the proxy, so that its end is that of ssh and of the far side in one.
-    let child = far.begin(&["-H", "a", "apply", "units"]);
-    far.world.until("the wait for it", || {
-        far.on("a", &["status", "--json"]).out.contains("\"starting\"")
-    });
+    let mut command = far.command(&["-H", "a", "apply", "units"]);
+    let file = |name: &str| std::fs::File::create(far.world.path(name)).unwrap();
+    let mut child = command.stdout(file("out")).stderr(file("err")).spawn().unwrap();
+    // It waits for it once it has said what was applied.
+    let applied = "+ slow (create)\n1 changed, generation 1\n";
+    far.world.until("what was applied", || far.world.read("out") == applied);
     far.world.kill("KILL", last_ssh(&far, "a").unwrap());
-    let said = Said::of_child(child);
-    assert_eq!((said.code, said.out.as_str()), (3, "+ slow (create)\n1 changed, generation 1\n"));
+    let code = child.wait().unwrap().code();
+    let said = Said { code: code.unwrap(), out: far.world.read("out"), err: far.world.read("err") };
+    assert_eq!((said.code, said.out.as_str()), (3, applied));
     let expected = "opm: lost opm on `a`: ssh was ended by signal 9; what was asked for may have \
                     been done, or go on\n";
     assert!(said.err.ends_with(expected), "{said:?}");

@@ -70,7 +70,7 @@ fn a_run_that_goes_on_when_the_next_is_due_is_left_followed_or_ended() {
         world.task("job", script, &format!("every: 1s\noverlap: {overlap}\n"));
         world.run();
         world.until("its first run", || world.path("first").exists());
-        let first = world.pid_in("runs").unwrap();
+        let first: i32 = world.lines("runs")[0].parse().unwrap();
         if overlap == "kill" {
             world.until("a second run", || world.lines("runs").len() >= 2);
             assert!(!world.alive(first), "two runs at once");
@@ -102,6 +102,7 @@ fn who_requires_a_task_with_a_schedule_waits_until_it_has_completed_once() {
     world.service("web", "cat runs > seen; exec sleep 1000", "requires: [fetch]\n");
     world.run();
     world.until_phase("web", "up");
+    world.until("what it saw", || !world.lines("seen").is_empty());
     assert_eq!(world.lines("seen").len(), 1);
     let pid = world.pid("web");
     world.until("two more runs", || world.lines("runs").len() >= 3);

@@ -19,7 +19,7 @@ const LINES: u64 = 7;
 const STEADY: [&str; 2] = ["steady-a", "steady-b"];
 /// Those that end after some lines: by themselves, and by a signal.
 const CRASHING: [&str; 2] = ["exits", "dies"];
-/// Longest time that a supervisor lives, in microseconds.
+/// Longest time that a supervisor lives, in microseconds, where a boot does not take long.
 const LIFE_MICROS: u64 = 80_000;
 
 const RESTART: &str = "restart: {policy: always, delay: 20ms, max_delay: 100ms}\n";
@@ -65,8 +65,14 @@ fn no_run_is_doubled_and_no_line_is_lost_by_a_storm_of_kills() {
     let (mut supervisors, mut keepers) = (0, 0);
     let began = common::now();
     world.run_with(&["run", "--quiet", "units"]);
+    let names = || STEADY.iter().chain(&CRASHING);
+    world.until("all to have begun", || {
+        names().all(|name| !world.lines(&format!("{name}.starts")).is_empty())
+    });
+    let boot = u64::try_from(began.elapsed().as_micros()).unwrap();
+    let longest = LIFE_MICROS.max(2 * boot);
     while supervisors + keepers < kills {
-        let life = Duration::from_micros(random.below(LIFE_MICROS));
+        let life = Duration::from_micros(random.below(longest));
         common::watch_for(life, || false, "");
         // One that is killed again within a second comes back later each time: not too often.
         if random.below(12) == 0

@@ -258,6 +258,48 @@ fn every_file_is_compiled() {
     fail_with("files that no module declares", &unused);
 }
 
+/// The names of Rust files in a text, as it writes them: `a.rs`, `dir/a.rs`.
+fn rust_files_named(text: &str) -> BTreeSet<String> {
+    let quoted = text.split('`').skip(1).step_by(2);
+    quoted.filter(|word| word.ends_with(".rs")).map(str::to_owned).collect()
+}
+
+#[test]
+fn the_code_map_names_every_file_and_no_other() {
+    let text = read(&at("docs/ARCHITECTURE.md"));
+    let map = text.split("\n## ").find(|part| part.starts_with("Code map\n")).unwrap();
+    let mut offences = Vec::new();
+    let mut seen = BTreeSet::new();
+    // Each paragraph begins with the module that it is about, in bold.
+    for part in map.split("\n\n**`").skip(1) {
+        let (module, part) = part.split_once('`').unwrap();
+        let named = rust_files_named(part);
+        let files = files(&format!("src/{module}"), ".rs");
+        for name in &named {
+            if !files.iter().any(|path| path.ends_with(&format!("/{name}"))) {
+                offences.push(format!("docs/ARCHITECTURE.md: no `{name}` in `{module}`"));
+            }
+        }
+        // What is in a directory is described with it, or with the file that is named like it.
+        let covers = |path: &str| {
+            let inside = path.strip_prefix(&format!("src/{module}/")).unwrap_or(path);
+            let dirs = inside.match_indices('/').map(|(end, _)| &inside[..end]);
+            named.contains(inside)
+                || inside == "mod.rs"
+                || inside.ends_with("tests.rs")
+                // One file for each group of commands.
+                || module == "cli"
+                || dirs.clone().any(|dir| part.contains(&format!("`{dir}/`")))
+        };
+        let missing = files.iter().filter(|path| !covers(path));
+        offences.extend(missing.map(|path| format!("docs/ARCHITECTURE.md: `{path}` is not in it")));
+        seen.insert(module.to_owned());
+    }
+    let floors = FLOORS.iter().map(|(name, _)| (*name).to_owned()).collect();
+    assert_eq!(seen, floors, "modules in the code map");
+    fail_with("the code map", &offences);
+}
+
 #[test]
 fn every_file_says_what_it_is_for() {
     let silent = |file: &String| !read(&at(file)).starts_with("//!");

@@ -127,7 +127,7 @@ fn talker() -> String {
            trap 'trap \"\" TERM; echo \"$$ bye\"; echo $$ >> x.ends; exit 0' TERM; \
            echo \"$$ three\"; echo >&3; exec 3>&-; sleep 1000 & wait $!";
     format!(
-        "command: [sh, -c, {}]\nworking_dir: ..\nready: {{fd: 3}}\nstart_timeout: 8s\n\
+        "command: [sh, -c, {}]\nworking_dir: ..\nready: {{fd: 3}}\nstart_timeout: 20s\n\
          pre_start: [[sh, -c, {}]]\n\
          restart: {{policy: always, delay: 20ms, max_delay: 100ms}}\n",
         serde_json::to_string(&main).unwrap(),
@@ -354,6 +354,8 @@ fn killed_at_any_system_call_of_a_boot() {
     }
     world.unit("c", &(versioned("c", "-") + "requires: [b]\n"));
     world.apply(0);
+    let has_begun = |name: &str| !world.lines(&format!("{name}.starts")).is_empty();
+    world.until("their first acts", || ["a", "b", "c"].into_iter().all(has_begun));
     let kept = [world.pid("a"), world.pid("c")];
     let mut rounds = 0;
     for point in points(16) {

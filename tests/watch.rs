@@ -208,7 +208,7 @@ fn who_requires_it_goes_first_and_the_next_supervisor_watches_on() {
     fs::write(world.path("app/main"), "2").unwrap();
     until_start(&world, 2, "a change after a crash of opm");
     world.until_phase("web", "up");
-    assert_eq!(world.lines("web").len(), 2, "{}", world.log());
+    world.until("its act", || world.lines("web").len() == 2);
     world.assert_no_doubles();
     assert_eq!(world.opm(&["shutdown"]).code, 0);
 }

@@ -17,8 +17,10 @@ use crate::keeper::colour_of;
 use crate::logs::{self, LogsError, Pattern, Query, Record, Select, Which, Whose};
 use crate::system::{self, Dirs};
 
-/// How often, and how long each time, a message waits for a unit's last words.
-const KEEPER_WAITS_MAX: usize = 20;
+/// How often a message looks for a unit's last words while there is something for the log keeper to read,
+/// how often once there is nothing, and how long it waits each time.
+const KEEPER_LOOKS_MAX: usize = 200;
+const KEEPER_LOOKS_AT_END_MAX: usize = 20;
 const KEEPER_WAIT_MILLIS: u8 = 10;
 
 /// `opm logs`.
@@ -201,16 +203,22 @@ pub(super) fn last_lines(dirs: &Dirs, instance: &str, lines: usize) -> Vec<Strin
         .read(true)
         .custom_flags(libc::O_NONBLOCK)
         .open(dirs.fifos().join(format!("{instance}.fifo")));
-    for _ in 0..KEEPER_WAITS_MAX {
-        let found = logs::last_lines(&dirs.logs, instance, lines);
-        let under_way = fifo.as_ref().is_ok_and(|fifo| system::bytes_queued(fifo.as_fd()) > 0);
-        if !under_way && (!found.is_empty() || fifo.is_err()) {
-            let texts = found.iter().map(|record| String::from_utf8_lossy(&record.bytes));
-            return texts.map(std::borrow::Cow::into_owned).collect();
+    let is_under_way = || fifo.as_ref().is_ok_and(|fifo| system::bytes_queued(fifo.as_fd()) > 0);
+    let mut found = Vec::new();
+    let mut looks_at_end = 0;
+    for _ in 0..KEEPER_LOOKS_MAX {
+        let at_end = !is_under_way();
+        found = logs::last_lines(&dirs.logs, instance, lines);
+        looks_at_end = if at_end { looks_at_end + 1 } else { 0 };
+        // What was read last may be on its way to the file: once more.
+        let has_all = looks_at_end > 1 && !found.is_empty();
+        if has_all || fifo.is_err() || looks_at_end >= KEEPER_LOOKS_AT_END_MAX {
+            break;
         }
         if let Err(errno) = nix::poll::poll(&mut [], PollTimeout::from(KEEPER_WAIT_MILLIS)) {
             log::debug!("interrupted: {errno}");
         }
     }
-    Vec::new()
+    let texts = found.iter().map(|record| String::from_utf8_lossy(&record.bytes));
+    texts.map(std::borrow::Cow::into_owned).collect()
 }

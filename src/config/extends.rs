@@ -43,12 +43,12 @@ pub(super) struct Known<'a> {
 #[derive(Debug)]
 pub(super) struct Bases {
     bases: Vec<Option<Base>>,
-    standings: Vec<Standing>,
+    standings: Vec<Footing>,
 }
 
 /// What a unit stands on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Standing {
+enum Footing {
     /// Not known yet.
     Unseen,
     /// On what is not there, goes round, or is too high.
@@ -60,7 +60,7 @@ enum Standing {
 /// Where the way from a unit to those that it extends ends.
 enum End {
     /// At a unit of which it is known what it stands on.
-    Known(Standing),
+    Known(Footing),
     /// At a unit that was on the way already.
     Loop(usize),
 }
@@ -83,9 +83,9 @@ impl Bases {
                 unknown(document, name, at, known, suggested <= SUGGESTED_MAX, sink);
             }
             found.standings.push(match (said, base) {
-                (None, _) => Standing::On(0),
-                (Some(_), None) => Standing::Broken,
-                (Some(_), Some(_)) => Standing::Unseen,
+                (None, _) => Footing::On(0),
+                (Some(_), None) => Footing::Broken,
+                (Some(_), Some(_)) => Footing::Unseen,
             });
             found.bases.push(base);
         }
@@ -95,8 +95,8 @@ impl Bases {
         found
     }
 
-    fn standing(&self, number: usize) -> Standing {
-        self.standings.get(number).copied().unwrap_or(Standing::Broken)
+    fn standing(&self, number: usize) -> Footing {
+        self.standings.get(number).copied().unwrap_or(Footing::Broken)
     }
 
     /// Follows a unit down to one whose standing is known, and notes those on the way.
@@ -106,13 +106,13 @@ impl Bases {
         let mut at = number;
         let end = loop {
             match (self.standing(at), self.of(at)) {
-                (Standing::Unseen, Some(_)) if !seen.insert(at) => break End::Loop(at),
-                (Standing::Unseen, Some(base)) => {
+                (Footing::Unseen, Some(_)) if !seen.insert(at) => break End::Loop(at),
+                (Footing::Unseen, Some(base)) => {
                     way.push(at);
                     at = base.number;
                 }
-                (Standing::Unseen, None) => break End::Known(Standing::Broken),
-                (known @ (Standing::Broken | Standing::On(_)), _) => break End::Known(known),
+                (Footing::Unseen, None) => break End::Known(Footing::Broken),
+                (known @ (Footing::Broken | Footing::On(_)), _) => break End::Known(known),
             }
         };
         let mut below = match end {
@@ -121,21 +121,21 @@ impl Bases {
                 let round: Vec<usize> =
                     way.iter().copied().skip_while(|on_way| *on_way != first).collect();
                 self.tell_loop(&round, documents, sink);
-                Standing::Broken
+                Footing::Broken
             }
         };
         for on_way in way.into_iter().rev() {
             below = match below {
-                Standing::On(depth) if depth < EXTENDS_MAX => Standing::On(depth.saturating_add(1)),
-                Standing::On(_) => {
+                Footing::On(depth) if depth < EXTENDS_MAX => Footing::On(depth.saturating_add(1)),
+                Footing::On(_) => {
                     // Those that extend this one in turn are as wrong; once is enough.
                     if let Some(base) = self.of(on_way) {
                         let message = format!("more than {EXTENDS_MAX} units extend one another");
                         sink.error(base.at, message).help("extend one that is nearer to the first");
                     }
-                    Standing::Broken
+                    Footing::Broken
                 }
-                Standing::Unseen | Standing::Broken => Standing::Broken,
+                Footing::Unseen | Footing::Broken => Footing::Broken,
             };
             if let Some(standing) = self.standings.get_mut(on_way) {
                 *standing = below;
@@ -185,7 +185,7 @@ impl Bases {
 
     /// A unit with all below it, the last one first; nothing where they cannot be put together.
     pub(super) fn chain(&self, number: usize) -> Option<Vec<usize>> {
-        let Standing::On(depth) = self.standing(number) else { return None };
+        let Footing::On(depth) = self.standing(number) else { return None };
         let mut chain = vec![number];
         let mut at = number;
         for _ in 0..depth {

@@ -371,12 +371,12 @@ impl Clients {
             .min()
     }
 
-    /// opm is over: nobody is to find a socket where nobody listens.
+    /// opm is over: nobody is to find a socket where nobody listens. Who is connected learns of it after
+    /// the lock is free, so that it may begin another opm then: connections are dropped last.
     pub(super) fn close(&mut self) {
         if let Err(error) = fs::remove_file(&self.path) {
             log::debug!("cannot remove {}: {error}", self.path.display());
         }
-        self.connected.clear();
     }
 }
 

@@ -18,7 +18,7 @@ use crate::model::{
     Author, Command, FilePath, InheritEnv, Kind, Output, ProcessSpec, RestartPolicy, Spec, Stdin,
     Template, Unit, UnitName,
 };
-use crate::plan::Room;
+use crate::plan::Capacity;
 use crate::supervisor::{Boot, COMMAND_SOURCE, KeeperOptions, Manner};
 use crate::system::{self, Linux, LockError, SystemError};
 
@@ -136,8 +136,9 @@ pub(super) fn build(mut options: Options) -> Result<(Daemon, Option<PassedOver>)
     }
     let (keeper, shutdown_budget) = (keeper_options(&options), options.shutdown_budget);
     let (descriptors, processes) = system::limits();
-    let room = Some(Room { descriptors, processes });
-    let boot = Boot { system: linux, loaded, replay, keeper, shutdown_budget, room, same_process };
+    let capacity = Some(Capacity { descriptors, processes });
+    let boot =
+        Boot { system: linux, loaded, replay, keeper, shutdown_budget, capacity, same_process };
     let supervisor = boot.supervisor();
     let mut daemon = Daemon {
         poll,

@@ -25,7 +25,7 @@ pub(super) enum Goal {
 
 /// How an instance stands towards a goal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Standing {
+enum Progress {
     /// It is there.
     Reached,
     /// It is on its way.
@@ -46,7 +46,7 @@ impl Goal {
         })
     }
 
-    fn standing(self, phase: &Phase, kind: Option<Kind>, future: Future) -> Standing {
+    fn standing(self, phase: &Phase, kind: Option<Kind>, future: Future) -> Progress {
         let is_task = kind == Some(Kind::Task);
         let reached = match self {
             Self::Up => matches!(phase, Phase::Up | Phase::Done),
@@ -62,14 +62,14 @@ impl Goal {
                 | Phase::Backoff { .. }
                 | Phase::Unproven { .. } => false,
             },
-            Self::Settled => return Standing::Open,
+            Self::Settled => return Progress::Open,
         };
         match (reached, future) {
-            (true, _) => Standing::Reached,
-            (false, Future::Moves) => Standing::Open,
+            (true, _) => Progress::Reached,
+            (false, Future::Moves) => Progress::Open,
             // It may end, or somebody may stop it.
-            (false, Future::Stays) if self == Self::Down && *phase == Phase::Up => Standing::Open,
-            (false, Future::Stays) => Standing::Hopeless,
+            (false, Future::Stays) if self == Self::Down && *phase == Phase::Up => Progress::Open,
+            (false, Future::Stays) => Progress::Hopeless,
         }
     }
 }
@@ -155,7 +155,7 @@ pub(super) struct Wait {
     brief: bool,
     /// Whether nothing was looked at yet: what was asked before it has to be carried out first.
     fresh: bool,
-    standings: BTreeMap<InstanceId, Standing>,
+    standings: BTreeMap<InstanceId, Progress>,
     /// Those that wait for others: what happens to these changes what becomes of them.
     waiting: BTreeSet<InstanceId>,
     open: usize,
@@ -172,7 +172,7 @@ impl Wait {
         brief: bool,
     ) -> Self {
         let open = ids.len();
-        let standings = ids.into_iter().map(|id| (id, Standing::Open)).collect();
+        let standings = ids.into_iter().map(|id| (id, Progress::Open)).collect();
         let waiting = BTreeSet::new();
         Self { goal, deadline, more, brief, fresh: true, standings, waiting, open }
     }
@@ -221,7 +221,7 @@ impl Wait {
         let phase = futures.view.observed.get(id).map_or(&blank, |instance| &instance.phase);
         let kind = futures.view.unit(id).map(|unit| unit.spec.kind);
         let new = match self.goal {
-            Goal::Settled if settled => Standing::Reached,
+            Goal::Settled if settled => Progress::Reached,
             goal @ (Goal::Settled | Goal::Up | Goal::Ready | Goal::Down | Goal::Completed) => {
                 goal.standing(phase, kind, futures.of(id))
             }
@@ -232,7 +232,7 @@ impl Wait {
             self.waiting.remove(id);
         }
         let Some(standing) = self.standings.get_mut(id) else { return };
-        match (*standing == Standing::Open, new == Standing::Open) {
+        match (*standing == Progress::Open, new == Progress::Open) {
             (true, false) => self.open = self.open.saturating_sub(1),
             (false, true) => self.open = self.open.saturating_add(1),
             (true, true) | (false, false) => {}
@@ -253,7 +253,7 @@ impl Wait {
             let is_there =
                 known.is_some_and(|known| matches!(known.phase, Phase::Up | Phase::Done));
             let is_settled = || match (self.goal, self.standings.get(id)) {
-                (Goal::Settled, Some(standing)) => *standing == Standing::Reached,
+                (Goal::Settled, Some(standing)) => *standing == Progress::Reached,
                 _ => supervisor.is_settled(id),
             };
             (is_there || !view.wants(id)) && is_settled()
@@ -276,7 +276,7 @@ impl Wait {
             let rows = self.rows(supervisor, touched.iter(), false);
             return (Some(Reply::one_of_more(json!({ "instances": rows }))), false);
         }
-        let reached = self.standings.values().all(|standing| *standing == Standing::Reached);
+        let reached = self.standings.values().all(|standing| *standing == Progress::Reached);
         let result = match (self.open, reached) {
             (0, true) => "reached",
             (0, false) => "failed",

@@ -7,13 +7,11 @@
 //!
 //! What is sent is sent whole: a message, or a line, is not cut where a connection breaks.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs, UdpSocket};
 use std::os::fd::AsFd;
-use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixDatagram;
-use std::path::Path;
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -23,7 +21,7 @@ use super::clock::now_ms;
 use super::outlet::{Address, Chunk, Piece, Queue};
 use crate::logs::segment::FileId;
 use crate::model::SyslogAddress;
-use crate::system;
+use crate::system::{self, fifo};
 
 /// How long a destination that takes nothing is waited for before records are dropped.
 const PATIENCE: Duration = Duration::from_millis(PATIENCE_MS);
@@ -166,7 +164,7 @@ impl Carrier {
     /// Blocking: for the resolution of a name, and for [`PATIENCE`] for a connection.
     fn open(to: &Address) -> io::Result<Self> {
         match to {
-            Address::Input(_, path) => open_input(path).map(Self::Fifo),
+            Address::Input(_, path) => fifo::open_both_ends(path).map(Self::Fifo),
             Address::Syslog(SyslogAddress::Unix(path)) => {
                 let socket = UnixDatagram::unbound()?;
                 socket.connect(path.as_path())?;
@@ -220,12 +218,6 @@ fn first(
         }
     }
     Err(failed)
-}
-
-/// Also open for reading: what is in it stays while nobody else has it open.
-fn open_input(path: &Path) -> io::Result<File> {
-    let flags = libc::O_NONBLOCK | libc::O_NOFOLLOW;
-    OpenOptions::new().read(true).write(true).custom_flags(flags).open(path)
 }
 
 /// A time limit, as what it is.

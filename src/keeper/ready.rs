@@ -4,19 +4,28 @@
 //! comes before it is another run's. The answer is the run's number on a FIFO that the keeper holds
 //! open, so that it waits there for a supervisor that is away.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
 
 use regex_lite::Regex;
 
 use super::clock::now_ms;
 use super::split::{PART_BYTES_MAX, Part};
-use crate::system::instruction::{ANY, ReadyLine};
+use crate::system::instruction::ReadyLine;
 use crate::system::run_mark::Begin;
+use crate::system::{answer, fifo};
 
 /// Most of one line that is looked at where it comes in parts, in bytes: its end.
 const LINE_BYTES_MAX: usize = 2 * PART_BYTES_MAX;
+
+/// Whose line it is.
+#[derive(Debug)]
+enum Whose {
+    /// That of the run with this number, as its mark had it.
+    Run(String),
+    /// That of whichever run writes it, since this time.
+    AnySince(u64),
+}
 
 /// The line that is looked for.
 #[derive(Debug)]
@@ -25,7 +34,10 @@ pub(super) struct ReadyWatch {
     regex: Option<Regex>,
     answer: Option<File>,
     /// The run that has not said it yet.
-    run: Option<String>,
+    looks_for: Option<Whose>,
+    /// What is said of a run whose number is not known, if no other begins in what is there to be read:
+    /// it may be the words of an earlier one.
+    held: Option<String>,
     /// The begin of a line that comes in parts.
     line_begin: Vec<u8>,
 }
@@ -39,9 +51,14 @@ impl ReadyWatch {
         if let Err(error) = &regex {
             log::error!("cannot use `{}`: {error}", line.pattern);
         }
-        let run = Some(format!("{ANY}{}", now_ms()));
-        let line_begin = Vec::new();
-        Self { line: line.clone(), regex: regex.ok(), answer: None, run, line_begin }
+        Self {
+            line: line.clone(),
+            regex: regex.ok(),
+            answer: None,
+            looks_for: Some(Whose::AnySince(now_ms())),
+            held: None,
+            line_begin: Vec::new(),
+        }
     }
 
     /// Whether it looks for this.
@@ -51,16 +68,24 @@ impl ReadyWatch {
 
     /// A run begins, or its main process does: what comes before that is none of its words.
     pub(super) fn begin(&mut self, begin: Begin, run: &str) {
-        self.run = match begin {
+        self.looks_for = match begin {
             Begin::Run => None,
-            Begin::Main => Some(run.to_owned()),
+            Begin::Main => Some(Whose::Run(run.to_owned())),
         };
+        self.held = None;
         self.line_begin = Vec::new();
+    }
+
+    /// All that was there to be read was read.
+    pub(super) fn is_at_end(&mut self) {
+        if let Some(answer) = self.held.take() {
+            self.say(&answer);
+        }
     }
 
     /// Looks at a line, or at what has come of it. Costs nothing once the run is ready.
     pub(super) fn look(&mut self, part: Part<'_>) {
-        let (Some(regex), Some(run)) = (&self.regex, &self.run) else { return };
+        let (Some(regex), Some(whose)) = (&self.regex, &self.looks_for) else { return };
         let mut line = std::mem::take(&mut self.line_begin);
         line.extend_from_slice(part.bytes);
         line.drain(..line.len().saturating_sub(LINE_BYTES_MAX));
@@ -70,19 +95,62 @@ impl ReadyWatch {
             }
             return;
         }
-        let answer = format!("{run}\n");
-        self.run = None;
-        if let Err(error) = self.say(&answer) {
+        match whose {
+            Whose::Run(run) => {
+                let answer = answer::of_run(run);
+                self.say(&answer);
+            }
+            Whose::AnySince(since) => self.held = Some(answer::since(*since)),
+        }
+        self.looks_for = None;
+    }
+
+    fn say(&mut self, answer: &str) {
+        if let Err(error) = self.write(answer) {
             log::error!("cannot tell that a run is ready: {error}");
         }
     }
 
-    fn say(&mut self, answer: &str) -> std::io::Result<()> {
+    fn write(&mut self, answer: &str) -> std::io::Result<()> {
         if self.answer.is_none() {
-            let mut open = OpenOptions::new();
-            open.read(true).write(true).custom_flags(libc::O_NONBLOCK | libc::O_NOFOLLOW);
-            self.answer = Some(open.open(self.line.answer.as_path())?);
+            self.answer = Some(fifo::open_both_ends(self.line.answer.as_path())?);
         }
         self.answer.as_mut().map_or(Ok(()), |file| file.write_all(answer.as_bytes()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+
+    use super::*;
+    use crate::model::FilePath;
+
+    #[test]
+    fn words_of_a_run_that_was_not_seen_to_begin_count_when_no_other_begins_behind_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.ready");
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let mut fifo = fifo::open_both_ends(&path).unwrap();
+        let mut said = || {
+            let mut bytes = [0; 64];
+            let count = fifo.read(&mut bytes).unwrap_or(0);
+            String::from_utf8(bytes[..count].to_vec()).unwrap()
+        };
+        let line = ReadyLine { pattern: "listening".to_owned(), answer: FilePath::from(path) };
+        let words = Part { bytes: b"listening", full: true };
+        let mut watch = ReadyWatch::new(&line);
+        watch.look(words);
+        assert_eq!(said(), "");
+        watch.begin(Begin::Run, "2");
+        watch.begin(Begin::Main, "2");
+        watch.is_at_end();
+        assert_eq!(said(), "", "it was another run");
+        watch.look(words);
+        assert_eq!(said(), "2\n");
+        let mut watch = ReadyWatch::new(&line);
+        watch.look(words);
+        watch.is_at_end();
+        assert!(said().starts_with("any "));
     }
 }

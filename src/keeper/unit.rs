@@ -217,9 +217,13 @@ impl Unit {
                     if *left == 0 { Turn::Over } else { Turn::Again }
                 }
             },
-            Input::Empty => self.idle(),
+            Input::Empty => {
+                self.is_at_end();
+                self.idle()
+            }
             Input::NoWriter => {
                 self.end_line(shared);
+                self.is_at_end();
                 self.idle()
             }
             Input::Failed(error) => {
@@ -227,6 +231,12 @@ impl Unit {
                 self.fifo = None;
                 self.idle()
             }
+        }
+    }
+
+    fn is_at_end(&mut self) {
+        if let Some(ready) = &mut self.ready {
+            ready.is_at_end();
         }
     }
 

@@ -72,9 +72,9 @@ pub use signal::Signal;
 pub use socket::{Accept, Address, Bound, LISTEN_MAX, Listen, Socket, UNIX_MODE};
 pub use spec::{
     AtLimit, Command, Condition, Conditions, Dependency, EndAction, EnvFile, Hook, Hooks,
-    INSTANCES_MAX, InheritEnv, Instances, Kind, Limit, OnDependencyRestart, Output,
-    Process as ProcessSpec, Ready, Relations, Reload, Resource, Restart, RestartPolicy, Spec,
-    SpecHash, StartLimit, Stdin, Stop, StopAction, StopStep, StopTo,
+    INSTANCES_MAX, InheritEnv, Instances, Kind, Limit, OnDependencyRestart, Output, ProcessSpec,
+    Ready, Relations, Reload, Resource, Restart, RestartPolicy, Spec, SpecHash, StartLimit, Stdin,
+    Stop, StopAction, StopStep, StopTo,
 };
 pub use step::{Action, Reason, Step};
 pub use template::{Template, TemplateError, Variable};

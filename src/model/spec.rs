@@ -1,7 +1,7 @@
 //! What a unit file can say, valid by construction, and every default; parts that are large are in files
 //! of their own (`logs`, `probe`, `schedule`, `socket`, `watch`).
 //!
-//! A [`Spec`] is grouped by what a change of it costs: whatever is in [`Process`] is fixed when a
+//! A [`Spec`] is grouped by what a change of it costs: whatever is in [`ProcessSpec`] is fixed when a
 //! run starts, so that changing it restarts the run; everything else is taken over at once.
 
 use std::collections::BTreeMap;
@@ -70,7 +70,7 @@ pub struct Spec {
     /// False: known, but down until `opm start`.
     pub enabled: bool,
     /// What runs; a socket and a target have none. A change restarts the run.
-    pub process: Option<Process>,
+    pub process: Option<ProcessSpec>,
     /// Where a socket listens. A change restarts its run, and keeps open what is in both.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub socket: Option<Box<Socket>>,
@@ -264,7 +264,7 @@ impl SpecHash {
 
 /// What is fixed when a run starts.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Process {
+pub struct ProcessSpec {
     /// The program and its arguments.
     pub command: Command,
     /// The directory of the unit's file: relative paths start here.
@@ -317,7 +317,7 @@ fn is_yes(value: &bool) -> bool {
     *value
 }
 
-impl Process {
+impl ProcessSpec {
     /// A process with nothing said beyond its command.
     pub fn new(command: Command, base_dir: FilePath) -> Self {
         Self {
@@ -765,7 +765,7 @@ mod tests {
     fn spec(name: &str) -> Spec {
         let mut spec = Spec::new(Kind::Service, UnitName::parse(name).unwrap());
         let command = Command::Argv(vec![Template::literal("true")]);
-        spec.process = Some(Process::new(command, FilePath::from("/units")));
+        spec.process = Some(ProcessSpec::new(command, FilePath::from("/units")));
         spec
     }
 

@@ -10,6 +10,7 @@
 
 mod basis;
 mod budget;
+mod capacity;
 mod changes;
 mod fields;
 mod lazy;
@@ -18,7 +19,6 @@ mod probe;
 mod restart;
 mod ripple;
 mod roll;
-mod room;
 mod schedule;
 mod start;
 mod stop;
@@ -27,6 +27,7 @@ mod why;
 
 pub use basis::Basis;
 pub use budget::{Chain, budget_warning, longest_stop};
+pub use capacity::Capacity;
 pub use changes::{Change, Class, Effect, FieldChange, Plan, plan};
 pub use fields::{conceal, fields_of};
 pub use lazy::{is_lazy, waits_at};
@@ -34,7 +35,6 @@ pub use order::{Standing, blockers, standing};
 pub use probe::{failures, is_unhealthy};
 pub use restart::{has_done, verdict};
 pub use roll::{Turn, is_outdated, turn};
-pub use room::Room;
 pub use schedule::{MISSED_AFTER, rests_until_due};
 pub use start::reload_action;
 pub use why::{few, health, why};

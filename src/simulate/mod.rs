@@ -170,7 +170,7 @@ impl Play {
             replay: Replay { observed, problems: Vec::new() },
             keeper: None,
             shutdown_budget: state.shutdown_timeout,
-            room: None,
+            capacity: None,
             same_process: true,
         };
         let supervisor = boot.supervisor();

@@ -200,7 +200,7 @@ impl<S: System> Supervisor<S> {
         if desired.units == self.desired.units {
             return None;
         }
-        self.room?.shortage(&self.desired, desired)
+        self.capacity?.shortage(&self.desired, desired)
     }
 
     /// What a source declares where only some of its units are taken from its files.

@@ -14,7 +14,7 @@ use crate::model::{
     Event, Graph, Happening, InstanceId, Kind, Life, Outcome, Phase, Role, RunId, Span, Spec,
     Stage, StartError, Word,
 };
-use crate::plan::{self, Room};
+use crate::plan::{self, Capacity};
 use crate::system::{Launch, Loaded, Proof, Replay, System};
 
 /// What a supervisor begins with.
@@ -31,7 +31,7 @@ pub struct Boot<S> {
     /// How long a shutdown may take; `None`: as long as the units' own times.
     pub shutdown_budget: Option<Span>,
     /// What there is for all that may be up; `None`: enough.
-    pub room: Option<Room>,
+    pub capacity: Option<Capacity>,
     /// Whether this process was the supervisor before, by `opm reexec`: its children are ours.
     pub same_process: bool,
 }
@@ -58,7 +58,7 @@ impl<S: System> Boot<S> {
             shutdown: None,
             keeper: self.keeper,
             shutdown_budget: self.shutdown_budget,
-            room: self.room,
+            capacity: self.capacity,
             dirty: BTreeSet::new(),
             queued: Queue::default(),
             wakes: Wakes::new(),

@@ -77,7 +77,7 @@ pub struct Supervisor<S> {
     /// How long a shutdown may take; `None`: as long as the units' own times.
     shutdown_budget: Option<Span>,
     /// What there is for all that may be up; `None`: enough.
-    room: Option<plan::Room>,
+    capacity: Option<plan::Capacity>,
     /// Instances that a new look may find something due for.
     dirty: BTreeSet<InstanceId>,
     /// Instances whose next process is due, and waits until there is room, [`System::has_room`].

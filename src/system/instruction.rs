@@ -18,10 +18,6 @@ use crate::model::{
 /// Largest instruction that is read, in bytes: two paths fit. A larger file is refused.
 const INSTRUCTION_BYTES_MAX: u64 = 64 * 1024;
 
-/// What a keeper answers for a run whose number it does not know, before the time since when it looks, in
-/// milliseconds of the monotonic clock.
-pub const ANY: &str = "any ";
-
 /// The line by which a run says that it is ready.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReadyLine {

@@ -27,15 +27,16 @@ use mio::{Registry, Token};
 
 use super::alarm::Alarm;
 use super::archive::Archive;
-use super::channels::{FileWaits, Tells};
+use super::descriptors::Descriptors;
 use super::dirs::Lock;
 use super::disk::Files;
 use super::env::inheritable;
+use super::file_waits::{FileWaits, Tells};
 use super::instruction::{self, Instruction, ReadyLine};
+use super::later::Later;
 use super::launch::{self, Origin};
 use super::ledger::{self, Ledger};
 use super::paths::Paths;
-use super::room::{Later, Room};
 use super::sockets::Sockets;
 use super::spawn::Nursery;
 use super::store::Store;
@@ -75,7 +76,7 @@ pub struct Linux {
     lasting: Option<Lasting>,
     registry: Registry,
     null: OwnedFd,
-    room: Room,
+    descriptors: Descriptors,
     later: Later,
     nursery: Nursery,
     /// Those on their way to their program, and since when.
@@ -170,7 +171,7 @@ impl Linux {
             lasting,
             registry,
             null: file("/dev/null")?.into(),
-            room: Room::now(),
+            descriptors: Descriptors::now(),
             later: Later::default(),
             nursery: Nursery::new(),
             next_token: Self::FIRST_TOKEN,
@@ -201,7 +202,7 @@ impl Linux {
 
     /// The first descriptor number that no client may have.
     pub fn clients_end(&self) -> u64 {
-        self.room.clients_end()
+        self.descriptors.clients_end()
     }
 
     /// Whether anything outlives this process.

@@ -5,13 +5,17 @@
 
 mod accounts;
 mod alarm;
+pub mod answer;
 mod archive;
-mod channels;
 mod child;
+mod descriptors;
 mod dirs;
 mod disk;
 mod env;
+pub mod fifo;
+mod file_waits;
 pub mod instruction;
+mod later;
 mod launch;
 mod ledger;
 mod linux;
@@ -19,7 +23,6 @@ mod notify;
 mod paths;
 mod process;
 mod raw;
-mod room;
 pub mod run_mark;
 mod seal;
 mod sockets;

@@ -25,7 +25,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 /// How long a test waits for a fact before it fails.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(90);
 
 pub const OPM: &str = env!("CARGO_BIN_EXE_opm");
 
@@ -235,7 +235,7 @@ impl World {
     /// One that hangs is ended by timeout(1), with code 124.
     pub fn opm(&self, args: &[&str]) -> Said {
         let mut command = self.command("timeout");
-        command.args(["40", OPM, "--root"]).arg(self.root()).args(args);
+        command.args(["120", OPM, "--root"]).arg(self.root()).args(args);
         Said::of(&command.output().expect("opm runs"))
     }
 

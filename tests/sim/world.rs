@@ -133,8 +133,9 @@ impl World {
                 colour: false,
                 quota: None,
             });
-            let (shutdown_budget, room) = (None, None);
-            let boot = Boot { system, loaded, replay, keeper, shutdown_budget, room, same_process };
+            let (shutdown_budget, capacity) = (None, None);
+            let boot =
+                Boot { system, loaded, replay, keeper, shutdown_budget, capacity, same_process };
             Ok::<_, String>(boot.supervisor())
         }));
         match booted {

@@ -29,7 +29,7 @@ impl Linux {
             && let Some(process) = &launch.spec.process
         {
             if process.output == Output::Keeper
-                && self.room.for_start(self.null.as_fd())
+                && self.descriptors.for_start(self.null.as_fd())
                 && let Err(error) = self.output(launch)
             {
                 log::warn!("{}: {error}", launch.instance);
@@ -67,7 +67,7 @@ impl Linux {
         self.kept(&launch.instance, run).is_adopted = true;
         let (pid, start) = (identity.pid, identity.start);
         let watched = Watched::Foreign { run, role, pid, start, pidfd };
-        if !self.room.for_adopted(fd) {
+        if !self.descriptors.for_adopted(fd) {
             self.look_later(launch, identity);
         } else if let Err(error) = self.watch(Some(run), fd, watched) {
             log::warn!("{}: cannot watch process {}: {error}", launch.instance, identity.pid);

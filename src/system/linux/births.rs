@@ -102,7 +102,7 @@ impl Linux {
             }
         }
         let is_alone = self.starting.is_empty() && promised == 0;
-        is_alone || self.room.for_start(self.null.as_fd())
+        is_alone || self.descriptors.for_start(self.null.as_fd())
     }
 
     /// Makes a process: it is in the ledger before it is let go.
@@ -113,7 +113,7 @@ impl Linux {
         self.kept(&launch.instance, launch.run);
         let is_main = launch.role == Role::Main;
         // What ends a run may take the last ones.
-        if !is_of_end(launch.role) && !self.room.for_start(self.null.as_fd()) {
+        if !is_of_end(launch.role) && !self.descriptors.for_start(self.null.as_fd()) {
             return Err(prepare_error("", &std::io::Error::from_raw_os_error(libc::EMFILE)));
         }
         let Given { numbered, extra, held } = self.given(launch, spec)?;

@@ -180,7 +180,7 @@ impl Linux {
             let (stage, subject) = (Stage::Listen, place.to_string());
             StartError { stage, subject, reason, passing }
         };
-        if !self.room.for_start(self.null.as_fd()) {
+        if !self.descriptors.for_start(self.null.as_fd()) {
             return Err(fail(errno_words(libc::EMFILE), true));
         }
         let at = place.to_string();

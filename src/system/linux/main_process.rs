@@ -89,7 +89,7 @@ impl Linux {
             process::identify(pid).filter(|(now, _)| now == identity).map(|(_, pidfd)| {
                 let fd = pidfd.as_raw_fd();
                 let (role, start) = (Role::Main, identity.start);
-                let is_room = self.room.for_adopted(fd);
+                let is_room = self.descriptors.for_adopted(fd);
                 (is_room, fd, Watched::Foreign { run, role, pid, start, pidfd })
             });
         match watched {

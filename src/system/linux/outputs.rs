@@ -4,7 +4,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use super::super::run_mark::{self, Begin};
-use super::super::{Launch, channels, instruction};
+use super::super::{Launch, fifo, instruction};
 use super::{Linux, owner_of, prepare_error};
 use crate::model::{ProcessSpec, Ready, Role, StartError, UnitName};
 
@@ -16,14 +16,14 @@ impl Linux {
         if !self.outputs.contains_key(id) {
             let owner = owner_of(&launch.spec);
             let path = instruction::fifo_path(&self.dirs.run, id);
-            let fifo = channels::open_fifo(&path, owner).map_err(fail)?;
-            channels::let_openers_write(&fifo).map_err(fail)?;
+            let fifo = fifo::make(&path, owner).map_err(fail)?;
+            fifo::let_openers_write(&fifo).map_err(fail)?;
             self.outputs.insert(id.clone(), fifo);
         }
         let Some(fifo) = self.outputs.get(id) else {
             return Err(fail(std::io::Error::from_raw_os_error(libc::EBADF)));
         };
-        channels::child_end(fifo).map_err(fail)
+        fifo::child_end(fifo).map_err(fail)
     }
 
     /// What a unit reads that takes what others write.
@@ -33,7 +33,7 @@ impl Linux {
         self.open_input(unit, owner_of(&launch.spec)).map_err(fail)?;
         let fifo =
             self.inputs.get(unit).ok_or_else(|| fail(std::io::ErrorKind::NotFound.into()))?;
-        channels::child_end(fifo).map_err(fail)
+        fifo::child_end(fifo).map_err(fail)
     }
 
     /// Makes the input FIFO of a unit, or opens the one that is there.
@@ -47,8 +47,8 @@ impl Linux {
         }
         let path = instruction::input_path(&self.dirs.run, unit);
         instruction::make_dir(&instruction::log_dir(&self.dirs.run))?;
-        let fifo = channels::open_fifo(&path, owner)?;
-        channels::let_owner_read(fifo.as_fd())?;
+        let fifo = fifo::make(&path, owner)?;
+        fifo::let_owner_read(fifo.as_fd())?;
         self.inputs.insert(unit.clone(), fifo);
         Ok(())
     }

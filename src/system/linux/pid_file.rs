@@ -10,7 +10,7 @@ use std::io::{self, ErrorKind, Read};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use super::super::channels::{self, Tells};
+use super::super::file_waits::{self, Tells};
 use super::super::{Launch, plain, process, tree};
 use super::said::Complaint;
 use super::{Linux, Watched, owner_of};
@@ -35,7 +35,7 @@ impl Linux {
     /// Before a start: waits for the pid file, if there is to be one. Returns where.
     pub(super) fn expect_main(&mut self, launch: &Launch) -> Result<Option<PathBuf>, StartError> {
         let Some(path) = self.pid_file_of(launch) else { return Ok(None) };
-        let before = channels::mark(&path);
+        let before = file_waits::mark(&path);
         self.wait_for_file(launch.run, Tells::Main, path.clone(), before)?;
         Ok(Some(path))
     }
@@ -43,7 +43,7 @@ impl Linux {
     /// The same for a run that an earlier supervisor began.
     pub(super) fn await_main_of(&mut self, launch: &Launch, first: &Identity) {
         let Some(path) = self.pid_file_of(launch) else { return };
-        let before = channels::mark_older_than(&path, process::started_at(first.start));
+        let before = file_waits::mark_older_than(&path, process::started_at(first.start));
         if let Err(error) = self.wait_for_file(launch.run, Tells::Main, path.clone(), before) {
             log::warn!("{}: {error}", launch.instance);
         }
@@ -65,7 +65,7 @@ impl Linux {
         let awaited = self.runs.get(&run)?.awaited.clone()?;
         let path = awaited.path.display();
         if !self.files.is_there(run, Tells::Main) {
-            if channels::mark(&awaited.path).is_some() {
+            if file_waits::mark(&awaited.path).is_some() {
                 self.complain(run, Complaint::OldPidFile, || {
                     format!("`{path}` was there before the start, and says nothing of it; ignored")
                 });

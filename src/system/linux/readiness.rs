@@ -5,10 +5,10 @@ use std::ffi::OsString;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 
-use super::super::channels::{self, Mark, Tells};
+use super::super::file_waits::{self, Mark, Tells};
 use super::super::notify::NotifySocket;
 use super::super::run_mark::Begin;
-use super::super::{Launch, child, process, set_inheritable, sockets};
+use super::super::{Launch, child, fifo, process, set_inheritable, sockets};
 use super::{Linux, Watched, owner_of, prepare_error};
 use crate::model::{Identity, Monotonic, ProcessSpec, Ready, RunId, Stage, StartError};
 use crate::system::System;
@@ -54,15 +54,15 @@ impl Linux {
             Ready::Fd(number) => {
                 let path = self.dirs.readiness(id);
                 let fail = |error: std::io::Error| prepare_error(path.display(), &error);
-                let fifo = channels::open_fifo(&path, owner_of(&launch.spec)).map_err(fail)?;
-                let theirs = channels::child_end(&fifo).map_err(fail)?;
+                let fifo = fifo::make(&path, owner_of(&launch.spec)).map_err(fail)?;
+                let theirs = fifo::child_end(&fifo).map_err(fail)?;
                 let fd = fifo.as_raw_fd();
                 self.watch(Some(run), fd, Watched::ReadyFd { run, fifo }).map_err(fail)?;
                 Ok(Readiness { owned: vec![(theirs, RawFd::from(*number))], extra: Vec::new() })
             }
             Ready::File(template) => {
                 let path = self.path_of(launch, template);
-                let before = channels::mark(&path);
+                let before = file_waits::mark(&path);
                 self.wait_for_file(run, Tells::Ready, path, before)?;
                 Ok(Readiness::default())
             }
@@ -81,7 +81,7 @@ impl Linux {
     fn open_answer(&mut self, launch: &Launch, began: Option<Monotonic>) -> Result<(), StartError> {
         let path = self.dirs.readiness(&launch.instance);
         let fail = |error: std::io::Error| prepare_error(path.display(), &error);
-        let fifo = channels::open_fifo(&path, None).map_err(fail)?;
+        let fifo = fifo::make(&path, None).map_err(fail)?;
         let (run, fd) = (launch.run, fifo.as_raw_fd());
         self.watch(Some(run), fd, Watched::ReadyLog { run, began, fifo }).map(drop).map_err(fail)
     }
@@ -166,7 +166,7 @@ impl Linux {
         // Its socket is there though its definition has changed: that may come back.
         let is_heard = hears(process) || self.dirs.notify_socket(&launch.instance).exists();
         let has_any = is_heard || has_file;
-        if has_any && !self.room.for_start(self.null.as_fd()) {
+        if has_any && !self.descriptors.for_start(self.null.as_fd()) {
             self.later.readiness.push((launch.clone(), *main));
             self.later.again(self.now());
             return;
@@ -176,7 +176,7 @@ impl Linux {
             Ready::Started | Ready::Notify | Ready::Delay(_) | Ready::Asked(_) => Ok(()),
             Ready::File(template) => {
                 let path = self.path_of(launch, template);
-                let before = channels::mark_older_than(&path, process::started_at(main.start));
+                let before = file_waits::mark_older_than(&path, process::started_at(main.start));
                 self.wait_for_file(launch.run, Tells::Ready, path, before)
             }
             // The log keeper knows what has come, and holds the FIFO.
@@ -192,11 +192,11 @@ impl Linux {
     /// then it is lost, and is said again.
     fn reopen_ready_fifo(&mut self, launch: &Launch, ready: &Ready) -> Result<(), StartError> {
         let path = self.dirs.readiness(&launch.instance);
-        let is_closed = channels::has_writer(&path).is_ok_and(|has| !has);
+        let is_closed = fifo::has_writer(&path).is_ok_and(|has| !has);
         self.open_readiness(launch, ready)?;
         if is_closed {
             let fail = |error: std::io::Error| prepare_error(path.display(), &error);
-            channels::say_newline(&path).map_err(fail)?;
+            fifo::say_newline(&path).map_err(fail)?;
         }
         Ok(())
     }

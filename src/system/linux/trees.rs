@@ -195,7 +195,7 @@ impl Linux {
             let found = process::find(identity);
             left = left.saturating_add(u32::from(!matches!(found, Found::Dead)));
             if let Found::Alive(Some(pidfd)) = found
-                && self.room.for_member(pidfd.as_raw_fd())
+                && self.descriptors.for_member(pidfd.as_raw_fd())
             {
                 let fd = pidfd.as_raw_fd();
                 match self.watch(Some(run), fd, Watched::Member { run, pidfd }) {

@@ -6,10 +6,10 @@ use mio::unix::SourceFd;
 use mio::{Interest, Token};
 
 use super::super::alarm::Alarm;
-use super::super::channels::{self, Tells};
+use super::super::file_waits::Tells;
 use super::super::notify::NotifySocket;
 use super::super::paths::Paths;
-use super::super::process;
+use super::super::{answer, fifo, process};
 use super::Linux;
 use super::births::Launching;
 use crate::model::{Event, Happening, InstanceId, Monotonic, Role, RunId};
@@ -73,13 +73,13 @@ impl Linux {
             Some(Watched::Notify { .. }) => events.extend(self.take_messages(token)),
             Some(Watched::ReadyLog { run, began, fifo }) => {
                 let run = *run;
-                if channels::answer_came(fifo, run, *began) {
+                if answer::came(fifo, run, *began) {
                     events.extend(self.event_of(run, Happening::Ready { run }));
                 }
             }
             Some(Watched::ReadyFd { run, fifo }) => {
                 let run = *run;
-                let heard = channels::hear_readiness(fifo);
+                let heard = fifo::hear(fifo);
                 let fd = fifo.as_raw_fd();
                 if heard.more {
                     self.tell_again(token, fd);

@@ -15,7 +15,7 @@ const OWN_PROCESSES: u64 = 8;
 
 /// What there is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Room {
+pub struct Capacity {
     /// The limit of open descriptors, `RLIMIT_NOFILE`.
     pub descriptors: u64,
     /// How many numbers there are for processes, `kernel.pid_max`.
@@ -39,7 +39,7 @@ impl Taken {
     }
 }
 
-impl Room {
+impl Capacity {
     fn for_units(self) -> u64 {
         self.descriptors.saturating_sub(OWN_DESCRIPTORS.min(self.descriptors / OWN_SHARE))
     }
@@ -129,7 +129,7 @@ mod tests {
         Desired { generation: 1, units, ..Desired::default() }
     }
 
-    const ROOM: Room = Room { descriptors: 1_024, processes: 32_768 };
+    const ROOM: Capacity = Capacity { descriptors: 1_024, processes: 32_768 };
 
     #[test]
     fn what_fits_is_not_spoken_of() {
@@ -167,7 +167,7 @@ mod tests {
     fn there_is_a_number_for_each_process() {
         let mut many = service("many", 100);
         many.process.as_mut().unwrap().output = Output::Null;
-        let room = Room { processes: 100, ..ROOM };
+        let room = Capacity { processes: 100, ..ROOM };
         let said = room.shortage(&Desired::default(), &desired(&[many])).unwrap();
         assert!(said.contains("are 100 processes, and the system has numbers for 100"), "{said}");
         assert!(said.contains("kernel.pid_max"), "{said}");

@@ -1,149 +1,22 @@
-//! How a run tells that it is ready, beside the notify socket: by a descriptor, or a file.
-//!
-//! Each exists before the process does, and outlives a crash of the supervisor by its name: the
-//! next supervisor opens it again.
+//! Files that are waited for: one by which a run is ready, and one that names its main process.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs;
-use std::io::{self, ErrorKind, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, InotifyEvent, WatchDescriptor};
 
-use super::instruction::ANY;
-use super::sys;
-use crate::model::{Monotonic, RunId, Wall};
-
-/// Bytes that are read from a descriptor of a service at once, and how often before others have their
-/// turn.
-const READ_BYTES: usize = 1024;
-const READS_AT_ONCE: usize = 16;
+use crate::model::{RunId, Wall};
 
 /// How often a file's directory is looked for again while directories come one after the other.
 const WATCHED_AGAIN_MAX: usize = 16;
-
-/// Makes a FIFO, or takes the one that is there, and opens it for reading and writing, so that it
-/// has no end while we live.
-pub(super) fn open_fifo(path: &Path, owner: Option<u32>) -> io::Result<OwnedFd> {
-    use nix::sys::stat::Mode;
-    // Write only: a unit cannot read back what others wrote. Without privileges we would lock
-    // ourselves out too.
-    let mode = if nix::unistd::geteuid().is_root() {
-        Mode::S_IWUSR
-    } else {
-        Mode::S_IRUSR | Mode::S_IWUSR
-    };
-    match nix::unistd::mkfifo(path, mode) {
-        Ok(()) | Err(nix::errno::Errno::EEXIST) => {}
-        Err(errno) => return Err(errno.into()),
-    }
-    if let Some(uid) = owner {
-        std::os::unix::fs::chown(path, Some(uid), None)?;
-    }
-    let file = fs::OpenOptions::new()
-        .read(true)
-        .write(true)
-        .custom_flags(libc::O_NONBLOCK | libc::O_NOFOLLOW)
-        .open(path)?;
-    Ok(file.into())
-}
-
-/// Lets whoever has a descriptor of a FIFO open it again for writing, as `/dev/stdout`, whichever
-/// user it has become. By its path nobody else comes to it: the directory is its owner's alone.
-/// Without privileges nobody becomes another user.
-pub(super) fn let_openers_write(fifo: &OwnedFd) -> io::Result<()> {
-    use nix::sys::stat::{Mode, fchmod};
-    if !nix::unistd::geteuid().is_root() {
-        return Ok(());
-    }
-    fchmod(fifo, Mode::S_IWUSR | Mode::S_IWGRP | Mode::S_IWOTH).map_err(io::Error::from)
-}
-
-/// Lets the owner of a FIFO open it again for reading, as `/dev/stdin`.
-pub(super) fn let_owner_read(fifo: BorrowedFd<'_>) -> io::Result<()> {
-    use nix::sys::stat::{Mode, fchmod};
-    fchmod(fifo, Mode::S_IRUSR | Mode::S_IWUSR).map_err(io::Error::from)
-}
-
-/// A second opening of a FIFO that a child gets: blocking, whatever ours is.
-pub(super) fn child_end(fifo: &OwnedFd) -> io::Result<OwnedFd> {
-    let path = format!("/proc/self/fd/{}", fifo.as_raw_fd());
-    Ok(fs::OpenOptions::new().read(true).write(true).open(path)?.into())
-}
-
-/// Whether anybody has a FIFO open for writing, or left something in it.
-pub(super) fn has_writer(path: &Path) -> io::Result<bool> {
-    let mut file = fs::OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_NONBLOCK | libc::O_NOFOLLOW)
-        .open(path)?;
-    if sys::bytes_queued(file.as_fd()) > 0 {
-        return Ok(true);
-    }
-    match file.read(&mut [0]) {
-        Ok(count) => Ok(count > 0),
-        Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(true),
-        Err(error) => Err(error),
-    }
-}
-
-/// Says in the place of one that had nobody to listen that it is ready.
-pub(super) fn say_newline(path: &Path) -> io::Result<()> {
-    let mut file = fs::OpenOptions::new()
-        .write(true)
-        .custom_flags(libc::O_NONBLOCK | libc::O_NOFOLLOW)
-        .open(path)?;
-    file.write_all(b"\n")
-}
-
-/// What was read from a readiness FIFO.
-pub(super) struct Heard {
-    /// Whether a newline was in it.
-    pub(super) newline: bool,
-    /// Whether there may be more.
-    pub(super) more: bool,
-}
-
-/// Reads a readiness FIFO, of one that writes without end no more than is taken at once.
-pub(super) fn hear_readiness(fifo: &OwnedFd) -> Heard {
-    let mut heard = Heard { newline: false, more: true };
-    let mut bytes = [0u8; READ_BYTES];
-    for _ in 0..READS_AT_ONCE {
-        let Ok(length @ 1..) = nix::unistd::read(fifo, &mut bytes) else {
-            heard.more = false;
-            break;
-        };
-        heard.newline |= bytes.get(..length).unwrap_or_default().contains(&b'\n');
-    }
-    heard
-}
-
-/// Whether the log keeper has said that this run is ready; what it said of others is passed over. A keeper
-/// that does not know the number is believed where it looks only since the run has begun, or where that
-/// is not known: before that it heard another run.
-pub(super) fn answer_came(fifo: &OwnedFd, run: RunId, began: Option<Monotonic>) -> bool {
-    let Ok(fd) = fifo.try_clone() else { return false };
-    let mut file = fs::File::from(fd);
-    let mut text = Vec::new();
-    // It ends with an error, as there is always a writer: ourselves.
-    if let Err(error) = file.read_to_end(&mut text)
-        && error.kind() != ErrorKind::WouldBlock
-    {
-        log::error!("cannot read what the log keeper says: {error}");
-    }
-    let own = run.to_string();
-    let is_heard = |since: &str| {
-        let since = since.parse().unwrap_or(0);
-        began.is_none_or(|began| began.as_nanos() / 1_000_000 <= since)
-    };
-    String::from_utf8_lossy(&text)
-        .lines()
-        .any(|line| line == own || line.strip_prefix(ANY).is_some_and(is_heard))
-}
+/// How often what happened is read before others have their turn.
+const READS_AT_ONCE_MAX: usize = 16;
 
 /// A file's identity and last change: enough to tell whether it was made or changed since.
 pub(super) type Mark = Option<(u64, i64, i64)>;
@@ -341,7 +214,7 @@ impl FileWaits {
                 false
             }
         };
-        self.is_behind = (0..READS_AT_ONCE).all(|_| read());
+        self.is_behind = (0..READS_AT_ONCE_MAX).all(|_| read());
         let lost = |event: &InotifyEvent| event.mask.contains(AddWatchFlags::IN_Q_OVERFLOW);
         stirred.everything |= stirred.events.iter().any(lost);
         stirred
@@ -376,18 +249,6 @@ mod tests {
         assert_eq!(news(&waits), 0, "what others do farther up");
         fs::write(&path, "1").unwrap();
         assert!(news(&waits) > 0);
-    }
-
-    #[test]
-    fn who_writes_without_end_to_its_readiness_descriptor_is_read_in_parts() {
-        let dir = tempfile::tempdir().unwrap();
-        let fifo = open_fifo(&dir.path().join("ready"), None).unwrap();
-        let mut file = fs::File::from(fifo.try_clone().unwrap());
-        file.write_all(&[b'x'; 2 * READS_AT_ONCE * READ_BYTES]).unwrap();
-        file.write_all(b"\n").unwrap();
-        let heard =
-            [(); 4].map(|()| hear_readiness(&fifo)).map(|heard| (heard.newline, heard.more));
-        assert_eq!(heard, [(false, true), (false, true), (true, false), (false, false)]);
     }
 
     #[test]

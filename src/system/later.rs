@@ -1,0 +1,50 @@
+//! What could not be watched for want of a descriptor, and is looked at again.
+
+use std::collections::BTreeSet;
+
+use super::Launch;
+use crate::model::{Identity, Monotonic, Role, RunId, Span};
+
+/// The wait before it is looked at again.
+const LOOK_AGAIN: Span = Span::seconds(1);
+
+/// What could not be watched for want of a descriptor. It is looked at from time to time, until it
+/// is watched, or gone.
+#[derive(Debug, Default)]
+pub(super) struct Later {
+    pub(super) processes: Vec<(Launch, Identity)>,
+    pub(super) readiness: Vec<(Launch, Identity)>,
+    pub(super) trees: BTreeSet<RunId>,
+    at: Option<Monotonic>,
+}
+
+impl Later {
+    /// The next look, where one is due.
+    pub(super) fn at(&self) -> Option<Monotonic> {
+        self.at
+    }
+
+    /// A look is due after a while.
+    pub(super) fn again(&mut self, now: Monotonic) {
+        if self.at.is_none() {
+            self.at = Some(now.after(LOOK_AGAIN));
+        }
+    }
+
+    /// Everything to be looked at, if it is time.
+    pub(super) fn take_due(&mut self, now: Monotonic) -> Option<Self> {
+        self.at.filter(|at| now >= *at).map(|_| std::mem::take(self))
+    }
+
+    /// A run is over.
+    pub(super) fn forget(&mut self, run: RunId) {
+        self.processes.retain(|(launch, _)| launch.run != run);
+        self.readiness.retain(|(launch, _)| launch.run != run);
+        self.trees.remove(&run);
+    }
+
+    /// A process has ended.
+    pub(super) fn ended(&mut self, run: RunId, role: Role) {
+        self.processes.retain(|(launch, _)| (launch.run, launch.role) != (run, role));
+    }
+}
