@@ -284,7 +284,7 @@ fn an_ssh_that_dies_in_the_middle_ends_the_command() {
     far.world.unit("slow", "command: [sleep, '1000']\nready: {delay: 600s}\nstart_timeout: 700s\n");
     // The script becomes the proxy, so that its end is that of ssh and of the far side in one.
     let mut command = far.command(&["-H", "a", "apply", "units"]);
-    let file = |name: &str| std::fs::File::create(far.world.path(name)).unwrap();
+    let file = |name: &str| fs::File::create(far.world.path(name)).unwrap();
     let mut child = command.stdout(file("out")).stderr(file("err")).spawn().unwrap();
     // It waits for it once it has said what was applied.
     let applied = "+ slow (create)\n1 changed, generation 1\n";

@@ -261,7 +261,8 @@ fn every_file_is_compiled() {
 /// The names of Rust files in a text, as it writes them: `a.rs`, `dir/a.rs`.
 fn rust_files_named(text: &str) -> BTreeSet<String> {
     let quoted = text.split('`').skip(1).step_by(2);
-    quoted.filter(|word| word.ends_with(".rs")).map(str::to_owned).collect()
+    let is_rust = |word: &&str| Path::new(word).extension().is_some_and(|end| end == "rs");
+    quoted.filter(is_rust).map(str::to_owned).collect()
 }
 
 #[test]

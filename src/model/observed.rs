@@ -263,11 +263,23 @@ impl Process {
 
 impl Run {
     /// The process whose end decides what follows: the main one, or the hook that failed.
-    pub fn decisive(&self, cause: &StopCause) -> Option<&Process> {
+    fn decisive(&self, cause: &StopCause) -> Option<&Process> {
         if let StopCause::HookFailed(role) = cause {
             return self.process(*role);
         }
         self.main.as_ref()
+    }
+
+    /// How it ended, when all of it is gone. `stops_since`: when its end began; until then it counts as
+    /// having been ready.
+    pub fn as_end(&self, cause: StopCause, stops_since: Monotonic, at: Monotonic) -> End {
+        End {
+            run: self.id,
+            outcome: self.decisive(&cause).and_then(Process::outcome).cloned(),
+            ready_for: self.ready.map(|ready| stops_since.since(ready)),
+            cause,
+            at,
+        }
     }
 
     /// The process with this role.
@@ -593,19 +605,12 @@ impl Instance {
     /// The run is over, or there was none and minds changed.
     fn settle(&mut self, at: Monotonic, verdict: &Verdict) {
         if let Some(run) = self.run.take() {
-            let cause = if let Phase::Stopping { cause, .. } = &self.phase {
-                cause.clone()
+            let (cause, stops_since) = if let Phase::Stopping { cause, .. } = &self.phase {
+                (cause.clone(), self.since)
             } else {
-                StopCause::MainEnded
+                (StopCause::MainEnded, at)
             };
-            let decisive = run.decisive(&cause);
-            self.last = Some(Box::new(End {
-                run: run.id,
-                outcome: decisive.and_then(Process::outcome).cloned(),
-                cause,
-                at,
-                ready_for: run.ready.map(|ready| at.since(ready)),
-            }));
+            self.last = Some(Box::new(run.as_end(cause, stops_since, at)));
         }
         let phase = match verdict {
             Verdict::Down => Phase::Down,

@@ -3,7 +3,7 @@
 
 use super::{Due, Hurry, View, first_stop_rung, helper_time, order, restart};
 use crate::model::{
-    Action, End, Instance, InstanceId, Monotonic, Process, Reason, Role, Run, Rung, Span, Spec,
+    Action, Instance, InstanceId, Monotonic, Process, Reason, Role, Run, Rung, Span, Spec,
     StopCause, Verdict,
 };
 
@@ -141,14 +141,7 @@ impl Stopping<'_> {
         if hooks && spec.hooks.post_stop.get(usize::from(next)).is_some() {
             return self.climb(Rung::PostStop(next), Reason::Next);
         }
-        let decisive = self.run.decisive(self.cause);
-        let end = End {
-            run: self.run.id,
-            cause: self.cause.clone(),
-            outcome: decisive.and_then(Process::outcome).cloned(),
-            at: self.now,
-            ready_for: self.run.ready.map(|ready| self.instance.since.since(ready)),
-        };
+        let end = self.run.as_end(self.cause.clone(), self.instance.since, self.now);
         let wanted = view.wants(self.id);
         let verdict = view
             .unit(self.id)

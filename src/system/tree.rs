@@ -6,14 +6,16 @@
 //! opm's own children and what descends from them. Only for runs of an earlier supervisor, whose
 //! strays went elsewhere, all of `/proc` is read.
 
+use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Read;
 use std::path::Path;
+use std::rc::Rc;
 
 use super::RunRef;
 use super::process::{self, Stat};
-use crate::model::Identity;
+use crate::model::{Identity, RunId};
 
 /// The variable that marks the processes of a run.
 pub(super) const COOKIE: &str = "OPM_RUN";
@@ -84,8 +86,14 @@ pub(super) fn strays(has_role: impl Fn(i32) -> bool) -> Option<Vec<i32>> {
     Some(strays)
 }
 
-/// All processes of a run. `strays`: our children without a role.
-pub(super) fn members(run: &RunRef, strays: Option<&[i32]>, ends: &Ends) -> Members {
+/// All processes of a run. `strays`: our children without a role. `everybody`: asked where these do not
+/// tell.
+pub(super) fn members(
+    run: &RunRef,
+    strays: Option<&[i32]>,
+    ends: &Ends,
+    everybody: impl FnOnce() -> Rc<Everybody>,
+) -> Members {
     let own = i32::try_from(std::process::id()).unwrap_or(0);
     let mut is_stale = false;
     let found = match (run.adopted, strays) {
@@ -102,7 +110,8 @@ pub(super) fn members(run: &RunRef, strays: Option<&[i32]>, ends: &Ends) -> Memb
                 strays.iter().filter_map(|pid| Some((*pid, process::stat(*pid)?))).collect();
             is_stale = seen.len() < strays.len() || seen.iter().any(|(_, stat)| stat.is_dead());
             for (stray, stat) in &seen {
-                if belongs(*stray, stat, run, ends) {
+                if in_session(stat, run, ends) || cookie_of(*stray).is_some_and(|of| of == run.run)
+                {
                     family.add(*stray, own);
                 }
             }
@@ -114,7 +123,7 @@ pub(super) fn members(run: &RunRef, strays: Option<&[i32]>, ends: &Ends) -> Memb
             }
             family.members
         }
-        _ => by_all_of_proc(run, ends),
+        _ => everybody().of(run, ends),
     };
     let living = found
         .into_iter()
@@ -194,11 +203,6 @@ fn children_of_thread(path: impl AsRef<Path>) -> Option<Vec<i32>> {
     Some(numbers.filter_map(|pid| std::str::from_utf8(pid).ok()?.parse().ok()).collect())
 }
 
-/// Whether a process without a role is of this run, by its session or its cookie.
-fn belongs(pid: i32, stat: &Stat, run: &RunRef, ends: &Ends) -> bool {
-    in_session(stat, run, ends) || has_cookie(pid, run)
-}
-
 /// Whether a process is in the session of one of a run's leaders, and not in one that has got the
 /// number later.
 fn in_session(stat: &Stat, run: &RunRef, ends: &Ends) -> bool {
@@ -221,10 +225,13 @@ fn sessions(run: &RunRef, members: &BTreeMap<i32, Stat>) -> BTreeSet<i32> {
     members.values().map(|stat| stat.session).filter(|session| leaders.contains(session)).collect()
 }
 
-fn has_cookie(pid: i32, run: &RunRef) -> bool {
-    let cookie = format!("{COOKIE}={}", run.run);
-    fs::read(format!("/proc/{pid}/environ"))
-        .is_ok_and(|env| env.split(|byte| *byte == 0).any(|entry| entry == cookie.as_bytes()))
+/// The run whose number a process has in its environment.
+fn cookie_of(pid: i32) -> Option<RunId> {
+    let begin = format!("{COOKIE}=");
+    let env = fs::read(format!("/proc/{pid}/environ")).ok()?;
+    let mut entries = env.split(|byte| *byte == 0);
+    let value = entries.find_map(|entry| entry.strip_prefix(begin.as_bytes()))?;
+    u64::from_str_radix(std::str::from_utf8(value).ok()?, 16).ok().map(RunId)
 }
 
 /// Whether a process has the number of any run in its environment; `None` where nobody can look.
@@ -234,33 +241,62 @@ pub(super) fn has_any_cookie(pid: i32) -> Option<bool> {
     Some(env.split(|byte| *byte == 0).any(|entry| entry.starts_with(begin.as_bytes())))
 }
 
-/// Every process on the machine is looked at: by session, cookie, and descent.
-fn by_all_of_proc(run: &RunRef, ends: &Ends) -> BTreeMap<i32, Stat> {
-    let own = i32::try_from(std::process::id()).unwrap_or(0);
-    let Ok(entries) = fs::read_dir("/proc") else { return BTreeMap::new() };
-    let all: BTreeMap<i32, Stat> = entries
-        .flatten()
-        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .filter(|pid| *pid != own)
-        .filter_map(|pid| Some((pid, process::stat(pid)?)))
-        .collect();
-    let is_root = |pid: i32, stat: &Stat| {
-        let leads =
-            run.leaders.iter().any(|(_, leader)| leader.pid == pid && leader.start == stat.start);
-        leads || belongs(pid, stat, run, ends)
-    };
-    let mut members: BTreeMap<i32, Stat> =
-        all.iter().filter(|(pid, stat)| is_root(**pid, stat)).map(|(p, s)| (*p, *s)).collect();
-    loop {
-        let before = members.len();
-        let sessions = sessions(run, &members);
-        for (pid, stat) in &all {
-            if members.contains_key(&stat.parent) || sessions.contains(&stat.session) {
-                members.insert(*pid, *stat);
+/// Every process that can be seen, at one moment. It is read once for all runs that are looked for in it.
+#[derive(Debug)]
+pub(super) struct Everybody {
+    all: BTreeMap<i32, Stat>,
+    /// By their cookies, once that was asked.
+    by_cookie: OnceCell<BTreeMap<RunId, Vec<i32>>>,
+}
+
+impl Everybody {
+    pub(super) fn now() -> Self {
+        let own = i32::try_from(std::process::id()).unwrap_or(0);
+        let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+        let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        let all = pids
+            .filter(|pid| *pid != own)
+            .filter_map(|pid| Some((pid, process::stat(pid)?)))
+            .collect();
+        Self { all, by_cookie: OnceCell::new() }
+    }
+
+    /// Those with the number of this run in their environment.
+    fn with_cookie(&self, run: RunId) -> &[i32] {
+        let by_cookie = self.by_cookie.get_or_init(|| {
+            let mut found: BTreeMap<RunId, Vec<i32>> = BTreeMap::new();
+            for pid in self.all.keys() {
+                if let Some(run) = cookie_of(*pid) {
+                    found.entry(run).or_default().push(*pid);
+                }
             }
-        }
-        if members.len() == before {
-            return members;
+            found
+        });
+        by_cookie.get(&run).map_or(&[], Vec::as_slice)
+    }
+
+    /// The processes of a run: by session, cookie, and descent.
+    fn of(&self, run: &RunRef, ends: &Ends) -> BTreeMap<i32, Stat> {
+        let cookies = self.with_cookie(run.run);
+        let is_root = |pid: &i32, stat: &Stat| {
+            let is_it = |leader: &Identity| leader.pid == *pid && leader.start == stat.start;
+            run.leaders.iter().any(|(_, leader)| is_it(leader))
+                || cookies.contains(pid)
+                || in_session(stat, run, ends)
+        };
+        let roots = self.all.iter().filter(|(pid, stat)| is_root(pid, stat));
+        let mut members: BTreeMap<i32, Stat> = roots.map(|(pid, stat)| (*pid, *stat)).collect();
+        loop {
+            let before = members.len();
+            let sessions = sessions(run, &members);
+            for (pid, stat) in &self.all {
+                if members.contains_key(&stat.parent) || sessions.contains(&stat.session) {
+                    members.insert(*pid, *stat);
+                }
+            }
+            if members.len() == before {
+                return members;
+            }
         }
     }
 }

@@ -15,7 +15,7 @@ use opm::model::InstanceId;
 use opm::system::instruction::{self, Instruction};
 
 /// How long a fact may take to come true.
-pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
+pub(crate) const DEADLINE: Duration = Duration::from_mins(1);
 /// The variable that makes the test binary a keeper in this directory.
 pub(crate) const RUN_DIR: &str = "OPM_TEST_KEEPER_RUN_DIR";
 /// The variable that makes it copy all lines to its standard output.

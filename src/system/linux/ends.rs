@@ -1,9 +1,10 @@
 //! How processes end: our children, which are reaped, and those of others, which a pidfd tells of.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
 
 use super::super::sys::{self, ForeignEnd};
-use super::super::tree::{self, Ends};
+use super::super::tree::{self, Ends, Everybody};
 use super::super::{RunRef, process};
 use super::{Child, Linux, Token, Watched};
 use crate::model::{Event, Happening, Identity, InstanceId, Outcome, Role, RunId, Signal, Spec};
@@ -94,8 +95,9 @@ impl Linux {
             adopted: false,
         };
         let strays = tree::own_children();
-        let members = tree::members(&run, strays.as_deref(), &Ends::default()).living;
-        let all = members.iter().map(|member| &member.identity);
+        let everybody = || Rc::new(Everybody::now());
+        let found = tree::members(&run, strays.as_deref(), &Ends::default(), everybody);
+        let all = found.living.iter().map(|member| &member.identity);
         let others: Vec<&Identity> = all.filter(|one| one.pid != self.own).collect();
         for other in signal.iter().flat_map(|_| &others) {
             if let Some(signal) = signal

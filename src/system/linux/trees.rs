@@ -11,7 +11,7 @@ use std::os::fd::AsRawFd;
 use std::rc::Rc;
 
 use super::super::process::Found;
-use super::super::tree::{Member, Members};
+use super::super::tree::{Everybody, Member, Members};
 use super::super::{RunRef, process, sys, tree};
 use super::{Kept, Linux, System, Token, Watched};
 use crate::model::{Identity, Role, RunId, Signal};
@@ -28,6 +28,8 @@ const LISTS_MAX: usize = 16;
 #[derive(Debug, Default)]
 pub(super) struct Look {
     strays: Strays,
+    /// All processes, where those of an earlier supervisor's runs were looked for.
+    everybody: Option<Rc<Everybody>>,
     /// The tree that was signalled last.
     signalled: Option<(RunId, Vec<Member>)>,
 }
@@ -74,7 +76,8 @@ impl Linux {
         let mut found = Members::default();
         for _ in 0..LISTS_MAX {
             let strays = self.look_for_strays();
-            found = tree::members(run, strays.as_deref(), &self.ends(run.run));
+            let everybody = || Rc::new(Everybody::now());
+            found = tree::members(run, strays.as_deref(), &self.ends(run.run), everybody);
             if !found.is_stale || strays == before {
                 break;
             }
@@ -86,7 +89,10 @@ impl Linux {
     /// All living processes of a run, by the list of this turn as far as that can be.
     fn members(&mut self, run: &RunRef) -> Vec<Member> {
         let strays = self.strays();
-        let found = tree::members(run, strays.as_deref(), &self.ends(run.run));
+        let ends = self.ends(run.run);
+        let seen = &mut self.look.everybody;
+        let everybody = || Rc::clone(seen.get_or_insert_with(|| Rc::new(Everybody::now())));
+        let found = tree::members(run, strays.as_deref(), &ends, everybody);
         if !found.is_stale {
             return found.living;
         }
