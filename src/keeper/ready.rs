@@ -17,6 +17,9 @@ use crate::system::{answer, fifo};
 
 /// Most of one line that is looked at where it comes in parts, in bytes: its end.
 const LINE_BYTES_MAX: usize = 2 * PART_BYTES_MAX;
+/// Bytes behind a line in which a mark is looked for where the FIFO is never empty: no pipe of a user holds
+/// more, pipe(7).
+const BEHIND_BYTES_MAX: usize = 1024 * 1024;
 
 /// Whose line it is.
 #[derive(Debug)]
@@ -38,6 +41,8 @@ pub(super) struct ReadyWatch {
     /// What is said of a run whose number is not known, if no other begins in what is there to be read:
     /// it may be the words of an earlier one.
     held: Option<String>,
+    /// How much has come behind its line.
+    behind: usize,
     /// The begin of a line that comes in parts.
     line_begin: Vec<u8>,
 }
@@ -57,6 +62,7 @@ impl ReadyWatch {
             answer: None,
             looks_for: Some(Whose::AnySince(now_ms())),
             held: None,
+            behind: 0,
             line_begin: Vec::new(),
         }
     }
@@ -85,6 +91,12 @@ impl ReadyWatch {
 
     /// Looks at a line, or at what has come of it. Costs nothing once the run is ready.
     pub(super) fn look(&mut self, part: Part<'_>) {
+        if self.held.is_some() {
+            self.behind = self.behind.saturating_add(part.bytes.len());
+            if self.behind > BEHIND_BYTES_MAX {
+                self.is_at_end();
+            }
+        }
         let (Some(regex), Some(whose)) = (&self.regex, &self.looks_for) else { return };
         let mut line = std::mem::take(&mut self.line_begin);
         line.extend_from_slice(part.bytes);
@@ -100,7 +112,9 @@ impl ReadyWatch {
                 let answer = answer::of_run(run);
                 self.say(&answer);
             }
-            Whose::AnySince(since) => self.held = Some(answer::since(*since)),
+            Whose::AnySince(since) => {
+                (self.held, self.behind) = (Some(answer::since(*since)), 0);
+            }
         }
         self.looks_for = None;
     }
@@ -152,5 +166,14 @@ mod tests {
         watch.look(words);
         watch.is_at_end();
         assert!(said().starts_with("any "));
+        // Where it is never at the end, enough was seen at some time.
+        let mut watch = ReadyWatch::new(&line);
+        watch.look(words);
+        let much = Part { bytes: &[b'x'; 4096], full: true };
+        let said = (0..1_000).position(|_| {
+            watch.look(much);
+            !said().is_empty()
+        });
+        assert_eq!(said, Some(BEHIND_BYTES_MAX / 4096));
     }
 }
