@@ -44,10 +44,15 @@ pub fn turn(view: &View<'_>, id: &InstanceId) -> Option<Turn> {
     if !is_waiting(id) {
         return None;
     }
+    // What has run to its end as it should is not missing.
+    let is_there = |phase: Option<&Phase>| {
+        let is_over = unit.spec.kind == Kind::Task && phase == Some(&Phase::Done);
+        phase == Some(&Phase::Up) || is_over
+    };
     let (mut away, mut moving, mut before) = (0usize, false, 0usize);
     for other in unit.spec.instance_ids().iter().filter(|other| view.wants(other)) {
         let phase = view.observed.get(other).map(|instance| &instance.phase);
-        if phase != Some(&Phase::Up) {
+        if !is_there(phase) {
             away = away.saturating_add(1);
             moving |= is_moving(phase);
         } else if other < id && is_waiting(other) {
@@ -181,6 +186,17 @@ mod tests {
         let (desired, mut observed) = scene(Some(2));
         put(&mut observed, "web@1", Phase::Failed { at_limit: true });
         let later = Some(Turn::Later);
+        assert_eq!(turns(&desired, &observed), [None, Some(Turn::Now), later, later]);
+    }
+
+    #[test]
+    fn a_task_that_is_done_lets_the_next_one_go() {
+        let (mut desired, mut observed) = scene(Some(1));
+        put(&mut observed, "web@1", Phase::Done);
+        let (halted, later) = (Some(Turn::Halted), Some(Turn::Later));
+        assert_eq!(turns(&desired, &observed), [None, halted, halted, halted], "a service is gone");
+        let unit = desired.units.values_mut().next().unwrap();
+        Arc::make_mut(&mut unit.spec).kind = Kind::Task;
         assert_eq!(turns(&desired, &observed), [None, Some(Turn::Now), later, later]);
     }
 

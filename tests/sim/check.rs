@@ -24,7 +24,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use opm::model::{
     Condition, Desired, Happening, InstanceId, Monotonic, Outcome, Reason, Role, RunId, Rung,
-    Signal, StopCause, UnitName, Verdict,
+    Signal, SpecHash, StopCause, UnitName, Verdict,
 };
 
 use crate::calls::Calls;
@@ -265,11 +265,21 @@ fn dependents(scene: &Scene, unit: &UnitName) -> Vec<UnitName> {
     units.map(|(name, _)| name.clone()).collect()
 }
 
+/// A run that ended by itself.
+#[derive(Debug, Clone, Copy)]
+struct Gone {
+    at: Monotonic,
+    /// Whether its start was refused.
+    passing: bool,
+    /// By which definition of its unit.
+    spec: Option<SpecHash>,
+}
+
 /// Restart delays and limits.
 #[derive(Debug, Default)]
 struct Patience {
-    /// When the last run of an instance ended by itself, and whether its start was refused.
-    ended: BTreeMap<InstanceId, (Monotonic, bool)>,
+    /// The last run of an instance that ended by itself.
+    ended: BTreeMap<InstanceId, Gone>,
     /// Automatic starts since the last one that was asked for.
     starts: BTreeMap<InstanceId, VecDeque<Monotonic>>,
 }
@@ -301,9 +311,10 @@ impl Check for Patience {
                     }
                     Happening::Settled { verdict: Verdict::Backoff { .. } } => {
                         let at = at.min(notice.event.at);
-                        let ended = self.ended.entry(id.clone()).or_insert((at, false));
+                        let gone = Gone { at, passing: false, spec: spec_of(scene, id) };
+                        let ended = self.ended.entry(id.clone()).or_insert(gone);
                         // Whoever saw that start refused may have died before it told.
-                        ended.1 |= matches!(&notice.reason,
+                        ended.passing |= matches!(&notice.reason,
                             Some(Reason::Ended(Some(Outcome::NotStarted(e)))) if e.passing);
                     }
                     Happening::Settled { .. } => self.clear(id),
@@ -312,8 +323,9 @@ impl Check for Patience {
                         if passing || *role == Role::Main {
                             // Told later than it happened; by a wrong clock never earlier.
                             let at = at.min(notice.event.at);
-                            let ended = self.ended.entry(id.clone()).or_insert((at, passing));
-                            *ended = (at, ended.1 || passing);
+                            let passing = passing || self.ended.get(id).is_some_and(|e| e.passing);
+                            let gone = Gone { at, passing, spec: spec_of(scene, id) };
+                            self.ended.insert(id.clone(), gone);
                         }
                     }
                     Happening::Began { fresh, .. } => {
@@ -329,6 +341,11 @@ impl Check for Patience {
     }
 }
 
+/// The definition of an instance's unit that is in force.
+fn spec_of(scene: &Scene, id: &InstanceId) -> Option<SpecHash> {
+    scene.desired.units.get(&id.unit).map(|unit| unit.hash)
+}
+
 impl Patience {
     fn begins(
         &mut self,
@@ -339,14 +356,18 @@ impl Patience {
     ) -> Result<(), String> {
         let Some(spec) = scene.spec(&id.unit) else { return Ok(()) };
         let ended = self.ended.remove(id);
+        // A definition that came without being asked for, as when a trial is taken back, counts for what
+        // ends from then on.
+        let is_other = ended.is_some_and(|ended| ended.spec != spec_of(scene, id));
+        let is_fresh = is_fresh || is_other;
         let least = spec.restart.delay.scale(1.0 - spec.restart.jitter / 2.0);
-        if let Some((end, _)) = ended
+        if let Some(Gone { at: end, .. }) = ended
             && !is_fresh
             && at < end.after(least)
         {
             return Err(format!("{id} starts again after {:?}, not {least:?}", at.since(end)));
         }
-        let is_passing = ended.is_some_and(|(_, passing)| passing);
+        let is_passing = ended.is_some_and(|ended| ended.passing);
         if is_fresh {
             self.starts.remove(id);
         }

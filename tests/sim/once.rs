@@ -68,7 +68,7 @@ impl Check for Once {
                 }
             }
             // A unit or an instance that was removed and comes back is another one.
-            Seen::Saved { desired } => {
+            Seen::Saved { desired } | Seen::Boots { desired, .. } => {
                 let is_there = |id: &InstanceId| {
                     let unit = desired.units.get(&id.unit).filter(|unit| !unit.removed);
                     unit.is_some_and(|unit| unit.spec.has_instance(id))
@@ -117,7 +117,7 @@ impl Check for DueOnce {
                 }
             }
             // Another schedule begins anew, and so does what was away.
-            Seen::Saved { desired } => {
+            Seen::Saved { desired } | Seen::Boots { desired, .. } => {
                 self.served.retain(|id, (_, hash)| {
                     let unit = desired.units.get(&id.unit).filter(|unit| !unit.removed);
                     let unit = unit.filter(|unit| unit.spec.has_instance(id));
