@@ -1,6 +1,6 @@
 //! `-H` over a real ssh and a real sshd. The client starts the server itself and talks to it over
 //! pipes, so that no port is needed; all else is as between two machines.
-#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test stops at the first surprise")]
 #![expect(clippy::disallowed_methods, reason = "tests run programs")]
 
 mod common;
@@ -130,16 +130,21 @@ fn nothing_is_left_on_either_side_of_a_command_that_is_ended() {
     let follow = ["-H", "far", "logs", "-f", "web"];
     for (args, there) in [
         (&["-H", "far", "events"][..], &["opm", "proxy"][..]),
-        (
-            &["-H", "far", "wait", "--for", "completed", "--timeout", "30s", "web"],
-            &["opm", "proxy"],
-        ),
+        (&["-H", "far", "wait", "--for", "down", "--timeout", "1h", "web"], &["opm", "proxy"]),
         (&follow, &["logs", "--follow"]),
     ] {
         // By `kill -9` the client leaves an ssh that prints on; what is asked through a pipe ends.
         for signal in ["INT", "TERM", if args == follow { "HUP" } else { "KILL" }] {
             let mut child = far.begin(args);
-            far.world.until("its far side", || !far.processes(there).is_empty());
+            let mut is_over = false;
+            far.world.until("its far side", || {
+                is_over = child.try_wait().unwrap().is_some();
+                is_over || !far.processes(there).is_empty()
+            });
+            if is_over {
+                let sshd = far.world.read("sshd.log");
+                panic!("{args:?} has ended: {:?}\n{sshd}", Said::of_child(child));
+            }
             // The first is timeout(1); others are on their way to be ssh.
             let pid = *far.processes(&[OPM, "--ssh"]).get(1).unwrap();
             if signal == "INT" {
