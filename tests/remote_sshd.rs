@@ -1,6 +1,6 @@
 //! `-H` over a real ssh and a real sshd. The client starts the server itself and talks to it over
 //! pipes, so that no port is needed; all else is as between two machines.
-#![expect(clippy::unwrap_used, clippy::panic, reason = "a test stops at the first surprise")]
+#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 #![expect(clippy::disallowed_methods, reason = "tests run programs")]
 
 mod common;
