@@ -192,13 +192,23 @@ impl<D: Disk> Ledger<D> {
     }
 
     /// The facts after what is written and what is noted; `None` where some of it is lost. How far
-    /// the last write came is looked up too, since it may have broken off.
+    /// the last write came is looked up too, since it may have broken off; and so may have a
+    /// replacement, so that the file that is open is opened anew by its name.
     pub fn recall(&mut self) -> Option<Replay> {
         if self.stale {
             return None;
         }
+        let open = || self.disk.append(&self.path);
+        // What is known without it is less: once more is worth it, here and below.
+        match open().or_else(|_| open()) {
+            Ok(file) => self.file = file,
+            Err(error) => {
+                log::error!("cannot open ledger `{}`: {error}", self.path.display());
+                self.stale = true;
+                return None;
+            }
+        }
         let read = || self.disk.read(&self.path, LEDGER_BYTES_MAX + 1);
-        // What is known without it is less: once more is worth it.
         let mut text = match read().or_else(|_| read()) {
             Ok(text) => text,
             Err(error) => {
