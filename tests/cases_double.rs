@@ -189,9 +189,18 @@ fn case_007_a_stranger_with_a_recorded_pid_is_left_alone() {
     world.assert_no_doubles();
 }
 
+/// Who comes after a crash finds what runs.
+fn assert_goes_on(mut world: World, pid: i32) {
+    world.crash();
+    world.run();
+    world.until_phase("web", "up");
+    assert_eq!(world.pid("web"), Some(pid));
+    world.assert_no_doubles();
+}
+
 #[test]
 fn a_run_directory_that_was_removed_is_there_again_and_nothing_runs_twice() {
-    let Some(mut world) = with_web() else { return };
+    let Some(world) = with_web() else { return };
     let (pid, daemon) = (world.pid("web").unwrap(), world.daemon_pid().unwrap());
     // At once, as `rm -r` would not: opm may make files in it again before all of it is gone.
     let gone = world.root().join("gone");
@@ -201,12 +210,8 @@ fn a_run_directory_that_was_removed_is_there_again_and_nothing_runs_twice() {
     world.kill("WINCH", daemon);
     world.until("the socket", || world.root().join("run/control.sock").exists());
     assert_eq!(world.pid("web"), Some(pid));
-    // The ledger is there too: who comes after a crash finds what runs.
-    world.crash();
-    world.run();
-    world.until_phase("web", "up");
-    assert_eq!(world.pid("web"), Some(pid));
-    world.assert_no_doubles();
+    // The ledger is there too.
+    assert_goes_on(world, pid);
 }
 
 #[test]
@@ -227,7 +232,8 @@ fn a_run_directory_that_cannot_be_made_again_is_told_of_once_and_made_when_it_ca
     fs::remove_file(&run).unwrap();
     world.kill("WINCH", daemon);
     world.until("the socket", || run.join("control.sock").exists());
-    world.until("the last turn", || turns() == 4);
+    // That is bound before the ledger is written.
+    world.until("the ledger", || world.log().contains("was removed; it is written again"));
     let log = world.log();
     assert_eq!(log.matches("was removed; it is made again, and units").count(), 1, "{log}");
     for said in ["file exists", "was removed; it is written again"] {
@@ -235,26 +241,18 @@ fn a_run_directory_that_cannot_be_made_again_is_told_of_once_and_made_when_it_ca
     }
     // The file may go between the one and the other: then the reason is another one.
     assert!((1..=2).contains(&log.matches("cannot replace ledger").count()), "{log}");
-    world.crash();
-    world.run();
-    world.until_phase("web", "up");
-    assert_eq!(world.pid("web"), Some(pid));
-    world.assert_no_doubles();
+    assert_goes_on(world, pid);
 }
 
 #[test]
 fn a_ledger_that_was_removed_alone_is_there_again() {
-    let Some(mut world) = with_web() else { return };
+    let Some(world) = with_web() else { return };
     let (pid, daemon) = (world.pid("web").unwrap(), world.daemon_pid().unwrap());
     let ledger = world.ledger();
     fs::remove_file(&ledger).unwrap();
     world.kill("WINCH", daemon);
     world.until("the ledger", || ledger.exists());
-    world.crash();
-    world.run();
-    world.until_phase("web", "up");
-    assert_eq!(world.pid("web"), Some(pid));
-    world.assert_no_doubles();
+    assert_goes_on(world, pid);
 }
 
 #[test]

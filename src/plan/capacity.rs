@@ -129,24 +129,24 @@ mod tests {
         Desired { generation: 1, units, ..Desired::default() }
     }
 
-    const ROOM: Capacity = Capacity { descriptors: 1_024, processes: 32_768 };
+    const USUAL: Capacity = Capacity { descriptors: 1_024, processes: 32_768 };
 
     #[test]
     fn what_fits_is_not_spoken_of() {
         let (none, mut web) = (Desired::default(), service("web", 976));
-        assert_eq!(ROOM.shortage(&none, &desired(&[web.clone()])), None);
+        assert_eq!(USUAL.shortage(&none, &desired(&[web.clone()])), None);
         web.instances = Instances::Count(977);
         let more = desired(&[web.clone()]);
-        let said = ROOM.shortage(&none, &more).unwrap();
+        let said = USUAL.shortage(&none, &more).unwrap();
         assert!(said.contains("take 977 descriptors"), "{said}");
         assert!(
             said.contains("limit of 1024 (RLIMIT_NOFILE) leaves them 976; `web` alone"),
             "{said}"
         );
         assert!(said.contains("hard limit of 1025 or more"), "{said}");
-        assert_eq!(ROOM.shortage(&more, &more), None, "it is there already");
+        assert_eq!(USUAL.shortage(&more, &more), None, "it is there already");
         web.enabled = false;
-        assert_eq!(ROOM.shortage(&none, &desired(&[web])), None, "it is not to be up");
+        assert_eq!(USUAL.shortage(&none, &desired(&[web])), None, "it is not to be up");
     }
 
     #[test]
@@ -155,11 +155,11 @@ mod tests {
         let process = web.process.as_mut().unwrap();
         process.watchdog = Some(Span::seconds(1));
         let both = desired(&[web.clone()]);
-        assert!(ROOM.shortage(&Desired::default(), &both).unwrap().contains("take 1000"));
+        assert!(USUAL.shortage(&Desired::default(), &both).unwrap().contains("take 1000"));
         web.process.as_mut().unwrap().output = Output::Null;
-        assert_eq!(ROOM.shortage(&Desired::default(), &desired(&[web.clone()])), None);
+        assert_eq!(USUAL.shortage(&Desired::default(), &desired(&[web.clone()])), None);
         web.process.as_mut().unwrap().stdin = Stdin::Logs;
-        let said = ROOM.shortage(&Desired::default(), &desired(&[web])).unwrap();
+        let said = USUAL.shortage(&Desired::default(), &desired(&[web])).unwrap();
         assert!(said.contains("take 1000"), "{said}");
     }
 
@@ -167,7 +167,7 @@ mod tests {
     fn there_is_a_number_for_each_process() {
         let mut many = service("many", 100);
         many.process.as_mut().unwrap().output = Output::Null;
-        let room = Capacity { processes: 100, ..ROOM };
+        let room = Capacity { processes: 100, ..USUAL };
         let said = room.shortage(&Desired::default(), &desired(&[many])).unwrap();
         assert!(said.contains("are 100 processes, and the system has numbers for 100"), "{said}");
         assert!(said.contains("kernel.pid_max"), "{said}");
