@@ -56,7 +56,8 @@ fn what_a_process_said_is_heard_before_its_end() {
     let mut spec = Spec::new(Kind::Service, UnitName::parse("web").unwrap());
     let argv = ["python3", "-c", FORK].map(Template::literal).to_vec();
     let process = ProcessSpec::new(Command::Argv(argv), FilePath::from("/"));
-    spec.process = Some(ProcessSpec { ready: Ready::Notify, output: Output::Null, ..process });
+    spec.process =
+        Some(ProcessSpec { ready: Ready::Notify.into(), output: Output::Null, ..process });
     let instance = InstanceId::parse("web").unwrap();
     let (run, spec) = (RunId(7), Arc::new(spec));
     let launch = Launch { instance, index: 1, run, role: Role::Main, spec };

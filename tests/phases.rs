@@ -5,13 +5,12 @@
 #![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
 use std::collections::BTreeMap;
-use std::collections::VecDeque;
 use std::fmt::Write;
 
 use opm::model::{
     Asked, Blocker, Bound, Condition, Doing, Event, Happening, Identity, Instance, InstanceId,
     Life, Monotonic, Observed, Outcome, Phase, Process, Role, Run, RunId, Rung, STATUS_BYTES_MAX,
-    Signal, Span, SpecHash, StopCause, UnitName, Until, Verdict, Wall, Word, Words,
+    Shared, Signal, Span, SpecHash, StopCause, UnitName, Until, Verdict, Wall, Word,
 };
 use proptest::prelude::*;
 use proptest::test_runner::FileFailurePersistence;
@@ -42,19 +41,19 @@ fn run(main: Option<Life>, helper: Option<(Role, Life)>) -> Run {
         began: second(1),
         wall: Wall(0),
         main: main.map(process),
-        helper: helper.map(|(role, state)| (role, process(state))),
+        helper: helper.map(|(role, state)| Box::new((role, process(state)))),
         earlier: Vec::new(),
         asked: None,
-        unhealthy: VecDeque::new(),
+        unhealthy: Shared::default(),
         was_healthy: false,
         ready: None,
         reloaded: None,
         touched: None,
         left: None,
-        bound: Vec::new(),
+        bound: Shared::default(),
         called: None,
         status: String::new(),
-        words: Words::default(),
+        words: Shared::default(),
         adopted: false,
     }
 }
@@ -110,7 +109,10 @@ fn places() -> Vec<(&'static str, Instance)> {
         ("starting+ended", at(Phase::Starting, Some(run(Some(ended()), None)))),
         ("up", at(Phase::Up, Some(run(Some(running()), None)))),
         ("up+reload", at(Phase::Up, Some(hook(Role::Reload)))),
-        ("up+asked", at(Phase::Up, Some(Run { asked: Some(asked()), ..hook(Role::Reload) }))),
+        (
+            "up+asked",
+            at(Phase::Up, Some(Run { asked: Some(Box::new(asked())), ..hook(Role::Reload) })),
+        ),
         ("stopping:dependents", at(stopping(Rung::Dependents), Some(run(Some(running()), None)))),
         ("stopping:pre-stop", at(stopping(Rung::PreStop(0)), Some(hook(Role::PreStop(0))))),
         ("stopping:step", at(stopping(Rung::Step(0)), Some(run(Some(running()), None)))),
@@ -259,6 +261,7 @@ fn difference(old: &Instance, new: Option<&Instance>) -> String {
     }
     fact("last", old.last != new.last);
     fact("attempt", old.attempt != new.attempt);
+    fact("in vain", old.in_vain != new.in_vain);
     if words.is_empty() { "same facts".to_owned() } else { words.join(", ") }
 }
 

@@ -8,7 +8,7 @@
     reason = "a test stops at the first surprise"
 )]
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
@@ -16,8 +16,8 @@ use opm::model::{
     Action, Agenda, Blocker, Command, Condition, Dependency, Desired, End, Event, FilePath, Graph,
     Happening, Hold, Identity, Instance, InstanceId, Instances, Kind, Life, Monotonic, Observed,
     OnDependencyRestart, Outcome, Phase, Process, ProcessSpec, Ready, Reload, RestartPolicy, Role,
-    Run, RunId, Rung, Signal, Span, Spec, SpecHash, Step, StopCause, Template, Unit, UnitName,
-    Until, Wall, Word, Words, find_loop, needs_of,
+    Run, RunId, Rung, Shared, Signal, Span, Spec, SpecHash, Step, StopCause, Template, Unit,
+    UnitName, Until, Wall, Word, Words, find_loop, needs_of,
 };
 use opm::plan::{self, Hurry, Shutdown, View, decide, reconcile};
 use proptest::prelude::*;
@@ -129,7 +129,7 @@ fn any_spec(place: usize, instances_max: u32) -> impl Strategy<Value = Spec> {
             if kind != Kind::Target {
                 let argv = Command::Argv(vec![Template::literal("x")]);
                 let mut process = ProcessSpec::new(argv, FilePath::from("/"));
-                process.ready = behaviour.2;
+                process.ready = behaviour.2.into();
                 let is_watched = kind == Kind::Service && process.ready == Ready::Notify;
                 process.watchdog = is_watched.then_some(Span::seconds(1));
                 spec.process = Some(process);
@@ -151,8 +151,8 @@ fn any_spec(place: usize, instances_max: u32) -> impl Strategy<Value = Spec> {
                 spec.relations.conflicts.push(name(NAMES[0]));
             }
             spec.relations.on_dependency_restart = behaviour.0;
-            spec.reload = Some(Reload::Signal(Signal::HUP));
-            spec.instances = Instances::Count(instances);
+            spec.reload = Some(Box::new(Reload::Signal(Signal::HUP)));
+            spec.instances = Instances::Count(instances).into();
             spec.enabled = enabled;
             spec
         })
@@ -168,11 +168,11 @@ fn any_unit(place: usize, instances_max: u32) -> impl Strategy<Value = Unit> {
         |(spec, held, first_held, epoch, removed)| {
             let first = spec.instance_ids().into_iter().next();
             let mut unit = Unit::new(Arc::new(spec), "/units".to_owned());
-            unit.hold = held.then(hold);
+            unit.hold = held.then(|| Box::new(hold()));
             unit.epoch = epoch;
             unit.removed = removed;
             if let (true, Some(id)) = (first_held, first) {
-                unit.instances.entry(id).or_default().hold = Some(hold());
+                unit.instances.entry(id).or_default().hold = Some(Box::new(hold()));
             }
             unit
         },
@@ -290,20 +290,21 @@ fn instance(facts: Facts, unit: &Unit, pid: i32) -> Instance {
         helper: None,
         earlier: Vec::new(),
         asked: None,
-        unhealthy: VecDeque::new(),
+        unhealthy: Shared::default(),
         was_healthy: false,
         ready: (ready || is_up).then(|| ago(since)),
         reloaded: None,
         touched: None,
         left,
-        bound: Vec::new(),
+        bound: Shared::default(),
         called: None,
         status: String::new(),
         words: Words {
             well: (epoch == 1).then(|| ago(since / 2)),
             failed: since.is_multiple_of(16),
             ..Words::default()
-        },
+        }
+        .into(),
         adopted: false,
     });
     let last = End {
@@ -619,7 +620,7 @@ fn longest(specs: &[&Spec], unit: &UnitName) -> u32 {
 /// and one that requires the unit and is as given.
 fn first_of_two_stops(kind: Kind, second: Phase, dependent: Phase) -> Vec<Step> {
     let mut base = Spec::new(kind, name("a"));
-    base.instances = Instances::Count(2);
+    base.instances = Instances::Count(2).into();
     base.process =
         Some(ProcessSpec::new(Command::Argv(vec![Template::literal("x")]), FilePath::from("/")));
     let mut user = Spec::new(Kind::Service, name("b"));
@@ -627,7 +628,7 @@ fn first_of_two_stops(kind: Kind, second: Phase, dependent: Phase) -> Vec<Step> 
     user.relations.requires = vec![Dependency { unit: name("a"), condition: Condition::Ready }];
     let mut units = [base, user].map(|spec| Unit::new(Arc::new(spec), "-".to_owned()));
     let first = InstanceId::parse("a@1").unwrap();
-    units[0].instances.entry(first.clone()).or_default().hold = Some(hold());
+    units[0].instances.entry(first.clone()).or_default().hold = Some(Box::new(hold()));
     let (cause, rung) = (StopCause::GoalDown, Rung::Dependents);
     let stopping = Phase::Stopping { cause, rung, rung_since: ago(300) };
     let facts = |phase| Facts {

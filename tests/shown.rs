@@ -114,7 +114,7 @@ fn what_a_plan_shows_is_keys_of_the_format_with_values_that_read_back() {
 fn a_change_that_is_small_or_restarts_is_shown_as_such() {
     let desired = |lines: &str| {
         let units = load_one(format!("name: m\ncommand: a\n{lines}\n")).specs;
-        let units = units.into_iter().map(|spec| (spec.name.clone(), Unit::new(spec, "-".into())));
+        let units = units.into_iter().map(|spec| (spec.name.clone(), Unit::new(spec, "-")));
         Desired { units: units.collect(), ..Desired::default() }
     };
     for (old, new, expected) in [

@@ -186,7 +186,7 @@ impl<'a> Set<'a> {
         let others = self.other_specs.iter().copied();
         let all = others
             .chain(own)
-            .map(|spec| (spec.name.clone(), Unit::new(Arc::new(spec.clone()), String::new())));
+            .map(|spec| (spec.name.clone(), Unit::new(Arc::new(spec.clone()), "")));
         Graph::build(&Desired { units: all.collect(), ..Desired::default() })
     }
 
@@ -199,7 +199,7 @@ impl<'a> Set<'a> {
             }
         }
         for unit in units.values() {
-            let (Some(spec), Some(spot)) = (&unit.spec, &unit.log_spot) else { continue };
+            let (Some(spec), Some(spot)) = (&unit.spec, unit.log_spot.as_deref()) else { continue };
             for (id, path) in log_paths(spec) {
                 let Some((first, first_spot)) = writers.get(&path) else {
                     writers.insert(path, (id, Some(spot)));

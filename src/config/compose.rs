@@ -120,6 +120,8 @@ pub(super) struct Reader<'a> {
     pub(super) drop_ins: Vec<DropIn<'a>>,
     /// How many keys and values are kept or were copied.
     nodes: usize,
+    /// The directory of the last file.
+    base: Option<FilePath>,
     pub(super) done: Composed,
 }
 
@@ -134,6 +136,7 @@ impl<'a> Reader<'a> {
             documents: Vec::new(),
             drop_ins: Vec::new(),
             nodes: 0,
+            base: None,
             done: Composed::default(),
         }
     }
@@ -272,6 +275,14 @@ impl<'a> Reader<'a> {
         self.declare(file, documents, is_only.then_some(&*stem))
     }
 
+    /// The directory of a file. Files of one directory share its name.
+    fn base(&mut self, home: &Path) -> FilePath {
+        match &self.base {
+            Some(base) if base.as_path() == home => base.clone(),
+            Some(_) | None => self.base.insert(FilePath::from(home)).clone(),
+        }
+    }
+
     fn declare(
         &mut self,
         file: &'a SourceFile,
@@ -280,7 +291,7 @@ impl<'a> Reader<'a> {
     ) -> bool {
         let path = file.path.as_path();
         let home = path.parent().unwrap_or(path);
-        let base = FilePath::from(home);
+        let base = self.base(home);
         let mut is_nameless = false;
         for tree in documents.trees {
             if self.done.units.len().saturating_add(self.documents.len()) >= UNITS_MAX {

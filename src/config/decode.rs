@@ -26,7 +26,7 @@ use std::sync::Arc;
 use super::diagnostic::{Spot, quoted};
 use super::source::{At, Sink};
 use super::yaml::{Entry, Node, Tree, Value};
-use crate::model::{FilePath, Hooks, Kind, Relations, Spec, UnitName};
+use crate::model::{FilePath, Hooks, Kind, Relations, Shared, Spec, UnitName};
 
 /// How the names of opm's own units begin.
 const OWN_PREFIX: &str = "_opm";
@@ -46,7 +46,7 @@ pub(super) struct Decoded {
     /// Where it names other units.
     pub references: Vec<Reference>,
     /// Where it says which file its log goes to.
-    pub log_spot: Option<Spot>,
+    pub log_spot: Option<Box<Spot>>,
 }
 
 /// How a unit names another one.
@@ -132,8 +132,10 @@ pub(super) fn unit(reading: &Reading<'_>, sink: &mut Sink<'_>) -> Decoded {
         reader.kind = kind;
         reader.spec(node, decoded.name.clone(), base)
     });
+    // It is kept for as long as the file says the same.
+    reader.references.shrink_to_fit();
     decoded.references = reader.references;
-    decoded.log_spot = reader.log_spot;
+    decoded.log_spot = reader.log_spot.map(Box::new);
     decoded.spec = spec.filter(|_| tree.complete && sink.errors() == errors_before).map(Arc::new);
     decoded
 }
@@ -208,13 +210,13 @@ impl Decoder<'_, '_> {
             }
         }
         if let Some(node) = fields.get("documentation") {
-            spec.documentation = self.texts("documentation", node);
+            spec.documentation = self.texts("documentation", node).into();
         }
         if let Some(enabled) = fields.get("enabled").and_then(|n| self.boolean("enabled", n)) {
             spec.enabled = enabled;
         }
         if let Some(node) = fields.get("labels") {
-            spec.labels = self.labels(node);
+            spec.labels = self.labels(node).into();
         }
         if let Some(node) = fields.get("extends") {
             // What it names was copied before.
@@ -244,19 +246,19 @@ impl Decoder<'_, '_> {
             spec.conditions = self.conditions(node).into();
         }
         if let Some(node) = fields.get("instances") {
-            spec.instances = self.instances(node).unwrap_or(spec.instances.clone());
+            spec.instances = self.instances(node).map(Shared::from).unwrap_or_default();
         }
         if let Some(node) = fields.get("restart") {
             self.restart(node, &mut spec.restart);
         }
         if let Some(node) = fields.get("success_exit") {
-            spec.success_exit = self.success_exit(node);
+            spec.success_exit = self.success_exit(node).into();
         }
         if let Some(node) = fields.get("on_success") {
-            spec.on_success = self.end_action("on_success", node);
+            spec.on_success = self.end_action("on_success", node).into();
         }
         if let Some(node) = fields.get("on_failure") {
-            spec.on_failure = self.end_action("on_failure", node);
+            spec.on_failure = self.end_action("on_failure", node).into();
         }
         if let Some(essential) = fields.get("essential").and_then(|n| self.boolean("essential", n))
         {
@@ -274,7 +276,7 @@ impl Decoder<'_, '_> {
             self.stop(node, &mut spec.stop);
         }
         if let Some(node) = fields.get("reload") {
-            spec.reload = self.reload(node);
+            spec.reload = self.reload(node).map(Box::new);
         }
         if let Some(node) = fields.get("health") {
             spec.health = self.health(node).map(Box::new);

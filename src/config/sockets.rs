@@ -57,7 +57,7 @@ fn numbers(
         *spot = spot.or(for_spot(units, name));
     }
     for (service, (count, socket_spot)) in counts {
-        let ready = specs.get(service).and_then(|spec| spec.process.as_ref()).map(|p| &p.ready);
+        let ready = specs.get(service).and_then(|spec| spec.process.as_ref()).map(|p| &*p.ready);
         let Some(Ready::Fd(number)) = ready else { continue };
         let last = FIRST.saturating_add(count).saturating_sub(1);
         let spot = units.get(service).map(|unit| &unit.spot).or(socket_spot);

@@ -187,7 +187,7 @@ fn line<S: System>(supervisor: &Supervisor<S>, notice: &Notice) -> Option<(Level
             (if by_shortage { Level::Debug } else { level }, text)
         }
         Happening::Waits { on, .. } => {
-            (Level::Info, format!("waits for {}", plan::few(on, ToString::to_string)))
+            (Level::Info, format!("waits for {}", plan::waited_for(on, ToString::to_string)))
         }
         Happening::Listens { bound, .. } => {
             let at: Vec<&str> = bound.iter().map(|bound| bound.at.as_str()).collect();

@@ -15,8 +15,8 @@ use super::files::read_source;
 use super::signals::Signals;
 use super::{Daemon, LISTENER, Options, PassedOver, SIGNALS, report};
 use crate::model::{
-    Author, Command, FilePath, InheritEnv, Kind, Output, ProcessSpec, RestartPolicy, Spec, Stdin,
-    Template, Unit, UnitName,
+    Author, Command, FilePath, Kind, Output, ProcessSpec, RestartPolicy, Spec, Stdin, Template,
+    Unit, UnitName,
 };
 use crate::plan::Capacity;
 use crate::supervisor::{Boot, COMMAND_SOURCE, KeeperOptions, Manner};
@@ -231,16 +231,15 @@ fn command_unit(command: &[OsString], alone: bool) -> Result<Unit, BootFailure> 
     let name = UnitName::parse(COMMAND_UNIT).unwrap_or_else(|_| unreachable!("a valid name"));
     let here = std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/"));
     let mut process = ProcessSpec::new(Command::Argv(argv), FilePath::from(here));
-    process.stdin = Stdin::Inherit;
+    process.stdin = Stdin::Inherit.into();
     process.output = Output::Inherit;
-    process.inherit_env = InheritEnv::All;
     process.own_session = !alone;
     let mut spec = Spec::new(Kind::Service, name);
     "the command that opm was started with".clone_into(&mut spec.description);
     spec.process = Some(process);
     spec.essential = true;
     spec.restart.policy = RestartPolicy::Never;
-    let mut unit = Unit::new(Arc::new(spec), COMMAND_SOURCE.to_owned());
+    let mut unit = Unit::new(Arc::new(spec), COMMAND_SOURCE);
     unit.started = true;
     Ok(unit)
 }

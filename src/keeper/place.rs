@@ -283,7 +283,7 @@ impl Finished {
 fn path_of(instruction: &Instruction) -> PathBuf {
     match &instruction.to {
         Destination::File => instruction.dir.as_path().join(segment::CURRENT),
-        Destination::Path(path) => path.0.clone(),
+        Destination::Path(path) => path.as_path().to_owned(),
         Destination::Console | Destination::Syslog(_) | Destination::Unit(_) => PathBuf::new(),
     }
 }

@@ -37,7 +37,7 @@ pub struct Unit {
     /// What its file says.
     pub spec: Arc<Spec>,
     /// The source that owns it: the directory that was applied, or `-`.
-    pub source: String,
+    pub source: Arc<str>,
     /// Fingerprint of what is fixed when a run starts. It is kept for as long as that part of the
     /// spec is equal, so that an opm that writes specs otherwise restarts nothing.
     pub hash: SpecHash,
@@ -46,7 +46,7 @@ pub struct Unit {
     pub started: bool,
     /// Set by `opm stop`: down until somebody starts or releases it.
     #[serde(default)]
-    pub hold: Option<Hold>,
+    pub hold: Option<Box<Hold>>,
     /// Raising it asks for one restart of every instance.
     #[serde(default)]
     pub epoch: u64,
@@ -80,7 +80,7 @@ impl PartialEq for Unit {
 pub struct InstanceWish {
     /// Down until somebody starts or releases it.
     #[serde(default)]
-    pub hold: Option<Hold>,
+    pub hold: Option<Box<Hold>>,
     /// Added to the unit's epoch.
     #[serde(default)]
     pub epoch: u64,
@@ -103,11 +103,11 @@ pub struct Hold {
 
 impl Unit {
     /// A unit nobody has touched by hand.
-    pub fn new(spec: Arc<Spec>, source: String) -> Self {
+    pub fn new(spec: Arc<Spec>, source: impl Into<Arc<str>>) -> Self {
         Self {
             hash: spec.process_hash(),
             spec,
-            source,
+            source: source.into(),
             started: false,
             hold: None,
             epoch: 0,
@@ -119,7 +119,7 @@ impl Unit {
 
     /// The hold that keeps an instance down, if any.
     pub fn hold_of(&self, id: &InstanceId) -> Option<&Hold> {
-        self.hold.as_ref().or_else(|| self.instances.get(id)?.hold.as_ref())
+        self.hold.as_deref().or_else(|| self.instances.get(id)?.hold.as_deref())
     }
 
     /// The epoch that a run of this instance has to serve.

@@ -150,6 +150,27 @@ impl StopCause {
         }
     }
 
+    /// Whether somebody wishes it, or what they have written: nothing has failed.
+    pub fn is_intended(&self) -> bool {
+        match self {
+            Self::GoalDown
+            | Self::Restart
+            | Self::Changed
+            | Self::Shutdown
+            | Self::Touched
+            | Self::Due => true,
+            Self::Dependency(_)
+            | Self::DependencyRestarted(_)
+            | Self::MainEnded
+            | Self::HookFailed(_)
+            | Self::StartTimeout
+            | Self::ConditionUnmet(_)
+            | Self::Unhealthy
+            | Self::Watchdog
+            | Self::Triggered => false,
+        }
+    }
+
     /// Whether the run was watched, and did not do well: then another one follows, whatever the
     /// restart policy says of ends.
     pub fn is_watched(&self) -> bool {

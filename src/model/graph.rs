@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::desired::Desired;
 use super::name::UnitName;
+use super::shared::Shared;
 use super::socket::Accept;
 use super::spec::{Condition, Spec};
 
@@ -21,12 +22,12 @@ pub enum Strength {
     Requires,
 }
 
-/// One dependency, seen from the unit that has it.
+/// One dependency, seen from one of its ends.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Need {
-    /// The other unit.
+    /// The unit at the other end.
     pub unit: UnitName,
-    /// How far it must have come.
+    /// How far the one that is needed must have come.
     pub condition: Condition,
     /// How strongly.
     pub strength: Strength,
@@ -38,11 +39,11 @@ pub struct Node {
     /// What it is ordered after. It stops before these.
     pub needs: Vec<Need>,
     /// Who is ordered after it. These stop first.
-    pub dependents: Vec<(UnitName, Strength)>,
+    pub dependents: Vec<Need>,
     /// Who may not be up at the same time.
-    pub conflicts: Vec<UnitName>,
+    pub conflicts: Shared<Vec<UnitName>>,
     /// The socket units that are for it, in order, and what starts it as far as each is concerned.
-    pub sockets: Vec<(UnitName, Accept)>,
+    pub sockets: Shared<Vec<(UnitName, Accept)>>,
     /// Whether anything brings it up: the default target, or being enabled, or `opm start`.
     pub wanted: bool,
     /// How many stages of a shutdown begin with this unit's: 1 for one that needs nobody.
@@ -70,12 +71,8 @@ impl Graph {
         let mut nodes: BTreeMap<UnitName, Node> = BTreeMap::new();
         for unit in desired.units.values() {
             for (from, need) in needs_of(&unit.spec) {
-                let strength = need.strength;
-                nodes
-                    .entry(need.unit.clone())
-                    .or_default()
-                    .dependents
-                    .push((from.clone(), strength));
+                let dependent = Need { unit: from.clone(), ..need };
+                nodes.entry(need.unit.clone()).or_default().dependents.push(dependent);
                 nodes.entry(from).or_default().needs.push(need);
             }
             let name = &unit.spec.name;
@@ -89,6 +86,12 @@ impl Graph {
                 nodes.entry(other.clone()).or_default().conflicts.push(name.clone());
             }
         }
+        for node in nodes.values_mut() {
+            node.needs.shrink_to_fit();
+            node.dependents.shrink_to_fit();
+        }
+        // A map that is made of what is in order has no room to spare.
+        let nodes = nodes.into_iter().collect();
         let mut graph = Self { nodes, is_stale: false };
         graph.mark_wanted(desired);
         graph.measure_depth();
@@ -115,11 +118,11 @@ impl Graph {
         self.node(unit).is_some_and(|node| node.wanted)
     }
 
-    /// The units whose decisions look at this one's facts: both neighbours, and conflicts.
+    /// All units that have to do with this one: what it needs, who needs it, and conflicts.
     pub fn neighbours<'a>(&'a self, unit: &UnitName) -> impl Iterator<Item = &'a UnitName> + 'a {
         self.node(unit).into_iter().flat_map(|node| {
             let needs = node.needs.iter().map(|need| &need.unit);
-            needs.chain(node.dependents.iter().map(|(name, _)| name)).chain(&node.conflicts)
+            needs.chain(node.dependents.iter().map(|need| &need.unit)).chain(&node.conflicts)
         })
     }
 
@@ -166,7 +169,7 @@ impl Graph {
             let Some(node) = self.nodes.get_mut(&name) else { continue };
             node.depth = node.depth.max(1);
             let (depth, dependents) = (node.depth, node.dependents.clone());
-            for (dependent, _) in dependents {
+            for Need { unit: dependent, .. } in dependents {
                 if let Some(node) = self.nodes.get_mut(&dependent) {
                     node.depth = node.depth.max(depth.saturating_add(1));
                 }
@@ -285,7 +288,7 @@ mod tests {
     fn graph(specs: Vec<Spec>) -> Graph {
         let units = specs
             .into_iter()
-            .map(|spec| (spec.name.clone(), Unit::new(Arc::new(spec), "-".to_owned())))
+            .map(|spec| (spec.name.clone(), Unit::new(Arc::new(spec), "-")))
             .collect();
         Graph::build(&Desired { generation: 1, units, ..Desired::default() })
     }

@@ -13,6 +13,7 @@ use super::event::{
 use super::name::InstanceId;
 use super::outcome::Outcome;
 use super::probe::RETRIES_MAX;
+use super::shared::Shared;
 use super::socket::Bound;
 use super::spec::{Spec, SpecHash, StartLimit};
 use super::time::{Monotonic, Span, Wall};
@@ -40,6 +41,10 @@ pub struct Instance {
     pub last: Option<Box<End>>,
     /// Automatic starts in a row.
     pub attempt: u32,
+    /// Runs in a row that were over before they were ready, by a failure or with a unit that they require.
+    /// `attempt` begins anew with each start that is no restart of its own.
+    #[serde(default)]
+    pub in_vain: u32,
     /// Automatic starts since the unit was last started on purpose; for people.
     pub restarts: u64,
     /// When the latest runs began, oldest first, at most [`StartLimit::STARTS_MAX`].
@@ -137,17 +142,17 @@ pub struct Run {
     /// The main process, once there is one.
     pub main: Option<Process>,
     /// The latest hook, condition or stop command.
-    pub helper: Option<(Role, Process)>,
+    pub helper: Option<Box<(Role, Process)>>,
     /// Helpers before that one which still live, because a stop did not wait for them, or failed; and
     /// the main processes before the one that the run named.
     #[serde(default)]
     pub earlier: Vec<(Role, Process)>,
     /// The latest question to it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub asked: Option<Asked>,
+    pub asked: Option<Box<Asked>>,
     /// When health checks failed since the last one that did not, at most [`RETRIES_MAX`].
-    #[serde(default, skip_serializing_if = "VecDeque::is_empty")]
-    pub unhealthy: VecDeque<Monotonic>,
+    #[serde(default, skip_serializing_if = "Shared::is_common")]
+    pub unhealthy: Shared<VecDeque<Monotonic>>,
     /// Whether a health check has ever succeeded.
     #[serde(default)]
     pub was_healthy: bool,
@@ -163,8 +168,8 @@ pub struct Run {
     #[serde(skip)]
     pub left: Option<u32>,
     /// Where it listens, if it is a socket's.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub bound: Vec<Bound>,
+    #[serde(default, skip_serializing_if = "Shared::is_common")]
+    pub bound: Shared<Vec<Bound>>,
     /// When somebody was last seen to connect there while nobody took connections. One that is not in
     /// the ledger and waits still is seen again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -172,8 +177,8 @@ pub struct Run {
     /// What it last said about itself.
     pub status: String,
     /// What else it said on its notify socket.
-    #[serde(default, skip_serializing_if = "Words::are_none")]
-    pub words: Words,
+    #[serde(default, skip_serializing_if = "Shared::is_common")]
+    pub words: Shared<Words>,
     /// Whether it was taken over from an earlier supervisor.
     pub adopted: bool,
 }
@@ -194,12 +199,6 @@ pub struct Words {
     pub more_time: Option<Monotonic>,
     /// Whether it has named its main process, be it another one or the same.
     pub named: bool,
-}
-
-impl Words {
-    fn are_none(&self) -> bool {
-        *self == Self::default()
-    }
 }
 
 /// A question that was put to a run.
@@ -290,7 +289,7 @@ impl Run {
         if role.is_probe() {
             return self.asked.as_ref().filter(|a| a.role == role).map(|asked| &asked.process);
         }
-        let mut helpers = self.helper.iter().chain(&self.earlier);
+        let mut helpers = self.helper.as_deref().into_iter().chain(&self.earlier);
         helpers.find(|(helper, _)| *helper == role).map(|(_, process)| process)
     }
 
@@ -299,10 +298,10 @@ impl Run {
             return self.main.as_mut();
         }
         if role.is_probe() {
-            let asked = self.asked.as_mut().filter(|asked| asked.role == role);
+            let asked = self.asked.as_deref_mut().filter(|asked| asked.role == role);
             return asked.map(|asked| &mut asked.process);
         }
-        let mut helpers = self.helper.iter_mut().chain(&mut self.earlier);
+        let mut helpers = self.helper.as_deref_mut().into_iter().chain(&mut self.earlier);
         helpers.find(|(helper, _)| *helper == role).map(|(_, process)| process)
     }
 
@@ -313,7 +312,7 @@ impl Run {
 
     /// The latest helper, while it lives.
     pub fn helper_alive(&self) -> Option<Role> {
-        self.helper.as_ref().filter(|(_, process)| process.is_alive()).map(|(role, _)| *role)
+        self.helper.as_deref().filter(|(_, process)| process.is_alive()).map(|(role, _)| *role)
     }
 
     /// Whether a process of this spec has yet to name its main one: it may have forked away, and who
@@ -327,7 +326,7 @@ impl Run {
     /// All processes with a role, living or not.
     pub fn processes(&self) -> impl Iterator<Item = (Role, &Process)> {
         let main = self.main.as_ref().map(|process| (Role::Main, process));
-        let helpers = self.helper.iter().chain(&self.earlier);
+        let helpers = self.helper.as_deref().into_iter().chain(&self.earlier);
         let asked = self.asked.iter().map(|asked| (asked.role, &asked.process));
         main.into_iter().chain(helpers.map(|(role, process)| (*role, process))).chain(asked)
     }
@@ -402,6 +401,9 @@ impl Instance {
             Happening::Began { run, epoch, hash, wall, fresh, due } => {
                 let first = self.run.is_none();
                 if first {
+                    if (self.epoch, self.hash) != (*epoch, *hash) {
+                        self.in_vain = 0;
+                    }
                     self.begin(at, *run, *wall, *fresh);
                     (self.epoch, self.hash, self.due) = (*epoch, *hash, *due);
                 }
@@ -447,7 +449,7 @@ impl Instance {
             }
             Happening::Waits { on, fresh, epoch } => self.wait_for(on, *fresh, *epoch, at),
             Happening::Listens { run, bound } => self
-                .with_run(*run, |run| std::mem::replace(&mut run.bound, bound.clone()) != *bound),
+                .with_run(*run, |run| std::mem::replace(&mut *run.bound, bound.clone()) != *bound),
             Happening::Called { run } => {
                 self.with_run(*run, |run| run.called.replace(at) != Some(at))
             }
@@ -491,16 +493,16 @@ impl Instance {
             helper: None,
             earlier: Vec::new(),
             asked: None,
-            unhealthy: VecDeque::new(),
+            unhealthy: Shared::default(),
             was_healthy: false,
             ready: None,
             reloaded: None,
             touched: None,
             left: None,
-            bound: Vec::new(),
+            bound: Shared::default(),
             called: None,
             status: String::new(),
-            words: Words::default(),
+            words: Shared::default(),
             adopted: false,
         });
         self.enter(Phase::Starting, at);
@@ -556,7 +558,7 @@ impl Instance {
         let starting = self.phase == Phase::Starting;
         if current && starting {
             self.enter(Phase::Up, at);
-            self.with_run(id, |run| run.words.more_time.take().is_some());
+            self.with_run(id, Run::has_no_more_time);
         }
         current && starting
     }
@@ -580,7 +582,7 @@ impl Instance {
         if current && running {
             let (cause, rung) = (cause.clone(), Rung::Dependents);
             self.enter(Phase::Stopping { cause, rung, rung_since: at }, at);
-            self.with_run(id, |run| run.words.more_time.take().is_some());
+            self.with_run(id, Run::has_no_more_time);
         }
         current && running
     }
@@ -595,7 +597,7 @@ impl Instance {
             *rung = new;
             *rung_since = at;
             return self.with_run(id, |run| {
-                run.words.more_time = None;
+                run.has_no_more_time();
                 true
             });
         }
@@ -610,6 +612,8 @@ impl Instance {
             } else {
                 (StopCause::MainEnded, at)
             };
+            let is_in_vain = run.ready.is_none() && !cause.is_intended();
+            self.in_vain = if is_in_vain { self.in_vain.saturating_add(1) } else { 0 };
             self.last = Some(Box::new(run.as_end(cause, stops_since, at)));
         }
         let phase = match verdict {
@@ -640,15 +644,22 @@ impl Run {
         })
     }
 
+    /// What it asked for was for the phase that is over. Returns whether it had asked.
+    fn has_no_more_time(&mut self) -> bool {
+        // Only what it said changes what most runs share.
+        self.words.more_time.is_some() && self.words.more_time.take().is_some()
+    }
+
     fn set(&mut self, role: Role, process: Process, at: Monotonic) -> bool {
         self.left = None;
         if role.is_probe() {
-            self.asked = Some(Asked { role, process, at });
+            self.asked = Some(Box::new(Asked { role, process, at }));
         } else if role == Role::Main {
             self.main = Some(process);
-        } else if let Some((role, process)) = self.helper.replace((role, process))
-            && process.outcome() != Some(&Outcome::Exited(0))
+        } else if let Some(before) = self.helper.replace(Box::new((role, process)))
+            && before.1.outcome() != Some(&Outcome::Exited(0))
         {
+            let (role, process) = *before;
             self.earlier.retain(|(other, earlier)| *other != role || earlier.is_alive());
             self.earlier.push((role, process));
         }
@@ -725,7 +736,7 @@ impl Run {
     fn answer(&mut self, outcome: &Outcome, at: Monotonic) {
         match outcome {
             Outcome::Exited(0) => {
-                self.unhealthy.clear();
+                self.unhealthy = Shared::default();
                 self.was_healthy = true;
             }
             Outcome::Unknown => {}

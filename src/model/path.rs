@@ -4,12 +4,13 @@ use std::ffi::OsString;
 use std::fmt;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// A path that survives JSON even where it is no text.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct FilePath(pub PathBuf);
+pub struct FilePath(Arc<Path>);
 
 impl FilePath {
     /// The path itself.
@@ -20,7 +21,7 @@ impl FilePath {
 
 impl<T: Into<PathBuf>> From<T> for FilePath {
     fn from(path: T) -> Self {
-        Self(path.into())
+        Self(path.into().into())
     }
 }
 
@@ -56,8 +57,8 @@ impl Serialize for FilePath {
 impl<'de> Deserialize<'de> for FilePath {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         Ok(match Json::deserialize(deserializer)? {
-            Json::Text(text) => Self(text.into()),
-            Json::Bytes(bytes) => Self(OsString::from_vec(bytes).into()),
+            Json::Text(text) => Self::from(text),
+            Json::Bytes(bytes) => Self::from(OsString::from_vec(bytes)),
         })
     }
 }
@@ -69,7 +70,7 @@ mod tests {
     #[test]
     fn any_bytes_survive_json() {
         for bytes in [&b"/srv/web"[..], b"/srv/\xe9", b"a b 'c'"] {
-            let path = FilePath(OsString::from_vec(bytes.to_vec()).into());
+            let path = FilePath::from(OsString::from_vec(bytes.to_vec()));
             let json = serde_json::to_string(&path).unwrap();
             assert_eq!(serde_json::from_str::<FilePath>(&json).unwrap(), path);
         }

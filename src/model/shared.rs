@@ -1,35 +1,78 @@
-//! A part of a spec that most units leave as it is: these share one, so that a unit costs what it says.
+//! A part of a spec, or of what is known about a run, that is the same for most: these share one, so that a
+//! unit costs what it says.
 
+use std::collections::{BTreeMap, VecDeque};
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, OnceLock};
 use std::{fmt, ptr};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::spec::{Conditions, Hooks, Relations, Restart, Stop};
+use super::logs::Logs;
+use super::name::UnitName;
+use super::observed::Words;
+use super::outcome::ExitMatch;
+use super::socket::{Accept, Bound};
+use super::spec::{
+    Conditions, EndAction, EnvFile, Hooks, InheritEnv, Instances, Limit, Ready, Relations,
+    Resource, Restart, Stdin, Stop,
+};
+use super::template::Template;
+use super::time::Monotonic;
 
-/// What has a form that most units share.
-pub trait Common: Default + Clone + PartialEq + 'static {
-    /// That form, which is the default.
+/// What has a form that most share.
+pub trait Common: Clone + PartialEq + 'static {
+    /// That form.
     fn common() -> &'static Arc<Self>;
 }
 
+/// Each type with its common form.
 macro_rules! common {
-    ($($part:ty),+) => {
+    ($($part:ty => $form:expr),+ $(,)?) => {
         $(impl Common for $part {
             fn common() -> &'static Arc<Self> {
                 static COMMON: OnceLock<Arc<$part>> = OnceLock::new();
-                COMMON.get_or_init(Arc::default)
+                COMMON.get_or_init(|| Arc::new($form))
             }
         })+
     };
 }
 
-common!(Conditions, Hooks, Relations, Restart, Stop);
+common! {
+    Conditions => Conditions::default(),
+    EndAction => EndAction::None,
+    Hooks => Hooks::default(),
+    InheritEnv => InheritEnv::All,
+    Instances => Instances::Count(1),
+    Logs => Logs::default(),
+    Ready => Ready::Started,
+    Relations => Relations::default(),
+    Restart => Restart::default(),
+    Stdin => Stdin::Null,
+    Stop => Stop::default(),
+    Words => Words::default(),
+    BTreeMap<Resource, Limit> => BTreeMap::new(),
+    BTreeMap<String, String> => BTreeMap::new(),
+    BTreeMap<String, Template> => BTreeMap::new(),
+    Vec<Bound> => Vec::new(),
+    Vec<EnvFile> => Vec::new(),
+    Vec<ExitMatch> => vec![ExitMatch::Code(0)],
+    Vec<String> => Vec::new(),
+    Vec<UnitName> => Vec::new(),
+    Vec<(UnitName, Accept)> => Vec::new(),
+    VecDeque<Monotonic> => VecDeque::new(),
+}
 
 /// A value that is shared until it is changed; its JSON is that of the value.
 #[derive(Clone)]
 pub struct Shared<T>(Arc<T>);
+
+impl<T: Common> Shared<T> {
+    /// Whether it is as most are.
+    pub fn is_common(this: &Self) -> bool {
+        *this == Self::default()
+    }
+}
 
 impl<T: Common> From<T> for Shared<T> {
     fn from(value: T) -> Self {
@@ -39,6 +82,7 @@ impl<T: Common> From<T> for Shared<T> {
 }
 
 impl<T: Common> Default for Shared<T> {
+    /// The common form.
     fn default() -> Self {
         Self(Arc::clone(T::common()))
     }
@@ -55,6 +99,25 @@ impl<T> Deref for Shared<T> {
 impl<T: Clone> DerefMut for Shared<T> {
     fn deref_mut(&mut self) -> &mut T {
         Arc::make_mut(&mut self.0)
+    }
+}
+
+#[expect(clippy::into_iter_without_iter, reason = "`iter` is that of the value")]
+impl<'a, T> IntoIterator for &'a Shared<T>
+where
+    &'a T: IntoIterator,
+{
+    type Item = <&'a T as IntoIterator>::Item;
+    type IntoIter = <&'a T as IntoIterator>::IntoIter;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.0.into_iter()
+    }
+}
+
+impl<T: PartialEq> PartialEq<T> for Shared<T> {
+    fn eq(&self, other: &T) -> bool {
+        *self.0 == *other
     }
 }
 

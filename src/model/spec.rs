@@ -64,9 +64,9 @@ pub struct Spec {
     /// One line for people.
     pub description: String,
     /// Where to read more.
-    pub documentation: Vec<String>,
+    pub documentation: Shared<Vec<String>>,
     /// For choosing units in commands.
-    pub labels: BTreeMap<String, String>,
+    pub labels: Shared<BTreeMap<String, String>>,
     /// False: known, but down until `opm start`.
     pub enabled: bool,
     /// What runs; a socket and a target have none. A change restarts the run.
@@ -79,15 +79,15 @@ pub struct Spec {
     /// What must hold for it to start at all.
     pub conditions: Shared<Conditions>,
     /// Which instances there are.
-    pub instances: Instances,
+    pub instances: Shared<Instances>,
     /// When and how it is started again.
     pub restart: Shared<Restart>,
     /// Which ends are successes.
-    pub success_exit: Vec<ExitMatch>,
+    pub success_exit: Shared<Vec<ExitMatch>>,
     /// What follows when it ended well for good.
-    pub on_success: EndAction,
+    pub on_success: Shared<EndAction>,
     /// What follows when it failed for good.
-    pub on_failure: EndAction,
+    pub on_failure: Shared<EndAction>,
     /// When it ends for good, opm shuts down with its exit code.
     pub essential: bool,
     /// How long it may take from its start to ready.
@@ -95,7 +95,7 @@ pub struct Spec {
     /// How it is stopped.
     pub stop: Shared<Stop>,
     /// How it is told to read its configuration again.
-    pub reload: Option<Reload>,
+    pub reload: Option<Box<Reload>>,
     /// How it is watched while it is up.
     pub health: Option<Box<Health>>,
     /// Files whose change restarts or reloads it.
@@ -105,7 +105,7 @@ pub struct Spec {
     /// Commands round the main process.
     pub hooks: Shared<Hooks>,
     /// Where its output goes and how much is kept, where the log keeper reads it.
-    pub logs: Logs,
+    pub logs: Shared<Logs>,
 }
 
 impl Spec {
@@ -119,18 +119,18 @@ impl Spec {
             kind,
             name,
             description: String::new(),
-            documentation: Vec::new(),
-            labels: BTreeMap::new(),
+            documentation: Shared::default(),
+            labels: Shared::default(),
             enabled: true,
             process: None,
             socket: None,
             relations: Shared::default(),
             conditions: Shared::default(),
-            instances: Instances::Count(1),
+            instances: Shared::default(),
             restart: Restart { policy, ..Restart::default() }.into(),
-            success_exit: vec![ExitMatch::Code(0)],
-            on_success: EndAction::None,
-            on_failure: EndAction::None,
+            success_exit: Shared::default(),
+            on_success: Shared::default(),
+            on_failure: Shared::default(),
             essential: false,
             start_timeout: Span::seconds(60),
             stop: Shared::default(),
@@ -139,13 +139,13 @@ impl Spec {
             watch: None,
             schedule: None,
             hooks: Shared::default(),
-            logs: Logs::default(),
+            logs: Shared::default(),
         }
     }
 
     /// The instances the unit asks for, in order.
     pub fn instance_ids(&self) -> Vec<InstanceId> {
-        match &self.instances {
+        match &*self.instances {
             Instances::Count(1) => vec![InstanceId::single(&self.name)],
             Instances::Count(count) => (1..=*count)
                 .filter_map(|n| InstanceId::labelled(&self.name, &n.to_string()).ok())
@@ -164,7 +164,7 @@ impl Spec {
 
     /// The instance's place in the unit's list, from 1.
     pub fn instance_index(&self, id: &InstanceId) -> Option<u32> {
-        match (&self.instances, id.label()) {
+        match (&*self.instances, id.label()) {
             (Instances::Count(1), None) => Some(1),
             (Instances::Count(count), Some(label)) if *count != 1 => {
                 let index = label.parse::<u32>().ok()?;
@@ -221,7 +221,7 @@ impl Spec {
 
     /// Whether it reads what other units write.
     pub fn reads_logs(&self) -> bool {
-        self.process.as_ref().is_some_and(|process| process.stdin == Stdin::Logs)
+        self.process.as_ref().is_some_and(|process| *process.stdin == Stdin::Logs)
     }
 }
 
@@ -270,15 +270,15 @@ pub struct ProcessSpec {
     /// The directory of the unit's file: relative paths start here.
     pub base_dir: FilePath,
     /// Where the program runs; the unit file's directory where nothing is said.
-    pub working_dir: Option<Template>,
+    pub working_dir: Option<Box<Template>>,
     /// Variables set for it.
-    pub env: BTreeMap<String, Template>,
+    pub env: Shared<BTreeMap<String, Template>>,
     /// Files with more variables; later ones win, `env` wins over all.
-    pub env_files: Vec<EnvFile>,
+    pub env_files: Shared<Vec<EnvFile>>,
     /// What it gets of the supervisor's own environment.
-    pub inherit_env: InheritEnv,
+    pub inherit_env: Shared<InheritEnv>,
     /// Its standard input.
-    pub stdin: Stdin,
+    pub stdin: Shared<Stdin>,
     /// Its standard output and error.
     pub output: Output,
     /// The user it runs as: a name or a number.
@@ -286,23 +286,23 @@ pub struct ProcessSpec {
     /// The group it runs as: a name or a number; the user's own where nothing is said.
     pub group: Option<String>,
     /// Groups beside those that the user has anyway.
-    pub supplementary_groups: Vec<String>,
+    pub supplementary_groups: Shared<Vec<String>>,
     /// File mode creation mask.
     pub umask: Option<u32>,
     /// Resource limits.
-    pub limits: BTreeMap<Resource, Limit>,
+    pub limits: Shared<BTreeMap<Resource, Limit>>,
     /// Scheduling niceness, -20 to 19.
     pub nice: Option<i32>,
     /// The kernel's out-of-memory preference, -1000 to 1000.
     pub oom_score_adjust: Option<i32>,
     /// How the run says that it is ready.
-    pub ready: Ready,
+    pub ready: Shared<Ready>,
     /// The longest silence on the notify socket once it is ready; `None`: nobody watches.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub watchdog: Option<Span>,
     /// Where a program that forks away writes who its main process is; `None`: it stays.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub pid_file: Option<Template>,
+    pub pid_file: Option<Box<Template>>,
     /// Whether the run has a session of its own; only the command of `opm run -- CMD` has not.
     #[serde(default = "yes", skip_serializing_if = "is_yes")]
     pub own_session: bool,
@@ -324,19 +324,19 @@ impl ProcessSpec {
             command,
             base_dir,
             working_dir: None,
-            env: BTreeMap::new(),
-            env_files: Vec::new(),
-            inherit_env: InheritEnv::All,
-            stdin: Stdin::Null,
+            env: Shared::default(),
+            env_files: Shared::default(),
+            inherit_env: Shared::default(),
+            stdin: Shared::default(),
             output: Output::Keeper,
             user: None,
             group: None,
-            supplementary_groups: Vec::new(),
+            supplementary_groups: Shared::default(),
             umask: None,
-            limits: BTreeMap::new(),
+            limits: Shared::default(),
             nice: None,
             oom_score_adjust: None,
-            ready: Ready::Started,
+            ready: Shared::default(),
             watchdog: None,
             pid_file: None,
             own_session: true,
@@ -772,7 +772,7 @@ mod tests {
     #[test]
     fn a_spec_survives_its_json() {
         let mut spec = spec("web");
-        spec.instances = Instances::Names(vec![UnitName::parse("eu").unwrap()]);
+        spec.instances = Instances::Names(vec![UnitName::parse("eu").unwrap()]).into();
         let json = serde_json::to_string(&spec).unwrap();
         assert_eq!(serde_json::from_str::<Spec>(&json).unwrap(), spec);
     }
@@ -803,15 +803,15 @@ mod tests {
     fn instances_are_counted_or_named() {
         let mut spec = spec("web");
         assert_eq!(spec.instance_ids(), [InstanceId::parse("web").unwrap()]);
-        spec.instances = Instances::Count(2);
+        spec.instances = Instances::Count(2).into();
         let ids: Vec<String> = spec.instance_ids().iter().map(ToString::to_string).collect();
         assert_eq!(ids, ["web@1", "web@2"]);
         assert_eq!(spec.instance_index(&InstanceId::parse("web@2").unwrap()), Some(2));
         for other in ["web", "web@3", "web@0", "web@02"] {
             assert!(!spec.has_instance(&InstanceId::parse(other).unwrap()), "{other}");
         }
-        spec.instances =
-            Instances::Names(vec![UnitName::parse("eu").unwrap(), UnitName::parse("us").unwrap()]);
+        let names = ["eu", "us"].map(|name| UnitName::parse(name).unwrap());
+        spec.instances = Instances::Names(names.to_vec()).into();
         assert_eq!(spec.instance_index(&InstanceId::parse("web@us").unwrap()), Some(2));
     }
 }

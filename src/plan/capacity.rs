@@ -119,7 +119,7 @@ mod tests {
         let mut spec = Spec::new(Kind::Service, UnitName::parse(name).unwrap());
         let command = Command::Argv(vec![Template::literal("true")]);
         spec.process = Some(ProcessSpec::new(command, FilePath::from("/")));
-        spec.instances = Instances::Count(instances);
+        spec.instances = Instances::Count(instances).into();
         spec
     }
 
@@ -135,7 +135,7 @@ mod tests {
     fn what_fits_is_not_spoken_of() {
         let (none, mut web) = (Desired::default(), service("web", 976));
         assert_eq!(USUAL.shortage(&none, &desired(&[web.clone()])), None);
-        web.instances = Instances::Count(977);
+        web.instances = Instances::Count(977).into();
         let more = desired(&[web.clone()]);
         let said = USUAL.shortage(&none, &more).unwrap();
         assert!(said.contains("take 977 descriptors"), "{said}");
@@ -158,7 +158,7 @@ mod tests {
         assert!(USUAL.shortage(&Desired::default(), &both).unwrap().contains("take 1000"));
         web.process.as_mut().unwrap().output = Output::Null;
         assert_eq!(USUAL.shortage(&Desired::default(), &desired(&[web.clone()])), None);
-        web.process.as_mut().unwrap().stdin = Stdin::Logs;
+        web.process.as_mut().unwrap().stdin = Stdin::Logs.into();
         let said = USUAL.shortage(&Desired::default(), &desired(&[web])).unwrap();
         assert!(said.contains("take 1000"), "{said}");
     }

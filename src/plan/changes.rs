@@ -432,8 +432,9 @@ mod tests {
         let mut new = old.clone();
         let unit = new.units.get_mut(&name("web")).unwrap();
         Arc::make_mut(&mut unit.spec).restart.factor = 3.0;
-        unit.hold =
-            Some(Hold { by: "me".to_owned(), reason: String::new(), at: Wall(0), until: None });
+        let by = "me".to_owned();
+        let hold = Hold { by, reason: String::new(), at: Wall(0), until: None };
+        unit.hold = Some(Box::new(hold));
         assert_eq!(plan(&old, &new, &running(&[])).changes[0].held.as_deref(), Some("me"));
     }
 }

@@ -75,7 +75,7 @@ pub fn fields_of(spec: &Spec) -> Fields {
     list.process(process.as_ref());
     list.live("on_dependency_restart", word(&relations.on_dependency_restart));
     list.conditions(conditions);
-    let instances = match instances {
+    let instances = match &**instances {
         Instances::Count(count) => json!(count),
         Instances::Names(names) => json!(names),
     };
@@ -87,7 +87,7 @@ pub fn fields_of(spec: &Spec) -> Fields {
     list.live("essential", json!(essential));
     list.live("start_timeout", span(*start_timeout));
     list.stop(stop);
-    list.reload(reload.as_ref());
+    list.reload(reload.as_deref());
     list.health(health.as_deref());
     list.watch(watch.as_deref());
     list.schedule(schedule.as_deref());
@@ -182,13 +182,13 @@ impl Listing {
             self.fixed(&format!("env.{name}"), json!(text));
         }
         self.some_fixed("env_files", env_files.iter().map(env_file).collect());
-        let inherited = match inherit_env {
+        let inherited = match &**inherit_env {
             InheritEnv::All => json!(true),
             InheritEnv::Only(names) if names.is_empty() => json!(false),
             InheritEnv::Only(names) => json!(names),
         };
         self.fixed("inherit_env", inherited);
-        match stdin {
+        match &**stdin {
             Stdin::File(path) => self.fixed("stdin.file", json!(path)),
             Stdin::Null | Stdin::Logs | Stdin::Inherit => self.fixed("stdin", word(stdin)),
         }

@@ -31,13 +31,13 @@ pub use capacity::Capacity;
 pub use changes::{Change, Class, Effect, FieldChange, Plan, plan};
 pub use fields::{conceal, fields_of};
 pub use lazy::{is_lazy, waits_at};
-pub use order::{Standing, blockers, standing};
+pub use order::{BLOCKERS_MAX, Standing, blockers, concerns, standing};
 pub use probe::{failures, is_unhealthy};
 pub use restart::{has_done, verdict};
 pub use roll::{Turn, is_outdated, turn};
 pub use schedule::{MISSED_AFTER, rests_until_due};
 pub use start::reload_action;
-pub use why::{few, health, why};
+pub use why::{few, health, waited_for, why};
 
 use std::collections::BTreeSet;
 
@@ -225,9 +225,9 @@ fn begin(
     if on.is_empty() {
         return Due::step(id, Action::Begin { fresh }, reason);
     }
-    if let Phase::Waiting { on: known, .. } = &instance.phase
-        && *known == on
-    {
+    let known = if let Phase::Waiting { on, .. } = &instance.phase { on.as_slice() } else { &[] };
+    let on = order::noted(on, known);
+    if on == known {
         return Due::NOTHING;
     }
     Due::step(id, Action::Wait { on, fresh }, Reason::Blocked)

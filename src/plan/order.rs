@@ -2,11 +2,15 @@
 
 use super::{View, lazy, restart};
 use crate::model::{
-    Blocker, Condition, Instance, InstanceId, Kind, Life, Need, Phase, Run, StopCause, Strength,
-    Unit, UnitName, Until,
+    Blocker, Condition, Instance, InstanceId, Kind, Life, Need, OnDependencyRestart, Phase, Run,
+    StopCause, Strength, Unit, UnitName, Until,
 };
 
-/// So many automatic starts in a row are a failure, not an accident.
+/// Most blockers that an instance is noted to wait for. Where there are more, these stand for all until
+/// none of them is left: who waits for thousands does not look at all of them whenever one is there.
+pub const BLOCKERS_MAX: usize = 16;
+
+/// So many automatic starts in a row, or runs that were never ready, are a failure, not an accident.
 const FAILING_ATTEMPTS: u32 = 2;
 
 /// How a needed unit stands towards what is needed of it.
@@ -23,25 +27,7 @@ pub enum Standing {
 /// Everything in the way of a start of this unit; nothing where it may start.
 pub fn blockers(view: &View<'_>, unit: &UnitName) -> Vec<Blocker> {
     let Some(node) = view.graph.node(unit) else { return Vec::new() };
-    let mut on: Vec<Blocker> = node
-        .needs
-        .iter()
-        .filter_map(|need| {
-            let standing = standing(view, need);
-            let blocks = match need.strength {
-                Strength::Requires => standing != Standing::Met,
-                Strength::Wants | Strength::After => {
-                    standing == Standing::Pending && !is_failing(view, &need.unit)
-                }
-            };
-            blocks.then(|| Blocker {
-                unit: need.unit.clone(),
-                until: Until::Is(need.condition),
-                // One that is about to try in vain again is no hope to others either.
-                stuck: standing == Standing::Stuck || is_failing(view, &need.unit),
-            })
-        })
-        .collect();
+    let mut on: Vec<Blocker> = node.needs.iter().filter_map(|need| blocker(view, need)).collect();
     for other in &node.conflicts {
         let runs = view.observed.of_unit(other).any(|(_, instance)| instance.run.is_some());
         // Of two that are wanted and both down, the first by name goes first.
@@ -60,9 +46,85 @@ pub fn blockers(view: &View<'_>, unit: &UnitName) -> Vec<Blocker> {
     on
 }
 
-/// Whether a unit fails again and again: who only wants it does not wait for that.
+/// A need that is in the way of a start.
+fn blocker(view: &View<'_>, need: &Need) -> Option<Blocker> {
+    let standing = standing(view, need);
+    let blocks = match need.strength {
+        Strength::Requires => standing != Standing::Met,
+        Strength::Wants | Strength::After => {
+            standing == Standing::Pending && !is_failing(view, &need.unit)
+        }
+    };
+    blocks.then(|| Blocker {
+        unit: need.unit.clone(),
+        until: Until::Is(need.condition),
+        // One that is about to try in vain again is no hope to others either.
+        stuck: standing == Standing::Stuck || is_failing(view, &need.unit),
+    })
+}
+
+/// What an instance that waits is noted to wait for, of everything in its way; `known`: what it was
+/// noted to wait for before.
+pub(super) fn noted(all: Vec<Blocker>, known: &[Blocker]) -> Vec<Blocker> {
+    let is_stuck = |blocker: &Blocker| blocker.stuck;
+    let stands = known.len() >= BLOCKERS_MAX
+        && known.iter().any(|blocker| all.contains(blocker))
+        && known.iter().filter(|blocker| blocker.stuck).all(|blocker| all.contains(blocker))
+        && all.iter().any(is_stuck) == known.iter().any(is_stuck);
+    if stands {
+        return known.to_vec();
+    }
+    let Some(more) = all.len().checked_sub(BLOCKERS_MAX).filter(|more| *more > 0) else {
+        return all;
+    };
+    // Who is stuck decides what others think of it. Of the rest the last ones, as units start in the
+    // order of their names.
+    let mut all = all;
+    all.sort_by_key(is_stuck);
+    all.drain(..more);
+    all.sort_by(|a, b| a.unit.cmp(&b.unit));
+    all
+}
+
+/// Whether what happened to a unit can make a difference to an instance that needs it: what each of
+/// thousands does is nothing new to who needs them all. `need` is seen from the unit that is needed.
+pub fn concerns(view: &View<'_>, id: &InstanceId, needed: &UnitName, need: &Need) -> bool {
+    let (Some(instance), Some(unit)) = (view.observed.get(id), view.unit(id)) else { return true };
+    let need = Need { unit: needed.clone(), ..*need };
+    match &instance.phase {
+        Phase::Waiting { on, .. } if on.len() >= BLOCKERS_MAX => {
+            on.iter().any(|blocker| blocker.stuck)
+                || blocker(view, &need).is_some_and(|blocker| blocker.stuck)
+                || !on.iter().rev().any(|blocker| blocker.unit != *needed && is_open(view, blocker))
+        }
+        Phase::Starting | Phase::Up => {
+            unit.spec.relations.on_dependency_restart != OnDependencyRestart::Ignore
+                || view.graph.node(&id.unit).is_none_or(|node| !node.sockets.is_empty())
+                || (need.strength == Strength::Requires && is_lost(view, &need))
+        }
+        Phase::Down
+        | Phase::Waiting { .. }
+        | Phase::Stopping { .. }
+        | Phase::Backoff { .. }
+        | Phase::Failed { .. }
+        | Phase::Done
+        | Phase::Skipped { .. }
+        | Phase::Unproven { .. } => true,
+    }
+}
+
+/// Whether a blocker is in the way as it was, however strong the need is.
+fn is_open(view: &View<'_>, blocker: &Blocker) -> bool {
+    let Until::Is(condition) = blocker.until else { return false };
+    let need = Need { unit: blocker.unit.clone(), condition, strength: Strength::After };
+    self::blocker(view, &need).is_some()
+}
+
+/// Whether a unit fails again and again, by itself or with what it requires: who only wants it does not
+/// wait for that.
 fn is_failing(view: &View<'_>, unit: &UnitName) -> bool {
-    view.observed.of_unit(unit).any(|(_, instance)| instance.attempt >= FAILING_ATTEMPTS)
+    let fails = |instance: &Instance| instance.attempt.max(instance.in_vain) >= FAILING_ATTEMPTS;
+    view.observed.of_unit(unit).any(|(_, instance)| fails(instance))
 }
 
 /// Whether any instance of the unit is wanted.
@@ -225,9 +287,14 @@ pub(super) fn dependents_are_up(view: &View<'_>, id: &InstanceId, cause: &StopCa
     });
     cause.spreads()
         && unit_leaves
-        && node.dependents.iter().any(|(dependent, strength)| {
-            let follows = *strength == Strength::Requires && follows(view, dependent, &id.unit);
-            view.observed.of_unit(dependent).any(|(_, instance)| match instance.phase {
+        // The last ones first: in the order of their names the first ones are gone already.
+        && node.dependents.iter().rev().any(|dependent| {
+            // Where it stays, as other instances are what it needs, nobody may wait for it to go.
+            let follows = || {
+                let need = Need { unit: id.unit.clone(), ..*dependent };
+                need.strength == Strength::Requires && is_lost(view, &need)
+            };
+            view.observed.of_unit(&dependent.unit).any(|(_, instance)| match instance.phase {
                 Phase::Stopping { .. } => true,
                 // Nobody knows whether it is there, and nothing will stop it.
                 Phase::Unproven { .. } => false,
@@ -238,15 +305,53 @@ pub(super) fn dependents_are_up(view: &View<'_>, id: &InstanceId, cause: &StopCa
                 | Phase::Backoff { .. }
                 | Phase::Failed { .. }
                 | Phase::Done
-                | Phase::Skipped { .. } => follows && instance.run.is_some(),
+                | Phase::Skipped { .. } => instance.run.is_some() && follows(),
             })
         })
 }
 
-/// Whether a unit goes because this one does, which it requires. Where it stays, as other instances
-/// are what it needs, nobody may wait for it to go.
-fn follows(view: &View<'_>, dependent: &UnitName, unit: &UnitName) -> bool {
-    let needs = view.graph.node(dependent).into_iter().flat_map(|node| &node.needs);
-    let mut needs = needs.filter(|need| need.strength == Strength::Requires && need.unit == *unit);
-    needs.any(|need| is_lost(view, need))
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn blockers(numbers: impl IntoIterator<Item = usize>, stuck: &[usize]) -> Vec<Blocker> {
+        let blocker = |n| Blocker {
+            unit: UnitName::parse(&format!("u{n:02}")).unwrap(),
+            until: Until::Is(Condition::Ready),
+            stuck: stuck.contains(&n),
+        };
+        numbers.into_iter().map(blocker).collect()
+    }
+
+    #[test]
+    fn a_few_blockers_are_noted_as_they_are() {
+        let all = blockers(1..=BLOCKERS_MAX, &[]);
+        assert_eq!(noted(all.clone(), &[]), all);
+        let fewer = blockers(2..BLOCKERS_MAX, &[]);
+        assert_eq!(noted(fewer.clone(), &blockers(1..BLOCKERS_MAX, &[])), fewer);
+    }
+
+    #[test]
+    fn of_many_blockers_some_stand_for_all_until_none_of_them_is_left() {
+        let known = noted(blockers(0..40, &[]), &[]);
+        assert_eq!(known, blockers(24..40, &[]));
+        for left in [0..40, 10..40, 39..60, 39..40] {
+            assert_eq!(noted(blockers(left, &[]), &known), known);
+        }
+        assert_eq!(noted(blockers(0..24, &[]), &known), blockers(8..24, &[]));
+        assert_eq!(noted(blockers(0..3, &[]), &known), blockers(0..3, &[]));
+        assert_eq!(noted(Vec::new(), &known), []);
+    }
+
+    #[test]
+    fn who_is_stuck_is_among_those_that_stand_for_all() {
+        let known = noted(blockers(0..40, &[]), &[]);
+        let with = noted(blockers(0..40, &[3]), &known);
+        assert_eq!(with.iter().filter(|blocker| blocker.stuck).count(), 1);
+        assert_eq!(with.len(), BLOCKERS_MAX);
+        assert_eq!(noted(blockers(0..40, &[3, 5]), &with), with, "one of them is enough");
+        assert_eq!(noted(blockers(0..40, &[]), &with), known, "and no longer than it is stuck");
+        let moved = noted(blockers(0..40, &[5]), &with);
+        assert!(moved.contains(&blockers([5], &[5])[0]) && !moved.contains(&with[0]));
+    }
 }

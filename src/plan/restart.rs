@@ -136,7 +136,7 @@ pub(super) fn starts_unit(spec: &Spec, verdict: &Verdict) -> Option<UnitName> {
         Verdict::Done => &spec.on_success,
         Verdict::Down | Verdict::Backoff { .. } | Verdict::Skipped { .. } => return None,
     };
-    match action {
+    match &**action {
         EndAction::Start(unit) => Some(unit.clone()),
         EndAction::None | EndAction::Shutdown => None,
     }
@@ -402,7 +402,7 @@ mod tests {
     fn a_service_that_ends_before_it_said_that_it_is_ready_has_failed() {
         let mut unit = unit(Kind::Service);
         if let Some(process) = &mut Arc::make_mut(&mut unit.spec).process {
-            process.ready = Ready::Notify;
+            process.ready = Ready::Notify.into();
         }
         let early = End { ready_for: None, ..exited(0) };
         let instance = Instance::default();

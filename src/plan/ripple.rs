@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use super::changes::{Change, Effect};
-use crate::model::{Desired, Graph, Observed, OnDependencyRestart, Strength, Unit, UnitName};
+use crate::model::{Desired, Graph, Need, Observed, OnDependencyRestart, Strength, Unit, UnitName};
 
 /// Units that have to go down and come back because one that they require does, or because they go
 /// along with its restarts.
@@ -25,7 +25,7 @@ pub(super) fn add_dependents(
     let mut places: BTreeMap<UnitName, usize> = changes.iter().enumerate().map(place).collect();
     while let Some((cause, loss)) = queue.pop() {
         let dependents = graph.node(&cause).map(|node| node.dependents.clone()).unwrap_or_default();
-        for (unit, strength) in dependents {
+        for Need { unit, strength, .. } in dependents {
             let Some(dependent) = new.units.get(&unit) else { continue };
             let restarts = dependent.spec.relations.on_dependency_restart;
             let follows = loss != Loss::Part || restarts == OnDependencyRestart::Restart;

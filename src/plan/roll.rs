@@ -100,7 +100,7 @@ mod tests {
     /// Four instances that are up, of a unit of which a restart is wanted.
     fn scene(rolling: Option<u32>) -> (Desired, Observed) {
         let mut spec = Spec::new(Kind::Service, UnitName::parse("web").unwrap());
-        spec.instances = Instances::Count(4);
+        spec.instances = Instances::Count(4).into();
         let mut unit = Unit::new(Arc::new(spec), "-".to_owned());
         (unit.epoch, unit.rolling) = (1, rolling);
         let mut observed = Observed::default();
@@ -211,7 +211,7 @@ mod tests {
             at: Wall(0),
             until: None,
         };
-        unit.instances.entry(id("web@1")).or_default().hold = Some(hold);
+        unit.instances.entry(id("web@1")).or_default().hold = Some(Box::new(hold));
         let later = Some(Turn::Later);
         assert_eq!(turns(&desired, &observed), [None, Some(Turn::Now), later, later]);
     }

@@ -121,28 +121,25 @@ fn next_in_start(spec: &Spec, run: &Run, now: Monotonic) -> Next {
         return Next::Do(if marked { Action::MarkUp(run.id) } else { Action::MarkReady(run.id) });
     };
     match &run.main {
-        None => match before_main(spec, run.helper.as_ref()) {
+        None => match before_main(spec, run.helper.as_deref()) {
             Ok(role) => Next::Do(Action::Spawn(run.id, role)),
             Err(cause) => Next::Fail(cause),
         },
         Some(_) if run.awaits_main(spec) => Next::Wait,
-        Some(Process { state: Life::Running(since), .. }) if run.ready.is_none() => {
-            match &process.ready {
-                _ if spec.kind == Kind::Task => Next::Do(Action::MarkReady(run.id)),
-                Ready::Started => Next::Do(Action::MarkReady(run.id)),
-                Ready::Delay(span) if now >= since.after(*span) => {
-                    Next::Do(Action::MarkReady(run.id))
-                }
-                Ready::Delay(span) => Next::WaitUntil(Some(since.after(*span))),
-                Ready::Asked(asked) => match probe::next(run, Role::ReadyProbe, asked, *since, now)
-                {
-                    probe::Next::Yes => Next::Do(Action::MarkReady(run.id)),
-                    probe::Next::Do(action) => Next::Do(action),
-                    probe::Next::Wait(at) => Next::WaitUntil(Some(at)),
-                },
-                Ready::Notify | Ready::Fd(_) | Ready::File(_) | Ready::Log(_) => Next::Wait,
-            }
-        }
+        Some(Process { state: Life::Running(since), .. }) if run.ready.is_none() => match &*process
+            .ready
+        {
+            _ if spec.kind == Kind::Task => Next::Do(Action::MarkReady(run.id)),
+            Ready::Started => Next::Do(Action::MarkReady(run.id)),
+            Ready::Delay(span) if now >= since.after(*span) => Next::Do(Action::MarkReady(run.id)),
+            Ready::Delay(span) => Next::WaitUntil(Some(since.after(*span))),
+            Ready::Asked(asked) => match probe::next(run, Role::ReadyProbe, asked, *since, now) {
+                probe::Next::Yes => Next::Do(Action::MarkReady(run.id)),
+                probe::Next::Do(action) => Next::Do(action),
+                probe::Next::Wait(at) => Next::WaitUntil(Some(at)),
+            },
+            Ready::Notify | Ready::Fd(_) | Ready::File(_) | Ready::Log(_) => Next::Wait,
+        },
         Some(Process { state: Life::Running(_), .. }) => after_ready(spec, run),
         Some(_) => Next::Wait,
     }
@@ -187,7 +184,7 @@ fn before_main(spec: &Spec, helper: Option<&(Role, Process)>) -> Result<Role, St
 /// Hooks once ready, then up.
 fn after_ready(spec: &Spec, run: &Run) -> Next {
     let hooks = &spec.hooks.post_start;
-    let next = match &run.helper {
+    let next = match run.helper.as_deref() {
         Some((role @ Role::PostStart(_), process))
             if process.outcome() == Some(&Outcome::Unknown) =>
         {
@@ -222,7 +219,7 @@ fn up(view: &View<'_>, unit: &Unit, id: &InstanceId, run: &Run, now: Monotonic) 
 /// Follow the reload of a required unit, and bound a reload command's time.
 fn reloads(view: &View<'_>, unit: &Unit, id: &InstanceId, run: &Run, now: Monotonic) -> Due {
     let spec = &unit.spec;
-    if let Some((role @ Role::Reload, process)) = &run.helper {
+    if let Some((role @ Role::Reload, process)) = run.helper.as_deref() {
         match process.state {
             // That it runs its program is told, and so is its end.
             Life::Born => return Due::NOTHING,
@@ -270,7 +267,7 @@ fn touched(spec: &Spec, id: &InstanceId, run: &Run, now: Monotonic) -> Due {
 
 /// The action that reloads this run, if its spec has one.
 pub fn reload_action(spec: &Spec, run: &Run) -> Option<Action> {
-    Some(match spec.reload.as_ref()? {
+    Some(match spec.reload.as_deref()? {
         Reload::Signal(_) => Action::ReloadSignal(run.id),
         Reload::Command(_) => Action::Spawn(run.id, Role::Reload),
     })

@@ -1,6 +1,6 @@
 //! The chain from how an instance is to the cause of it.
 
-use super::View;
+use super::{BLOCKERS_MAX, View};
 use crate::model::{
     Blocker, Hold, Instance, InstanceId, Phase, Ready, Run, StopCause, Unit, Until,
 };
@@ -17,6 +17,12 @@ pub fn few<T>(all: &[T], words: impl FnMut(&T) -> String) -> String {
         named.push(format!("{more} more"));
     }
     named.join(", ")
+}
+
+/// What an instance waits for, in words.
+pub fn waited_for(on: &[Blocker], words: impl FnMut(&Blocker) -> String) -> String {
+    let others = if on.len() < BLOCKERS_MAX { "" } else { ", perhaps others" };
+    format!("{}{others}", few(on, words))
 }
 
 /// One line for each link, from the instance asked about to the root cause.
@@ -68,7 +74,7 @@ fn link(view: &View<'_>, id: &InstanceId, lines: &mut Vec<String>) -> Option<Ins
     match &instance.phase {
         Phase::Down if ended.is_empty() || !view.wants(id) => say(unwanted(view, id)),
         Phase::Waiting { on, .. } => {
-            say(format!("waits for {}", few(on, |blocker| blocks(view, blocker))));
+            say(format!("waits for {}", waited_for(on, |blocker| blocks(view, blocker))));
             let blocker = on.iter().find(|blocker| blocker.stuck).or_else(|| on.first())?;
             match blocker.until {
                 Until::Down | Until::Connection => return None,
@@ -109,7 +115,7 @@ fn starting(unit: &Unit, instance: &Instance) -> String {
     if run.is_some_and(|run| run.awaits_main(&unit.spec)) {
         return "its `pid_file` has not named its main process yet".to_owned();
     }
-    match unit.spec.process.as_ref().map(|process| &process.ready) {
+    match unit.spec.process.as_ref().map(|process| &*process.ready) {
         Some(Ready::Asked(probe)) => {
             format!("`{}` has not said yet that it is ready", probe.question.words())
         }
@@ -243,7 +249,7 @@ mod tests {
         let mut desired = chain(&["db", "web"]);
         let hold =
             Hold { by: "uid 7".to_owned(), reason: "disks".to_owned(), at: Wall(0), until: None };
-        desired.units.get_mut(&name("db")).unwrap().hold = Some(hold);
+        desired.units.get_mut(&name("db")).unwrap().hold = Some(Box::new(hold));
         let phases = vec![("web", waits_for("db")), ("db", Phase::Down)];
         assert_eq!(
             why_of(&desired, phases, "web"),

@@ -168,7 +168,7 @@ impl Imagined {
 
 /// Whether a run says by itself that it is ready.
 fn says_ready(spec: &Spec) -> bool {
-    spec.process.as_ref().is_some_and(|process| match process.ready {
+    spec.process.as_ref().is_some_and(|process| match *process.ready {
         Ready::Notify | Ready::Fd(_) | Ready::File(_) | Ready::Log(_) => true,
         Ready::Started | Ready::Delay(_) | Ready::Asked(_) => false,
     })

@@ -178,8 +178,8 @@ impl<S: System> Supervisor<S> {
 
     fn reload_signal(&mut self, id: &InstanceId, run: RunId, reason: Reason) {
         let Some(spec) = self.spec_of(id) else { return };
-        if let Some(Reload::Signal(signal)) = spec.reload {
-            self.signal_main(id, signal);
+        if let Some(Reload::Signal(signal)) = spec.reload.as_deref() {
+            self.signal_main(id, *signal);
         }
         self.happens(id, Happening::Reloaded { run }, Some(reason));
     }

@@ -107,13 +107,13 @@ impl<S: System> Supervisor<S> {
     /// What a source says now. What its files said when they were last looked at is not read again.
     fn load(&mut self, source: &Source) -> Loaded {
         let foreign =
-            |unit: &&Unit| unit.source != source.name && !unit.removed && !is_internal(unit);
+            |unit: &&Unit| *unit.source != source.name && !unit.removed && !is_internal(unit);
         let others: BTreeMap<UnitName, String> = self
             .desired
             .units
             .iter()
             .filter(|(_, unit)| foreign(unit))
-            .map(|(name, unit)| (name.clone(), unit.source.clone()))
+            .map(|(name, unit)| (name.clone(), unit.source.to_string()))
             .collect();
         let specs: Vec<_> =
             self.desired.units.values().filter(foreign).map(|unit| &*unit.spec).collect();
@@ -145,7 +145,7 @@ impl<S: System> Supervisor<S> {
         let mut units = self.desired.units.values();
         units.all(|unit| {
             let is_same = |spec: &Arc<Spec>| Arc::ptr_eq(spec, &unit.spec);
-            !unit.removed && (unit.source != source || specs.next().is_some_and(is_same))
+            !unit.removed && (*unit.source != *source || specs.next().is_some_and(is_same))
         }) && specs.next().is_none()
     }
 
@@ -239,6 +239,7 @@ impl<S: System> Supervisor<S> {
         let sources: BTreeSet<String> = all.iter().map(|one| one.source.clone()).collect();
         let mut kept: BTreeSet<UnitName> = BTreeSet::new();
         for Declared { source, specs } in all {
+            let source: Arc<str> = source.into();
             for spec in specs {
                 kept.insert(spec.name.clone());
                 set_spec(&mut desired, spec, &source, rolling);
@@ -246,13 +247,18 @@ impl<S: System> Supervisor<S> {
         }
         self.try_anew(&mut desired);
         for (name, unit) in &mut desired.units {
-            if sources.contains(&unit.source) && !kept.contains(name) {
+            if sources.contains(&*unit.source) && !kept.contains(name) {
                 unit.removed = true;
             }
         }
-        desired
-            .units
-            .retain(|name, unit| !unit.removed || self.observed.of_unit(name).next().is_some());
+        // Made anew, as what is in order, the map has no room to spare.
+        let stays = |name: &UnitName, unit: &Unit| {
+            !unit.removed || self.observed.of_unit(name).next().is_some()
+        };
+        desired.units = std::mem::take(&mut desired.units)
+            .into_iter()
+            .filter(|(name, unit)| stays(name, unit))
+            .collect();
         if let Some(keeper) = &self.keeper {
             keeper_unit::add_to(&mut desired, keeper);
         }
@@ -325,14 +331,14 @@ fn looks_at_conditions(instance: &Instance) -> bool {
     }
     instance.phase == Phase::Starting
         && instance.run.as_ref().is_some_and(|run| {
-            let helper = run.helper.as_ref().map(|(role, _)| *role);
+            let helper = run.helper.as_ref().map(|helper| helper.0);
             run.main.is_none() && helper.is_none_or(|role| role == Role::Condition)
         })
 }
 
 /// What a source declares in a desired state.
 pub(super) fn declared(desired: &Desired, source: &str) -> Vec<Arc<Spec>> {
-    let own = desired.units.values().filter(|unit| unit.source == source && !unit.removed);
+    let own = desired.units.values().filter(|unit| *unit.source == *source && !unit.removed);
     own.map(|unit| Arc::clone(&unit.spec)).collect()
 }
 
@@ -364,15 +370,15 @@ fn whole(desired: &Desired) -> Result<(), Refusal> {
     }
 }
 
-fn set_spec(desired: &mut Desired, spec: Arc<Spec>, source: &str, rolling: Option<u32>) {
+fn set_spec(desired: &mut Desired, spec: Arc<Spec>, source: &Arc<str>, rolling: Option<u32>) {
     let is_there =
-        |old: &Unit| Arc::ptr_eq(&old.spec, &spec) && old.source == source && !old.removed;
+        |old: &Unit| Arc::ptr_eq(&old.spec, &spec) && old.source == *source && !old.removed;
     if desired.units.get(&spec.name).is_some_and(is_there) {
         // What follows would make the same unit again.
         return;
     }
     let name = spec.name.clone();
-    let mut unit = Unit::new(spec, source.to_owned());
+    let mut unit = Unit::new(spec, Arc::clone(source));
     if let Some(old) = desired.units.get(&name) {
         if old.spec.starts_like(&unit.spec) {
             unit.hash = old.hash;

@@ -63,7 +63,7 @@ impl<S: System> Supervisor<S> {
     /// Which place of its files gave which key of a unit, when it was last applied.
     pub fn origins(&self, unit: &UnitName) -> Result<Origins, Refusal> {
         let untold = || Refusal::Impossible(format!("the history has no file of `{unit}`"));
-        let source = &self.desired.units.get(unit).ok_or_else(untold)?.source;
+        let source = &*self.desired.units.get(unit).ok_or_else(untold)?.source;
         let generation = *self.desired.sources.get(source).ok_or_else(untold)?;
         let revision = self.system.revision(source, generation);
         let revision = revision.map_err(|error| Refusal::Impossible(error.to_string()))?;
@@ -102,7 +102,7 @@ impl<S: System> Supervisor<S> {
         let mut desired = Desired { generation: record.generation, ..Desired::default() };
         for revision in self.revisions(&record)? {
             for spec in revision.specs {
-                let unit = Unit::new(spec, revision.source.clone());
+                let unit = Unit::new(spec, revision.source.as_str());
                 desired.units.insert(unit.spec.name.clone(), unit);
             }
         }
@@ -235,10 +235,10 @@ impl<S: System> Supervisor<S> {
     pub(super) fn begin_history(&mut self) -> Result<(), Refusal> {
         let units =
             self.desired.units.values().filter(|unit| {
-                !unit.removed && !is_internal(unit) && unit.source != COMMAND_SOURCE
+                !unit.removed && !is_internal(unit) && *unit.source != *COMMAND_SOURCE
             });
-        let untold: BTreeSet<&String> = units
-            .map(|unit| &unit.source)
+        let untold: BTreeSet<&str> = units
+            .map(|unit| &*unit.source)
             .filter(|source| !self.desired.sources.contains_key(*source))
             .collect();
         if untold.is_empty() {
@@ -247,7 +247,7 @@ impl<S: System> Supervisor<S> {
         let revisions: Vec<Revision> = untold
             .into_iter()
             .map(|source| Revision {
-                source: source.clone(),
+                source: source.to_owned(),
                 specs: declared(&self.desired, source),
                 ..Revision::default()
             })

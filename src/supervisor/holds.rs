@@ -41,14 +41,14 @@ impl<S: System> Supervisor<S> {
 }
 
 fn holds(unit: &Unit) -> impl Iterator<Item = &Hold> {
-    let instances = unit.instances.values().filter_map(|wish| wish.hold.as_ref());
-    unit.hold.iter().chain(instances)
+    let instances = unit.instances.values().filter_map(|wish| wish.hold.as_deref());
+    unit.hold.as_deref().into_iter().chain(instances)
 }
 
 /// Takes away the holds that are over; says which.
 fn lift(desired: &mut Desired, wall: Wall) -> Vec<String> {
     let mut said = Vec::new();
-    let is_over = |hold: &mut Hold| hold.until.is_some_and(|until| until <= wall);
+    let is_over = |hold: &mut Box<Hold>| hold.until.is_some_and(|until| until <= wall);
     for (name, unit) in &mut desired.units {
         if let Some(hold) = unit.hold.take_if(is_over) {
             said.push(format!("{name}: the hold of {} is over", hold.by));

@@ -36,7 +36,7 @@ pub const COMMAND_SOURCE: &str = "(command line)";
 
 /// Whether a unit is opm's own.
 pub(super) fn is_internal(unit: &Unit) -> bool {
-    unit.source == SOURCE
+    *unit.source == *SOURCE
 }
 
 pub(super) fn instance() -> InstanceId {
@@ -78,7 +78,7 @@ pub(super) fn add_to(desired: &mut Desired, options: &KeeperOptions) {
     spec.restart.delay = Span::millis(5);
     spec.restart.max_delay = Span::seconds(1);
     spec.restart.reset_after = Span::seconds(1);
-    let mut unit = Unit::new(Arc::new(spec), SOURCE.to_owned());
+    let mut unit = Unit::new(Arc::new(spec), SOURCE);
     // With a default target nothing else would want it.
     unit.started = needed;
     desired.units.insert(name(), unit);
@@ -86,7 +86,7 @@ pub(super) fn add_to(desired: &mut Desired, options: &KeeperOptions) {
 
 /// Takes opm's own units out of a desired state before it is saved.
 pub(super) fn without_internal(desired: &Desired) -> Desired {
-    let saved = |unit: &Unit| !is_internal(unit) && unit.source != COMMAND_SOURCE;
+    let saved = |unit: &Unit| !is_internal(unit) && *unit.source != *COMMAND_SOURCE;
     let units = desired.units.iter().filter(|(_, unit)| saved(unit));
     Desired {
         generation: desired.generation,

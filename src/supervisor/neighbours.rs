@@ -9,13 +9,21 @@ use crate::system::System;
 impl<S: System> Supervisor<S> {
     pub(super) fn touch_neighbours(&mut self, id: &InstanceId) {
         let view = self.view();
+        let node = self.graph.node(&id.unit);
+        let dependents = node.into_iter().flat_map(|node| &node.dependents);
+        let concerned = dependents.flat_map(|need| {
+            let all = view.instances(&need.unit).into_iter();
+            all.filter(|other| plan::concerns(&view, other, &id.unit, need))
+        });
+        let mut touched: Vec<InstanceId> = concerned.collect();
+        let needs = node.into_iter().flat_map(|node| &node.needs).map(|need| &need.unit);
+        let conflicts = node.into_iter().flat_map(|node| &node.conflicts);
         // Whether a service can be called, which those that need it look at, is a matter of its
         // sockets.
         let socket = view.unit(id).and_then(|unit| unit.spec.socket.as_ref());
-        let service = socket.map(|socket| self.graph.neighbours(&socket.service));
-        let neighbours = self.graph.neighbours(&id.unit).chain(service.into_iter().flatten());
-        let mut touched: Vec<InstanceId> =
-            neighbours.flat_map(|unit| view.instances(unit)).collect();
+        let service = socket.into_iter().flat_map(|socket| self.graph.neighbours(&socket.service));
+        let neighbours = needs.chain(conflicts).chain(service);
+        touched.extend(neighbours.flat_map(|unit| view.instances(unit)));
         // Of its own unit only those look at others that wait for the unit's dependents to go, or
         // for their turn.
         let is_rolling = view.unit(id).is_some_and(|unit| unit.rolling.is_some());

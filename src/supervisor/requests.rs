@@ -159,7 +159,7 @@ impl<S: System> Supervisor<S> {
             // Who stops it last says for how long; where that is the same, who stopped it first stays
             // named.
             if known.as_ref().is_none_or(|known| known.until != until) {
-                *known = Some(hold);
+                *known = Some(Box::new(hold));
             }
         }
         self.commit_changed(desired)?;
@@ -334,7 +334,7 @@ impl<S: System> Supervisor<S> {
                     let reason = format!("conflicts with `{name}`, which was started");
                     let at = self.system.wall();
                     let by = "opm".to_owned();
-                    unit.hold.get_or_insert(Hold { by, reason, at, until: None });
+                    unit.hold.get_or_insert(Box::new(Hold { by, reason, at, until: None }));
                     unit.started = false;
                 }
             }

@@ -10,7 +10,7 @@ use super::Supervisor;
 use super::keeper_unit::is_internal;
 use crate::model::{
     Command, Desired, Hooks, Instance, InstanceId, Monotonic, Observed, ProcessSpec, Question,
-    Ready, Reload, Span, Spec, StopAction, StopStep, Unit, UnitName, Wall,
+    Ready, Reload, Shared, Span, Spec, StopAction, StopStep, Unit, UnitName, Wall,
 };
 use crate::system::System;
 
@@ -34,7 +34,8 @@ pub struct State {
 impl State {
     /// Units that nothing has happened to yet.
     pub fn of_specs(specs: Vec<Arc<Spec>>, source: &str) -> Self {
-        let unit = |spec: Arc<Spec>| Unit::new(spec, source.to_owned());
+        let source: Arc<str> = source.into();
+        let unit = |spec: Arc<Spec>| Unit::new(spec, Arc::clone(&source));
         let units = specs.into_iter().map(|spec| (spec.name.clone(), unit(spec))).collect();
         Self { desired: Desired { generation: 1, units, ..Desired::default() }, ..Self::default() }
     }
@@ -102,7 +103,7 @@ fn bare(unit: &Unit) -> Unit {
         logs: _,
     } = Arc::make_mut(&mut unit.spec);
     description.clear();
-    documentation.clear();
+    *documentation = Shared::default();
     if let Some(process) = process {
         bare_process(process);
     }
@@ -120,7 +121,7 @@ fn bare(unit: &Unit) -> Unit {
             }
         }
     }
-    if let Some(Reload::Command(command)) = reload {
+    if let Some(Reload::Command(command)) = reload.as_deref_mut() {
         clear(command);
     }
     if let Some(health) = health {
@@ -137,9 +138,11 @@ fn bare(unit: &Unit) -> Unit {
 
 fn bare_process(process: &mut ProcessSpec) {
     clear(&mut process.command);
-    process.env.clear();
-    process.env_files.clear();
-    if let Ready::Asked(probe) = &mut process.ready {
+    process.env = Shared::default();
+    process.env_files = Shared::default();
+    if matches!(*process.ready, Ready::Asked(_))
+        && let Ready::Asked(probe) = &mut *process.ready
+    {
         bare_question(&mut probe.question);
     }
 }

@@ -162,7 +162,7 @@ impl<S: System> Supervisor<S> {
             last_run: self.last_run(id).map(|time| time.strftime(RFC_3339).to_string()),
             awaits_connection: instance.is_some_and(|i| plan::waits_at(i).next().is_some()),
             description: unit.map(|unit| unit.spec.description.clone()).unwrap_or_default(),
-            labels: unit.map(|unit| unit.spec.labels.clone()).unwrap_or_default(),
+            labels: unit.map(|unit| (*unit.spec.labels).clone()).unwrap_or_default(),
             settled: self.is_settled(id),
         }
     }

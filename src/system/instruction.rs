@@ -193,7 +193,7 @@ mod tests {
         let run = tempfile::tempdir().unwrap();
         let id = InstanceId::parse("web@eu").unwrap();
         assert_eq!(Instruction::read(run.path(), &id).unwrap(), None);
-        let odd = FilePath(OsString::from_vec(b"/srv/\xe9".to_vec()).into());
+        let odd = FilePath::from(OsString::from_vec(b"/srv/\xe9".to_vec()));
         for (to, json) in [
             (Destination::File, r#""file""#),
             (Destination::Console, r#""console""#),

@@ -95,7 +95,7 @@ impl Launcher<'_> {
         let alone = match role {
             Role::Main => Some(Cow::Borrowed(&self.process.command)),
             Role::Condition => spec.conditions.command.as_ref().map(Cow::Borrowed),
-            Role::Reload => match &spec.reload {
+            Role::Reload => match spec.reload.as_deref() {
                 Some(Reload::Command(command)) => Some(Cow::Borrowed(command)),
                 Some(Reload::Signal(_)) | None => None,
             },
@@ -103,7 +103,7 @@ impl Launcher<'_> {
                 Some(StopAction::Command(command)) => Some(Cow::Borrowed(command)),
                 Some(StopAction::Signal(..)) | None => None,
             },
-            Role::ReadyProbe => match &self.process.ready {
+            Role::ReadyProbe => match &*self.process.ready {
                 Ready::Asked(probe) => Some(ask(&probe.question)),
                 Ready::Started
                 | Ready::Notify
@@ -154,7 +154,7 @@ impl Launcher<'_> {
             None => self.process.base_dir.as_path().to_owned(),
         };
         let (program, args) = self.arguments(&command, &env, &dir)?;
-        let stdin = match (&self.process.stdin, self.launch.role) {
+        let stdin = match (&*self.process.stdin, self.launch.role) {
             (Stdin::File(path), Role::Main) => Some(c_string(self.path(path), Stage::Stdin)?),
             _ => None,
         };
@@ -256,7 +256,7 @@ impl Launcher<'_> {
         identity: &RunAs,
         extra: &[(&str, OsString)],
     ) -> Result<Environment, StartError> {
-        let mut env: Environment = match &self.process.inherit_env {
+        let mut env: Environment = match &*self.process.inherit_env {
             InheritEnv::All => self.origin.env.clone(),
             InheritEnv::Only(names) => names
                 .iter()

@@ -126,7 +126,8 @@ struct Kept {
     tree: Option<Box<RunRef>>,
     ends: Ends,
     notify: Option<PathBuf>,
-    said: Said,
+    /// What came of its messages, where there were any.
+    said: Option<Box<Said>>,
     /// Set while its pid file has yet to name its main process.
     awaited: Option<Box<Awaited>>,
     /// Whether an earlier supervisor began it.
@@ -249,7 +250,7 @@ impl Linux {
                 tree: None,
                 ends: Ends::since(began),
                 notify: None,
-                said: Said::default(),
+                said: None,
                 awaited: None,
                 is_adopted: false,
                 is_marked: false,
@@ -442,7 +443,7 @@ impl System for Linux {
             let text = launch::fill(template, &self.origin, id, index, spec);
             base.unwrap_or_else(|| PathBuf::from("/")).join(text)
         };
-        let ready = match spec.process.as_ref().map(|process| &process.ready) {
+        let ready = match spec.process.as_ref().map(|process| &*process.ready) {
             Some(Ready::Log(pattern)) => {
                 let (pattern, answer) = (pattern.clone(), self.dirs.readiness(id).into());
                 Some(ReadyLine { pattern, answer })

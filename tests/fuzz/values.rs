@@ -126,7 +126,7 @@ fn as_written(text: &str) {
         assert!(!is_template || text.contains('\0'), "{text:?} was refused");
         return;
     };
-    assert_eq!(spec.documentation, [text]);
+    assert_eq!(*spec.documentation, [text]);
     assert_eq!(process(&spec).env["A"].raw(), text);
     match &process(&spec).command {
         Command::Argv(words) => assert_eq!(words[1].raw(), text),

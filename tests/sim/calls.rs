@@ -40,7 +40,7 @@ impl Calls {
 
 /// The units that the end of another one starts.
 fn started_by(spec: &Spec) -> impl Iterator<Item = &UnitName> {
-    let ends = [&spec.on_success, &spec.on_failure].into_iter().filter_map(|end| match end {
+    let ends = [&spec.on_success, &spec.on_failure].into_iter().filter_map(|end| match &**end {
         EndAction::Start(unit) => Some(unit),
         EndAction::None | EndAction::Shutdown => None,
     });

@@ -167,7 +167,7 @@ fn launch<R: Rig>(rig: &R, role: Role, program: &str) -> Launch {
     let mut process = ProcessSpec::new(rig.command(program), FilePath::from("/"));
     process.output = Output::Null;
     if matches!(program, "stubborn" | "child" | "late") {
-        process.ready = Ready::Fd(3);
+        process.ready = Ready::Fd(3).into();
     }
     let command = process.command.clone();
     spec.hooks.pre_start = vec![opm::model::Hook { command, ignore_failure: false, user: None }];

@@ -36,6 +36,7 @@ mod edits;
 mod file;
 mod foretold;
 mod goal;
+mod hubs;
 mod machine;
 mod once;
 mod planted;
@@ -66,7 +67,7 @@ const SEEDS: u64 = 2_000;
 const SAYS_EVERY: u64 = 10_000;
 
 /// Seeds of worlds in which a soak found a fault.
-const FOUND: [u64; 30] = [
+const FOUND: [u64; 31] = [
     77_000_000_915,
     77_000_001_022,
     77_100_021_456,
@@ -90,6 +91,7 @@ const FOUND: [u64; 30] = [
     402_000_316_221,
     604_000_004_437,
     705_000_003_906,
+    132_000_007_305,
     30_126_062_604_127_187,
     30_126_062_604_128_453,
     30_126_062_604_130_338,

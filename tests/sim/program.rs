@@ -41,13 +41,13 @@ pub(crate) fn program(launch: &Launch) -> Option<String> {
             StopAction::Command(command) => command.clone(),
             StopAction::Signal(..) => return None,
         },
-        Role::ReadyProbe => match &spec.process.as_ref()?.ready {
+        Role::ReadyProbe => match &*spec.process.as_ref()?.ready {
             Ready::Asked(probe) => probe.question.command(&base),
             _ => return None,
         },
         Role::HealthProbe => spec.health.as_ref()?.probe.question.command(&base),
         Role::Former(_) => return None,
-        Role::Reload => match spec.reload.as_ref()? {
+        Role::Reload => match spec.reload.as_deref()? {
             Reload::Command(command) => command.clone(),
             Reload::Signal(_) => return None,
         },

@@ -170,7 +170,7 @@ impl Scene {
         if spec.kind == Kind::Task || condition == Condition::Completed {
             return self.finished.contains(id);
         }
-        let says = spec.process.as_ref().is_some_and(|process| match process.ready {
+        let says = spec.process.as_ref().is_some_and(|process| match *process.ready {
             Ready::Notify | Ready::Fd(_) | Ready::File(_) | Ready::Log(_) => true,
             Ready::Started | Ready::Delay(_) | Ready::Asked(_) => false,
         });

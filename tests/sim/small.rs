@@ -42,7 +42,7 @@ impl Sort {
         let mut process = ProcessSpec::new(command, FilePath::from("/"));
         process.output = Output::Null;
         if self == Self::Late {
-            process.ready = Ready::Notify;
+            process.ready = Ready::Notify.into();
         }
         spec.process = Some(process);
         if self == Self::Fails {

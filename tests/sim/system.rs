@@ -405,7 +405,7 @@ impl System for Simulated {
         let owner =
             Owner { instance: launch.instance.clone(), run: launch.run, role: Some(launch.role) };
         let says = launch.role == Role::Main
-            && launch.spec.process.as_ref().is_some_and(|process| match process.ready {
+            && launch.spec.process.as_ref().is_some_and(|process| match *process.ready {
                 Ready::Notify | Ready::Fd(_) | Ready::File(_) | Ready::Log(_) => true,
                 Ready::Started | Ready::Delay(_) | Ready::Asked(_) => false,
             });
@@ -584,7 +584,7 @@ impl System for Simulated {
             }
         }
         // A FIFO keeps what was said meanwhile, and a file is there; a datagram is lost.
-        let keeps = launch.spec.process.as_ref().is_some_and(|process| match process.ready {
+        let keeps = launch.spec.process.as_ref().is_some_and(|process| match *process.ready {
             Ready::Fd(_) | Ready::File(_) | Ready::Log(_) => true,
             Ready::Started | Ready::Notify | Ready::Delay(_) | Ready::Asked(_) => false,
         });

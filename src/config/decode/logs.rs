@@ -5,8 +5,8 @@ use super::{Decoder, Tie};
 use crate::config::diagnostic::quoted;
 use crate::config::yaml::{Node, Value};
 use crate::model::{
-    Condition, Dependency, FACILITIES, LogFormat, LogRate, LogTarget, Output, Ready, Span, Spec,
-    Syslog, SyslogAddress, SyslogForm,
+    Condition, Dependency, FACILITIES, LogFormat, LogRate, LogTarget, Logs, Output, Ready, Span,
+    Spec, Syslog, SyslogAddress, SyslogForm,
 };
 
 /// Smallest file before it is finished; less would be files of a few lines.
@@ -28,7 +28,7 @@ impl Decoder<'_, '_> {
     /// Who is ready when it has written a line needs somebody who reads it.
     pub(super) fn output_is_read(&mut self, fields: &Fields<'_>, spec: &Spec) {
         let is_unread = spec.process.as_ref().is_some_and(|process| {
-            matches!(process.ready, Ready::Log(_)) && process.output != Output::Keeper
+            matches!(*process.ready, Ready::Log(_)) && process.output != Output::Keeper
         });
         if let Some(node) = fields.get("ready").filter(|_| is_unread) {
             let message = "`ready.log` needs output that the log keeper reads";
@@ -41,6 +41,7 @@ impl Decoder<'_, '_> {
     pub(super) fn logs(&mut self, fields: &Fields<'_>, spec: &mut Spec) {
         let Some(node) = fields.get("logs") else { return };
         let Some(fields) = self.fields("logs", node) else { return };
+        let mut logs = Logs::default();
         if let Some(node) = fields.get("to") {
             let (output, target) =
                 self.log_target(node).unwrap_or((Output::Keeper, LogTarget::File));
@@ -54,18 +55,18 @@ impl Decoder<'_, '_> {
                 let condition = Condition::Started;
                 spec.relations.after.push(Dependency { unit: unit.clone(), condition });
             }
-            spec.logs.to = target;
+            logs.to = target;
             if let Some(process) = &mut spec.process {
                 process.output = output;
             }
         }
         if let Some(node) = fields.get("format") {
-            spec.logs.format = self.log_format(node, &spec.logs.to);
+            logs.format = self.log_format(node, &logs.to);
         }
         if let Some(node) = fields.get("max_size") {
             let size = self.size("logs.max_size", node);
-            spec.logs.max_size = size.unwrap_or(spec.logs.max_size);
-            if spec.logs.max_size < SIZE_MIN {
+            logs.max_size = size.unwrap_or(logs.max_size);
+            if logs.max_size < SIZE_MIN {
                 let message = format!("`logs.max_size` must be at least {SIZE_MIN} bytes");
                 self.sink.error(node.at, message);
             }
@@ -73,17 +74,18 @@ impl Decoder<'_, '_> {
         if let Some(node) = fields.get("keep") {
             let keep = self.number("logs.keep", node, 0, KEEP_MAX);
             let keep = keep.and_then(|keep| u32::try_from(keep).ok());
-            spec.logs.keep = keep.unwrap_or(spec.logs.keep);
+            logs.keep = keep.unwrap_or(logs.keep);
         }
         if let Some(node) = fields.get("max_age") {
-            spec.logs.max_age = self.some_time("logs.max_age", node);
+            logs.max_age = self.some_time("logs.max_age", node);
         }
         if let Some(node) = fields.get("compress") {
-            spec.logs.compress = self.boolean("logs.compress", node).unwrap_or(false);
+            logs.compress = self.boolean("logs.compress", node).unwrap_or(false);
         }
         if let Some(node) = fields.get("rate") {
-            spec.logs.rate = self.log_rate(node);
+            logs.rate = self.log_rate(node);
         }
+        spec.logs = logs.into();
     }
 
     /// A duration that is longer than nothing.

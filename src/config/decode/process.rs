@@ -28,30 +28,30 @@ impl Decoder<'_, '_> {
         let stand_in = || Command::Argv(vec![Template::literal("")]);
         let mut process = ProcessSpec::new(command.clone().unwrap_or_else(stand_in), base.clone());
         if let Some(node) = fields.get("working_dir") {
-            process.working_dir = self.path("working_dir", node);
+            process.working_dir = self.path("working_dir", node).map(Box::new);
         }
         if let Some(node) = fields.get("env") {
-            process.env = self.env(node);
+            process.env = self.env(node).into();
         }
         if let Some(node) = fields.get("env_files") {
-            process.env_files = self.env_files(node);
+            process.env_files = self.env_files(node).into();
         }
         if let Some(node) = fields.get("inherit_env") {
-            process.inherit_env = self.inherit_env(node);
+            process.inherit_env = self.inherit_env(node).into();
         }
         if let Some(node) = fields.get("stdin") {
-            process.stdin = self.stdin(node);
+            process.stdin = self.stdin(node).into();
         }
         process.user = fields.get("user").and_then(|node| self.account("user", node));
         process.group = fields.get("group").and_then(|node| self.account("group", node));
         if let Some(node) = fields.get("supplementary_groups") {
             let items = self.list("supplementary_groups", node).unwrap_or_default();
             let groups = items.iter().filter_map(|n| self.account("supplementary_groups", n));
-            process.supplementary_groups = groups.collect();
+            process.supplementary_groups = groups.collect::<Vec<_>>().into();
         }
         process.umask = fields.get("umask").and_then(|node| self.octal("umask", "022", node));
         if let Some(node) = fields.get("limits") {
-            process.limits = self.limits(node);
+            process.limits = self.limits(node).into();
         }
         let whole = |number: i64| i32::try_from(number).ok();
         if let Some(node) = fields.get("nice") {
@@ -62,10 +62,11 @@ impl Decoder<'_, '_> {
             process.oom_score_adjust = score.and_then(whole);
         }
         if let Some(node) = fields.get("ready") {
-            process.ready = self.ready(node).unwrap_or(Ready::Started);
+            process.ready = self.ready(node).unwrap_or(Ready::Started).into();
         }
         process.watchdog = fields.get("watchdog").and_then(|node| self.watchdog(node));
-        process.pid_file = fields.get("pid_file").and_then(|node| self.path("pid_file", node));
+        let pid_file = fields.get("pid_file").and_then(|node| self.path("pid_file", node));
+        process.pid_file = pid_file.map(Box::new);
         command.map(|_| process)
     }
 

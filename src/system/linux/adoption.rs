@@ -82,10 +82,10 @@ impl Linux {
         let Some(kept) = self.runs.get_mut(&run) else { return };
         let tokens = kept.tokens.clone();
         if let Role::Former(number) = role {
-            kept.said.knows_former(number, *identity);
+            kept.said.get_or_insert_default().knows_former(number, *identity);
         }
         let is_main = role == Role::Main;
-        if is_main && kept.said.has_former() {
+        if is_main && kept.said.as_ref().is_some_and(|said| said.has_former()) {
             let others =
                 self.children.of(run).filter(|(pid, its)| *its == role && *pid != identity.pid);
             for (pid, _) in others.collect::<Vec<_>>() {

@@ -25,9 +25,10 @@ impl Linux {
             return None;
         }
         let kept = self.runs.get_mut(&run)?;
-        let was = kept.said.next_former();
+        let said = kept.said.get_or_insert_default();
+        let was = said.next_former();
         if let Some(stat) = process::stat(main) {
-            kept.said.knows_former(was, Identity { pid: main, start: stat.start, inode: None });
+            said.knows_former(was, Identity { pid: main, start: stat.start, inode: None });
         }
         self.set_role(run, main, Role::Former(was));
         self.main_is_known(run);

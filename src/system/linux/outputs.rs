@@ -58,7 +58,7 @@ impl Linux {
     pub(super) fn mark_run(&mut self, launch: &Launch, process: &ProcessSpec) {
         let Some(kept) = self.runs.get_mut(&launch.run) else { return };
         let is_marked = std::mem::replace(&mut kept.is_marked, true);
-        let marks_itself = launch.role == Role::Main && matches!(process.ready, Ready::Log(_));
+        let marks_itself = launch.role == Role::Main && matches!(*process.ready, Ready::Log(_));
         if is_marked || marks_itself {
             return;
         }

@@ -161,7 +161,7 @@ impl Linux {
         role: Option<Role>,
     ) -> Option<Happening> {
         let before = self.pid_of_main(run);
-        let was = self.runs.get(&run)?.said.next_former();
+        let was = self.runs.get(&run)?.said.as_ref().map_or(0, |said| said.next_former());
         let is_first = same(&identity, &awaited.first);
         if !is_first && !self.watch_main(run, &identity, role) {
             return None;
@@ -169,7 +169,7 @@ impl Linux {
         self.main_is_known(run);
         let kept = self.runs.get_mut(&run)?;
         if !is_first {
-            kept.said.knows_former(was, awaited.first);
+            kept.said.get_or_insert_default().knows_former(was, awaited.first);
             if before == Some(awaited.first.pid) {
                 self.set_role(run, awaited.first.pid, Role::Former(was));
             }

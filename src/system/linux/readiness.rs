@@ -162,7 +162,7 @@ impl Linux {
     /// For a run of an earlier supervisor: whatever it still has to say, it says to us.
     pub(super) fn reopen_channels(&mut self, launch: &Launch, main: &Identity) {
         let Some(process) = &launch.spec.process else { return };
-        let has_file = matches!(process.ready, Ready::Fd(_) | Ready::File(_) | Ready::Log(_));
+        let has_file = matches!(*process.ready, Ready::Fd(_) | Ready::File(_) | Ready::Log(_));
         // Its socket is there though its definition has changed: that may come back.
         let is_heard = hears(process) || self.dirs.notify_socket(&launch.instance).exists();
         let has_any = is_heard || has_file;
@@ -172,7 +172,7 @@ impl Linux {
             return;
         }
         let notify = if is_heard { self.open_notify(launch, process).map(|_| ()) } else { Ok(()) };
-        let ready = match &process.ready {
+        let ready = match &*process.ready {
             Ready::Started | Ready::Notify | Ready::Delay(_) | Ready::Asked(_) => Ok(()),
             Ready::File(template) => {
                 let path = self.path_of(launch, template);

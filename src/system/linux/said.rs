@@ -181,7 +181,7 @@ impl Linux {
         text: impl FnOnce() -> String,
     ) {
         let Some(kept) = self.runs.get_mut(&run) else { return };
-        if kept.said.complaints.insert(complaint) {
+        if kept.said.get_or_insert_default().complaints.insert(complaint) {
             log::warn!("{}: {}", kept.instance, text());
         }
     }
@@ -189,9 +189,10 @@ impl Linux {
     /// Whether a run may change once more what is in the ledger.
     pub(super) fn may_change(&mut self, run: RunId) -> bool {
         let Some(kept) = self.runs.get_mut(&run) else { return false };
-        let may = kept.said.changes < CHANGES_MAX;
+        let said = kept.said.get_or_insert_default();
+        let may = said.changes < CHANGES_MAX;
         if may {
-            kept.said.changes = kept.said.changes.saturating_add(1);
+            said.changes = said.changes.saturating_add(1);
         } else {
             self.complain(run, Complaint::TooOften, || {
                 format!(
@@ -205,12 +206,12 @@ impl Linux {
 
     /// Takes note of another watchdog time; whether it is another one.
     fn may_be_silent(&mut self, run: RunId, silence: Span) -> bool {
-        let known = self.runs.get(&run).and_then(|kept| kept.said.silence);
+        let known = self.runs.get(&run).and_then(|kept| kept.said.as_ref()?.silence);
         if known == Some(silence) || !self.may_change(run) {
             return false;
         }
         if let Some(kept) = self.runs.get_mut(&run) {
-            kept.said.silence = Some(silence);
+            kept.said.get_or_insert_default().silence = Some(silence);
         }
         true
     }
@@ -235,13 +236,13 @@ impl Linux {
         }
         let Some(stat) = process::stat(pid) else { return true };
         let sender = Identity { pid, start: stat.start, inode: None };
-        let known = self.runs.get(&run).and_then(|kept| kept.said.heard);
+        let known = self.runs.get(&run).and_then(|kept| kept.said.as_ref()?.heard);
         if known == Some(sender) {
             return true;
         }
         let is_member = self.is_member(run, &sender, stat.session);
         if is_member && let Some(kept) = self.runs.get_mut(&run) {
-            kept.said.heard = Some(sender);
+            kept.said.get_or_insert_default().heard = Some(sender);
         }
         is_member
     }

@@ -252,7 +252,8 @@ impl Linux {
         leaders.extend(foreign);
         // It may have ended by now; what it began is of the run.
         leaders.extend(kept.awaited.iter().map(|awaited| (Role::Main, awaited.first)));
-        leaders.extend((0..).map(Role::Former).zip(kept.said.former()));
+        leaders
+            .extend((0..).map(Role::Former).zip(kept.said.iter().flat_map(|said| said.former())));
         RunRef { instance: kept.instance.clone(), run, leaders, adopted }
     }
 }

@@ -194,6 +194,10 @@ impl Linux {
         }
         if let Some(kept) = run.and_then(|run| self.runs.get_mut(&run)) {
             kept.tokens.retain(|known| *known != token);
+            if kept.tokens.is_empty() {
+                // Most have one only until their program runs.
+                kept.tokens = Vec::new();
+            }
         }
         Some(watched)
     }
