@@ -157,12 +157,8 @@ fn standing_of(view: &View<'_>, unit: &Unit, id: &InstanceId, wanted: Condition)
     }
     match &instance.phase {
         Phase::Done if completes => {
-            // A task whose definition changed has yet to run as it is now.
-            if (current && instance.hash == unit.hash) || !wants {
-                Standing::Met
-            } else {
-                Standing::Pending
-            }
+            // A task whose definition changed has yet to run as it is now, be it in a year.
+            if (current && instance.hash == unit.hash) || !wants { Standing::Met } else { idle }
         }
         // One that waits for its turn to restart serves meanwhile.
         Phase::Up if !current && unit.rolling.is_none() => Standing::Pending,

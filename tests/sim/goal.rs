@@ -66,7 +66,8 @@ impl Story {
                 let waits = |known: &Instance| plan::waits_at(known).next().is_some();
                 known.is_some_and(|known| match other.spec.kind {
                     _ if is_lazy && (waits(known) || known.phase == Phase::Done) => true,
-                    Kind::Task => known.phase == Phase::Done,
+                    // What it has done as another unit does not count.
+                    Kind::Task => known.phase == Phase::Done && known.epoch == other.epoch_of(id),
                     Kind::Service | Kind::Socket | Kind::Target => known.phase == Phase::Up,
                 })
             };
