@@ -308,7 +308,81 @@ pub(super) fn dependents_are_up(view: &View<'_>, id: &InstanceId, cause: &StopCa
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
+    use crate::model::{
+        Agenda, Desired, Entry, Graph, Observed, Overlap, Schedule, Span, Spec, Wall, When,
+    };
+
+    #[test]
+    fn a_task_that_became_another_one_and_rests_until_it_is_due_is_not_under_way() {
+        let when = When::Every(Span::seconds(3_600));
+        let (jitter, overlap) = (Span::ZERO, Overlap::Skip);
+        let schedule = Schedule { when, timezone: None, jitter, catch_up: false, overlap };
+        let mut spec = Spec::new(Kind::Task, UnitName::parse("job").unwrap());
+        let (id, hash) = (InstanceId::single(&spec.name), schedule.hash());
+        spec.schedule = Some(Box::new(schedule));
+        let need = Need {
+            unit: spec.name.clone(),
+            condition: Condition::Ready,
+            strength: Strength::Requires,
+        };
+        let units = [(spec.name.clone(), Unit::new(Arc::new(spec), "-"))].into();
+        let desired = Desired { generation: 1, units, ..Desired::default() };
+        let (mut observed, mut agenda) = (Observed::default(), Agenda::default());
+        observed.insert(id.clone(), Instance { phase: Phase::Done, ..Instance::default() });
+        let next = crate::model::Due { time: Wall(9_000_000), at: Wall(9_000_000) };
+        let entry = Entry {
+            schedule: hash,
+            last: Wall(0),
+            run: None,
+            ran: None,
+            epoch: 0,
+            queued: false,
+            next: Some(next),
+        };
+        agenda.insert(id, entry);
+        let graph = Graph::build(&desired);
+        let standing_at = |wall| {
+            let (observed, agenda) = (&observed, &agenda);
+            let view =
+                View { desired: &desired, graph: &graph, observed, shutdown: None, agenda, wall };
+            standing(&view, &need)
+        };
+        assert_eq!(standing_at(Wall(1_000_000)), Standing::Stuck);
+        assert_eq!(standing_at(Wall(9_000_000)), Standing::Pending);
+    }
+
+    #[test]
+    fn who_only_wants_a_unit_waits_for_one_start_in_vain_and_not_for_the_next() {
+        let spec = Spec::new(Kind::Service, UnitName::parse("db").unwrap());
+        let id = InstanceId::single(&spec.name);
+        let units = [(spec.name.clone(), Unit::new(Arc::new(spec), "-"))].into();
+        let desired = Desired { generation: 1, units, ..Desired::default() };
+        let graph = Graph::build(&desired);
+        for (strength, in_vain, waits) in [
+            (Strength::Wants, 1, true),
+            (Strength::Wants, 2, false),
+            (Strength::After, 2, false),
+            (Strength::Requires, 2, true),
+        ] {
+            let mut observed = Observed::default();
+            let instance = Instance { phase: Phase::Starting, in_vain, ..Instance::default() };
+            observed.insert(id.clone(), instance);
+            let (agenda, wall) = (&Agenda::default(), Wall::default());
+            let view = View {
+                desired: &desired,
+                graph: &graph,
+                observed: &observed,
+                shutdown: None,
+                agenda,
+                wall,
+            };
+            let need = Need { unit: id.unit.clone(), condition: Condition::Ready, strength };
+            assert_eq!(blocker(&view, &need).is_some(), waits, "{strength:?} {in_vain}");
+        }
+    }
 
     fn blockers(numbers: impl IntoIterator<Item = usize>, stuck: &[usize]) -> Vec<Blocker> {
         let blocker = |n| Blocker {
