@@ -65,17 +65,21 @@ class Bench:
         signal.alarm(0)
         return pids, last
 
-    def units(self, count, more, act="service"):
+    def units(self, count, more, act="service", target=False):
         self.runs += 1
         root = f"{self.dir}/{self.runs}"
         os.makedirs(root + "/units")
         for i in range(count):
             with open(f"{root}/units/s{i:04}.yaml", "w") as unit:
                 unit.write(f"command: [{self.floor}, {act}, {self.fifo}, '{i}']\n{more}")
+        if target:
+            with open(f"{root}/units/default.yaml", "w") as unit:
+                unit.write("kind: target\nrequires:\n")
+                unit.writelines(f"  - s{i:04}\n" for i in range(count))
         return root
 
-    def opm_run(self, count, more, act="service"):
-        root = self.units(count, more, act)
+    def opm_run(self, count, more, act="service", target=False):
+        root = self.units(count, more, act, target)
         process, began = self.run([self.opm, "--root", root, "run", "--quiet", root + "/units"])
         pids, last = self.all_begun(count)
         return Opm(self, root, process, pids, (last - began) / 1e6)
@@ -293,6 +297,23 @@ def restart(bench, sizes, kills):
           ["services", "supervisor", "median", "× loop", "p99", "least"], rows)
 
 
+def hub(bench, sizes):
+    """A target that requires all services: what its looks at them cost."""
+    rows = []
+    for count in sizes:
+        used = []
+        for target in (False, True):
+            opm = bench.opm_run(count, LOGS["null"], target=target)
+            opm.opm("wait", *(["default"] if target else []))
+            used.append(cpu(opm.process.pid) / 1e6)
+            opm.process.terminate()
+            opm.process.wait(PATIENCE)
+            bench.forget()
+        rows.append([count, *(f"{ms:.0f}" for ms in used)])
+    table("CPU of opm until all are up, ms, logs: null",
+          ["services", "each for itself", "and a target that requires all"], rows)
+
+
 def storm(bench, count):
     """Services that cannot stay up and are started again at once: the CPU time of each restart."""
     rows = []
@@ -347,7 +368,7 @@ def main():
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--scratch", default="/dev/shm", help="a tmpfs, as /run is")
-    parser.add_argument("--only", default="boot,idle,restart,storm,orphans")
+    parser.add_argument("--only", default="boot,idle,restart,hub,storm,orphans")
     parser.add_argument("--orphans", type=int, default=10000)
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
@@ -364,6 +385,8 @@ def main():
             idle(bench, sizes)
         if "restart" in parts:
             restart(bench, sorted({min(sizes), max(sizes)}), args.kills)
+        if "hub" in parts:
+            hub(bench, sizes)
         if "storm" in parts:
             storm(bench, 100)
         if "orphans" in parts:

@@ -453,6 +453,33 @@ proptest! {
     }
 
     #[test]
+    fn whom_a_change_does_not_concern_has_nothing_due_by_it(
+        scene in any_scene(2),
+        which in any::<prop::sample::Index>(),
+        facts in any_facts(),
+    ) {
+        let graph = scene.graph();
+        let ids = scene.ids();
+        prop_assume!(!ids.is_empty());
+        let changed = ids.iter().nth(which.index(ids.len())).unwrap();
+        let Some(unit) = scene.desired.units.get(&changed.unit) else { return Ok(()) };
+        let mut after = scene.clone();
+        after.observed.insert(changed.clone(), instance(facts, unit, 7_000));
+        let (before, after) = (view(&scene, &graph), view(&after, &graph));
+        let Some(node) = graph.node(&changed.unit) else { return Ok(()) };
+        for need in &node.dependents {
+            for id in after.instances(&need.unit) {
+                let due = decide(&before, &id, NOW);
+                let is_looked_at = plan::concerns(&after, &id, &changed.unit, need)
+                    || node.conflicts.contains(&id.unit);
+                if due.steps.is_empty() && !is_looked_at {
+                    prop_assert_eq!(due, decide(&after, &id, NOW), "{}, for {}", id, changed);
+                }
+            }
+        }
+    }
+
+    #[test]
     fn no_decision_is_illegal(scene in any_scene(2)) {
         let graph = scene.graph();
         let view = view(&scene, &graph);

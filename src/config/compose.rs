@@ -15,7 +15,7 @@ use super::decode::{self, Decoded, Reading};
 use super::diagnostic::{Diagnostic, quoted};
 use super::drop_ins::DropIn;
 use super::extends::{Bases, Known};
-use super::layers::{self, Layers, Role};
+use super::layers::{self, Layers, Role, Words};
 use super::merge::{Merged, kind_of};
 use super::origin::Origins;
 use super::sets;
@@ -92,19 +92,6 @@ pub(super) fn read(
         reader.read(file);
     }
     reader.compose(words, others)
-}
-
-/// The words of the command line, as files.
-#[derive(Debug)]
-pub(super) struct Words {
-    profiles: SourceFile,
-    sets: SourceFile,
-}
-
-impl Words {
-    pub(super) fn new(layers: &Layers<'_>) -> Self {
-        Self { profiles: layers::profile_file(layers.profiles), sets: sets::file(layers.sets) }
-    }
 }
 
 /// Reads one file after another.

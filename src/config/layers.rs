@@ -14,6 +14,7 @@ use std::borrow::Cow;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use super::sets;
 use super::source::SourceFile;
 use crate::model::{FilePath, UnitName};
 
@@ -32,6 +33,19 @@ pub struct Layers<'a> {
     pub sets: &'a [String],
     /// Whether the places of all keys are wanted.
     pub origins: bool,
+}
+
+/// The words of the command line, as files.
+#[derive(Debug)]
+pub(super) struct Words {
+    pub(super) profiles: SourceFile,
+    pub(super) sets: SourceFile,
+}
+
+impl Words {
+    pub(super) fn new(layers: &Layers<'_>) -> Self {
+        Self { profiles: profile_file(layers.profiles), sets: sets::file(layers.sets) }
+    }
 }
 
 /// What a file is for.
@@ -135,7 +149,7 @@ pub fn with_words<'a>(
         return Cow::Borrowed(files);
     }
     let mut files = files.to_vec();
-    files.extend([profile_file(profiles), super::sets::file(sets)]);
+    files.extend([profile_file(profiles), sets::file(sets)]);
     Cow::Owned(files)
 }
 

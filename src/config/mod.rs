@@ -52,8 +52,9 @@ pub use yaml::{ALIASES_MAX, DEPTH_MAX, DOCUMENTS_MAX, NODES_MAX};
 
 use crate::model::{FilePath, Spec, UnitName};
 use check::Set;
-use compose::{Composed, Words};
+use compose::Composed;
 use decode::Decoded;
+use layers::Words;
 
 /// Most units of one source. More is a directory that was not meant; the rest is not read.
 pub const UNITS_MAX: usize = 20_000;

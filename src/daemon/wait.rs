@@ -115,7 +115,11 @@ impl Futures<'_> {
         match &instance.phase {
             Phase::Down => !wanted,
             Phase::Waiting { on, .. } => {
-                wanted && on.iter().any(|blocker| blocker.stuck && self.does_not_come(blocker))
+                let is_stuck = wanted && on.iter().any(|blocker| blocker.stuck);
+                // What is noted may stand for others.
+                let all = if is_stuck { plan::blockers(&self.view, &id.unit) } else { Vec::new() };
+                let stuck = all.iter().chain(on).filter(|blocker| blocker.stuck);
+                is_stuck && stuck.into_iter().any(|blocker| self.does_not_come(blocker))
             }
             Phase::Starting | Phase::Stopping { .. } | Phase::Backoff { .. } => false,
             Phase::Up => unit.is_none_or(|unit| unit.spec.kind != Kind::Task),

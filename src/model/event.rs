@@ -150,24 +150,24 @@ impl StopCause {
         }
     }
 
-    /// Whether somebody wishes it, or what they have written: nothing has failed.
-    pub fn is_intended(&self) -> bool {
+    /// Whether the run failed, or went along with one that restarts by itself.
+    pub fn is_failure(&self) -> bool {
         match self {
+            Self::MainEnded
+            | Self::HookFailed(_)
+            | Self::StartTimeout
+            | Self::Unhealthy
+            | Self::Watchdog
+            | Self::Triggered
+            | Self::DependencyRestarted(_) => true,
             Self::GoalDown
             | Self::Restart
             | Self::Changed
+            | Self::Dependency(_)
             | Self::Shutdown
-            | Self::Touched
-            | Self::Due => true,
-            Self::Dependency(_)
-            | Self::DependencyRestarted(_)
-            | Self::MainEnded
-            | Self::HookFailed(_)
-            | Self::StartTimeout
             | Self::ConditionUnmet(_)
-            | Self::Unhealthy
-            | Self::Watchdog
-            | Self::Triggered => false,
+            | Self::Touched
+            | Self::Due => false,
         }
     }
 

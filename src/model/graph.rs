@@ -33,6 +33,14 @@ pub struct Need {
     pub strength: Strength,
 }
 
+impl Need {
+    /// The same, seen from the end that it names; `unit` is the one from which it was seen.
+    #[must_use]
+    pub fn from_other_end(&self, unit: &UnitName) -> Self {
+        Self { unit: unit.clone(), ..*self }
+    }
+}
+
 /// A unit's place in the graph.
 #[derive(Debug, Clone, Default)]
 pub struct Node {
@@ -71,7 +79,7 @@ impl Graph {
         let mut nodes: BTreeMap<UnitName, Node> = BTreeMap::new();
         for unit in desired.units.values() {
             for (from, need) in needs_of(&unit.spec) {
-                let dependent = Need { unit: from.clone(), ..need };
+                let dependent = need.from_other_end(&from);
                 nodes.entry(need.unit.clone()).or_default().dependents.push(dependent);
                 nodes.entry(from).or_default().needs.push(need);
             }

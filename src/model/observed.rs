@@ -41,9 +41,10 @@ pub struct Instance {
     pub last: Option<Box<End>>,
     /// Automatic starts in a row.
     pub attempt: u32,
-    /// Runs in a row that were over before they were ready, by a failure or with a unit that they require.
-    /// `attempt` begins anew with each start that is no restart of its own.
-    #[serde(default)]
+    /// Runs in a row that failed before they were ready, or restarted then with a unit that they require:
+    /// for such a restart `attempt` begins anew. A ready run ends the row, and so does another wish,
+    /// definition or due time.
+    #[serde(default, skip_serializing_if = "is_zero")]
     pub in_vain: u32,
     /// Automatic starts since the unit was last started on purpose; for people.
     pub restarts: u64,
@@ -56,6 +57,11 @@ pub struct Instance {
     /// The due time that the latest run served, where the unit has a schedule.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub due: Option<Wall>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks with a reference")]
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 /// Where an instance is. The phases with a run are `Starting`, `Up`, `Stopping` and `Unproven`.
@@ -401,7 +407,7 @@ impl Instance {
             Happening::Began { run, epoch, hash, wall, fresh, due } => {
                 let first = self.run.is_none();
                 if first {
-                    if (self.epoch, self.hash) != (*epoch, *hash) {
+                    if (self.epoch, self.hash, self.due) != (*epoch, *hash, *due) {
                         self.in_vain = 0;
                     }
                     self.begin(at, *run, *wall, *fresh);
@@ -422,11 +428,7 @@ impl Instance {
             Happening::Ended { run, role, outcome } => {
                 self.with_run(*run, |run| run.end(*role, outcome, at))
             }
-            Happening::Ready { run } => self.with_run(*run, |run| {
-                let first = run.ready.is_none();
-                run.ready.get_or_insert(at);
-                first
-            }),
+            Happening::Ready { run } => self.become_ready(*run, at),
             Happening::Up { run } => self.up(*run, at),
             Happening::Reloaded { run } => self.with_run(*run, |run| {
                 (run.reloaded, run.touched) = (Some(at), None);
@@ -553,12 +555,24 @@ impl Instance {
         })
     }
 
+    fn become_ready(&mut self, id: RunId, at: Monotonic) -> bool {
+        let first = self.with_run(id, |run| {
+            let first = run.ready.is_none();
+            run.ready.get_or_insert(at);
+            first
+        });
+        if first {
+            self.in_vain = 0;
+        }
+        first
+    }
+
     fn up(&mut self, id: RunId, at: Monotonic) -> bool {
         let current = self.run.as_ref().is_some_and(|run| run.id == id);
         let starting = self.phase == Phase::Starting;
         if current && starting {
             self.enter(Phase::Up, at);
-            self.with_run(id, Run::has_no_more_time);
+            self.with_run(id, Run::forget_more_time);
         }
         current && starting
     }
@@ -582,7 +596,7 @@ impl Instance {
         if current && running {
             let (cause, rung) = (cause.clone(), Rung::Dependents);
             self.enter(Phase::Stopping { cause, rung, rung_since: at }, at);
-            self.with_run(id, Run::has_no_more_time);
+            self.with_run(id, Run::forget_more_time);
         }
         current && running
     }
@@ -596,10 +610,7 @@ impl Instance {
         {
             *rung = new;
             *rung_since = at;
-            return self.with_run(id, |run| {
-                run.has_no_more_time();
-                true
-            });
+            return self.with_run(id, Run::forget_more_time);
         }
         false
     }
@@ -612,9 +623,11 @@ impl Instance {
             } else {
                 (StopCause::MainEnded, at)
             };
-            let is_in_vain = run.ready.is_none() && !cause.is_intended();
+            let is_in_vain = run.ready.is_none() && cause.is_failure();
             self.in_vain = if is_in_vain { self.in_vain.saturating_add(1) } else { 0 };
             self.last = Some(Box::new(run.as_end(cause, stops_since, at)));
+        } else if *verdict == Verdict::Down {
+            self.in_vain = 0;
         }
         let phase = match verdict {
             Verdict::Down => Phase::Down,
@@ -644,10 +657,13 @@ impl Run {
         })
     }
 
-    /// What it asked for was for the phase that is over. Returns whether it had asked.
-    fn has_no_more_time(&mut self) -> bool {
+    /// What it asked for was for the phase that is over. True, as this is a part of a change.
+    fn forget_more_time(&mut self) -> bool {
         // Only what it said changes what most runs share.
-        self.words.more_time.is_some() && self.words.more_time.take().is_some()
+        if self.words.more_time.is_some() {
+            self.words.more_time = None;
+        }
+        true
     }
 
     fn set(&mut self, role: Role, process: Process, at: Monotonic) -> bool {

@@ -1,5 +1,5 @@
-//! A part of a spec, or of what is known about a run, that is the same for most: these share one, so that a
-//! unit costs what it says.
+//! A part of a spec, of what is known about a run or of the graph that is the same for most: these share
+//! one, so that a unit costs what it says.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::{Deref, DerefMut};
@@ -26,7 +26,7 @@ pub trait Common: Clone + PartialEq + 'static {
     fn common() -> &'static Arc<Self>;
 }
 
-/// Each type with its common form.
+/// Each type with its common form, which is that of every part of this type.
 macro_rules! common {
     ($($part:ty => $form:expr),+ $(,)?) => {
         $(impl Common for $part {

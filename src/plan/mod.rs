@@ -218,15 +218,15 @@ fn begin(
     fresh: bool,
     reason: Reason,
 ) -> Due {
-    let mut on = blockers(view, &id.unit);
+    let known = if let Phase::Waiting { on, .. } = &instance.phase { on.as_slice() } else { &[] };
+    let mut on = order::noted(blockers(view, &id.unit), known);
     if on.is_empty() {
+        // All of them are listened for.
         on = lazy::callers(view, id, instance, fresh);
     }
     if on.is_empty() {
         return Due::step(id, Action::Begin { fresh }, reason);
     }
-    let known = if let Phase::Waiting { on, .. } = &instance.phase { on.as_slice() } else { &[] };
-    let on = order::noted(on, known);
     if on == known {
         return Due::NOTHING;
     }

@@ -65,8 +65,9 @@ fn blocker(view: &View<'_>, need: &Need) -> Option<Blocker> {
 
 /// What an instance that waits is noted to wait for, of everything in its way; `known`: what it was
 /// noted to wait for before.
-pub(super) fn noted(all: Vec<Blocker>, known: &[Blocker]) -> Vec<Blocker> {
+pub(super) fn noted(mut all: Vec<Blocker>, known: &[Blocker]) -> Vec<Blocker> {
     let is_stuck = |blocker: &Blocker| blocker.stuck;
+    // It stands for more; one of it blocks still; who was stuck is so; and if nobody was, nobody is.
     let stands = known.len() >= BLOCKERS_MAX
         && known.iter().any(|blocker| all.contains(blocker))
         && known.iter().filter(|blocker| blocker.stuck).all(|blocker| all.contains(blocker))
@@ -79,24 +80,34 @@ pub(super) fn noted(all: Vec<Blocker>, known: &[Blocker]) -> Vec<Blocker> {
     };
     // Who is stuck decides what others think of it. Of the rest the last ones, as units start in the
     // order of their names.
-    let mut all = all;
     all.sort_by_key(is_stuck);
     all.drain(..more);
     all.sort_by(|a, b| a.unit.cmp(&b.unit));
     all
 }
 
-/// Whether what happened to a unit can make a difference to an instance that needs it: what each of
-/// thousands does is nothing new to who needs them all. `need` is seen from the unit that is needed.
+/// Whether what happened to a unit can make a difference to an instance that needs it. False: where
+/// nothing was due for that instance before, nothing is now. What each of thousands does is no news to
+/// who needs them all.
+///
+/// `need`: the need of the unit, as [`Node::dependents`](crate::model::Node) has it. Conflicts, sockets
+/// and times are not looked at here.
 pub fn concerns(view: &View<'_>, id: &InstanceId, needed: &UnitName, need: &Need) -> bool {
     let (Some(instance), Some(unit)) = (view.observed.get(id), view.unit(id)) else { return true };
-    let need = Need { unit: needed.clone(), ..*need };
+    let need = need.from_other_end(needed);
     match &instance.phase {
+        // What it is noted to wait for stands while one of that is in its way, and nobody else is stuck.
         Phase::Waiting { on, .. } if on.len() >= BLOCKERS_MAX => {
-            on.iter().any(|blocker| blocker.stuck)
-                || blocker(view, &need).is_some_and(|blocker| blocker.stuck)
-                || !on.iter().rev().any(|blocker| blocker.unit != *needed && is_open(view, blocker))
+            let mut stuck = on.iter().filter(|noted| noted.stuck).peekable();
+            if stuck.peek().is_some() {
+                return stuck
+                    .any(|noted| noted.unit == *needed || !matches!(noted.until, Until::Is(_)));
+            }
+            let is_stuck = blocker(view, &need).is_some_and(|blocker| blocker.stuck);
+            let mut others = on.iter().rev().filter(|noted| noted.unit != *needed);
+            is_stuck || !others.any(|noted| still_blocks(view, noted))
         }
+        // A run goes on while what it requires does, unless it follows restarts.
         Phase::Starting | Phase::Up => {
             unit.spec.relations.on_dependency_restart != OnDependencyRestart::Ignore
                 || view.graph.node(&id.unit).is_none_or(|node| !node.sockets.is_empty())
@@ -113,11 +124,11 @@ pub fn concerns(view: &View<'_>, id: &InstanceId, needed: &UnitName, need: &Need
     }
 }
 
-/// Whether a blocker is in the way as it was, however strong the need is.
-fn is_open(view: &View<'_>, blocker: &Blocker) -> bool {
-    let Until::Is(condition) = blocker.until else { return false };
-    let need = Need { unit: blocker.unit.clone(), condition, strength: Strength::After };
-    self::blocker(view, &need).is_some()
+/// Whether one that was not stuck is in the way as it was, however strong the need is.
+fn still_blocks(view: &View<'_>, noted: &Blocker) -> bool {
+    let Until::Is(condition) = noted.until else { return false };
+    let need = Need { unit: noted.unit.clone(), condition, strength: Strength::After };
+    blocker(view, &need).is_some()
 }
 
 /// Whether a unit fails again and again, by itself or with what it requires: who only wants it does not
@@ -157,7 +168,8 @@ fn standing_of(view: &View<'_>, unit: &Unit, id: &InstanceId, wanted: Condition)
     }
     match &instance.phase {
         Phase::Done if completes => {
-            // A task whose definition changed has yet to run as it is now, be it in a year.
+            // A task whose definition changed has yet to run as it is now; until it is due nothing is under
+            // way.
             if (current && instance.hash == unit.hash) || !wants { Standing::Met } else { idle }
         }
         // One that waits for its turn to restart serves meanwhile.
@@ -287,7 +299,7 @@ pub(super) fn dependents_are_up(view: &View<'_>, id: &InstanceId, cause: &StopCa
         && node.dependents.iter().rev().any(|dependent| {
             // Where it stays, as other instances are what it needs, nobody may wait for it to go.
             let follows = || {
-                let need = Need { unit: id.unit.clone(), ..*dependent };
+                let need = dependent.from_other_end(&id.unit);
                 need.strength == Strength::Requires && is_lost(view, &need)
             };
             view.observed.of_unit(&dependent.unit).any(|(_, instance)| match instance.phase {

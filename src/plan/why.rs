@@ -1,6 +1,6 @@
 //! The chain from how an instance is to the cause of it.
 
-use super::{BLOCKERS_MAX, View};
+use super::{BLOCKERS_MAX, View, blockers};
 use crate::model::{
     Blocker, Hold, Instance, InstanceId, Phase, Ready, Run, StopCause, Unit, Until,
 };
@@ -19,7 +19,7 @@ pub fn few<T>(all: &[T], words: impl FnMut(&T) -> String) -> String {
     named.join(", ")
 }
 
-/// What an instance waits for, in words.
+/// What an instance is noted to wait for, in words.
 pub fn waited_for(on: &[Blocker], words: impl FnMut(&Blocker) -> String) -> String {
     let others = if on.len() < BLOCKERS_MAX { "" } else { ", perhaps others" };
     format!("{}{others}", few(on, words))
@@ -74,7 +74,10 @@ fn link(view: &View<'_>, id: &InstanceId, lines: &mut Vec<String>) -> Option<Ins
     match &instance.phase {
         Phase::Down if ended.is_empty() || !view.wants(id) => say(unwanted(view, id)),
         Phase::Waiting { on, .. } => {
-            say(format!("waits for {}", waited_for(on, |blocker| blocks(view, blocker))));
+            // What is noted may stand for others.
+            let now = blockers(view, &id.unit);
+            let on = if now.is_empty() { on } else { &now };
+            say(format!("waits for {}", few(on, |blocker| blocks(view, blocker))));
             let blocker = on.iter().find(|blocker| blocker.stuck).or_else(|| on.first())?;
             match blocker.until {
                 Until::Down | Until::Connection => return None,
@@ -273,7 +276,8 @@ mod tests {
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
         let links = names.iter().zip(names.iter().skip(1));
         let phases = links.map(|(unit, next)| (*unit, waits_for(next))).collect();
-        assert_eq!(why_of(&chain(&names), phases, "u0").len(), CHAIN_MAX);
+        let needed_first: Vec<&str> = names.iter().rev().copied().collect();
+        assert_eq!(why_of(&chain(&needed_first), phases, "u0").len(), CHAIN_MAX);
     }
 
     #[test]

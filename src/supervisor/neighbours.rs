@@ -11,6 +11,7 @@ impl<S: System> Supervisor<S> {
         let view = self.view();
         let node = self.graph.node(&id.unit);
         let dependents = node.into_iter().flat_map(|node| &node.dependents);
+        // Few have thousands that need them change, and many need thousands: who needs the unit is asked.
         let concerned = dependents.flat_map(|need| {
             let all = view.instances(&need.unit).into_iter();
             all.filter(|other| plan::concerns(&view, other, &id.unit, need))
