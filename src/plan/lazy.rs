@@ -120,9 +120,10 @@ mod tests {
 
     use super::*;
     use crate::model::{
-        Accept, Address, Agenda, Desired, End, Event, Graph, Happening, Kind, Listen, Observed,
-        RunId, Socket, Spec, SpecHash, Unit, Wall,
+        Accept, Action, Address, Agenda, Desired, End, Event, Graph, Happening, Kind, Listen,
+        Observed, RunId, Socket, Spec, Step, Unit, Wall,
     };
+    use crate::plan::{BLOCKERS_MAX, decide};
 
     fn name(text: &str) -> UnitName {
         UnitName::parse(text).unwrap()
@@ -169,7 +170,7 @@ mod tests {
 
         /// A run of this number begins and is up.
         fn begin(&mut self, unit: &str, at: u64) {
-            let (run, hash, wall) = (RunId(at), SpecHash(0), Wall(0));
+            let (run, hash, wall) = (RunId(at), self.desired.units[&name(unit)].hash, Wall(0));
             let began = Happening::Began { run, epoch: 0, hash, wall, fresh: true, due: None };
             self.happen(unit, at, began);
             self.happen(unit, at, Happening::Ready { run });
@@ -213,6 +214,21 @@ mod tests {
             let waits = scene.waits(&Instance::default(), true).len();
             assert_eq!(waits, if is { sockets.len() } else { 0 });
         }
+    }
+
+    #[test]
+    fn all_sockets_are_listened_for_however_many_there_are() {
+        let names: Vec<String> = (0..2 * BLOCKERS_MAX).map(|n| format!("s{n:02}")).collect();
+        let sockets: Vec<_> = names.iter().map(|name| (name.as_str(), Accept::Lazy)).collect();
+        let mut scene = Scene::new(&sockets);
+        for (n, name) in (1..).zip(&names) {
+            scene.begin(name, n);
+        }
+        let due = scene.look(|view| decide(view, &id("web"), second(60)));
+        let [Step { action: Action::Wait { on, .. }, .. }] = due.steps.as_slice() else {
+            panic!("{due:?}")
+        };
+        assert_eq!(on.iter().map(|on| on.unit.as_str()).collect::<Vec<_>>(), names);
     }
 
     #[test]
