@@ -12,6 +12,7 @@ mod basis;
 mod budget;
 mod capacity;
 mod changes;
+mod concern;
 mod fields;
 mod lazy;
 mod order;
@@ -29,9 +30,10 @@ pub use basis::Basis;
 pub use budget::{Chain, budget_warning, longest_stop};
 pub use capacity::Capacity;
 pub use changes::{Change, Class, Effect, FieldChange, Plan, plan};
+pub use concern::{BLOCKERS_MAX, concerns};
 pub use fields::{conceal, fields_of};
 pub use lazy::{is_lazy, waits_at};
-pub use order::{BLOCKERS_MAX, Standing, blockers, concerns, standing};
+pub use order::{Standing, blockers, standing};
 pub use probe::{failures, is_unhealthy};
 pub use restart::{has_done, verdict};
 pub use roll::{Turn, is_outdated, turn};
@@ -219,7 +221,7 @@ fn begin(
     reason: Reason,
 ) -> Due {
     let known = if let Phase::Waiting { on, .. } = &instance.phase { on.as_slice() } else { &[] };
-    let mut on = order::noted(blockers(view, &id.unit), known);
+    let mut on = concern::noted(blockers(view, &id.unit), known);
     if on.is_empty() {
         // All of them are listened for.
         on = lazy::callers(view, id, instance, fresh);

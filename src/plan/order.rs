@@ -2,13 +2,9 @@
 
 use super::{View, lazy, restart};
 use crate::model::{
-    Blocker, Condition, Instance, InstanceId, Kind, Life, Need, OnDependencyRestart, Phase, Run,
-    StopCause, Strength, Unit, UnitName, Until,
+    Blocker, Condition, Instance, InstanceId, Kind, Life, Need, Phase, Run, StopCause, Strength,
+    Unit, UnitName, Until,
 };
-
-/// Most blockers that an instance is noted to wait for. Where there are more, these stand for all until
-/// none of them is left: who waits for thousands does not look at all of them whenever one is there.
-pub const BLOCKERS_MAX: usize = 16;
 
 /// So many automatic starts in a row, or runs that were never ready, are a failure, not an accident.
 const FAILING_ATTEMPTS: u32 = 2;
@@ -47,7 +43,7 @@ pub fn blockers(view: &View<'_>, unit: &UnitName) -> Vec<Blocker> {
 }
 
 /// A need that is in the way of a start.
-fn blocker(view: &View<'_>, need: &Need) -> Option<Blocker> {
+pub(super) fn blocker(view: &View<'_>, need: &Need) -> Option<Blocker> {
     let standing = standing(view, need);
     let blocks = match need.strength {
         Strength::Requires => standing != Standing::Met,
@@ -61,74 +57,6 @@ fn blocker(view: &View<'_>, need: &Need) -> Option<Blocker> {
         // One that is about to try in vain again is no hope to others either.
         stuck: standing == Standing::Stuck || is_failing(view, &need.unit),
     })
-}
-
-/// What an instance that waits is noted to wait for, of everything in its way; `known`: what it was
-/// noted to wait for before.
-pub(super) fn noted(mut all: Vec<Blocker>, known: &[Blocker]) -> Vec<Blocker> {
-    let is_stuck = |blocker: &Blocker| blocker.stuck;
-    // It stands for more; one of it blocks still; who was stuck is so; and if nobody was, nobody is.
-    let stands = known.len() >= BLOCKERS_MAX
-        && known.iter().any(|blocker| all.contains(blocker))
-        && known.iter().filter(|blocker| blocker.stuck).all(|blocker| all.contains(blocker))
-        && all.iter().any(is_stuck) == known.iter().any(is_stuck);
-    if stands {
-        return known.to_vec();
-    }
-    let Some(more) = all.len().checked_sub(BLOCKERS_MAX).filter(|more| *more > 0) else {
-        return all;
-    };
-    // Who is stuck decides what others think of it. Of the rest the last ones, as units start in the
-    // order of their names.
-    all.sort_by_key(is_stuck);
-    all.drain(..more);
-    all.sort_by(|a, b| a.unit.cmp(&b.unit));
-    all
-}
-
-/// Whether what happened to a unit can make a difference to an instance that needs it. False: where
-/// nothing was due for that instance before, nothing is now. What each of thousands does is no news to
-/// who needs them all.
-///
-/// `need`: the need of the unit, as [`Node::dependents`](crate::model::Node) has it. Conflicts, sockets
-/// and times are not looked at here.
-pub fn concerns(view: &View<'_>, id: &InstanceId, needed: &UnitName, need: &Need) -> bool {
-    let (Some(instance), Some(unit)) = (view.observed.get(id), view.unit(id)) else { return true };
-    let need = need.from_other_end(needed);
-    match &instance.phase {
-        // What it is noted to wait for stands while one of that is in its way, and nobody else is stuck.
-        Phase::Waiting { on, .. } if on.len() >= BLOCKERS_MAX => {
-            let mut stuck = on.iter().filter(|noted| noted.stuck).peekable();
-            if stuck.peek().is_some() {
-                return stuck
-                    .any(|noted| noted.unit == *needed || !matches!(noted.until, Until::Is(_)));
-            }
-            let is_stuck = blocker(view, &need).is_some_and(|blocker| blocker.stuck);
-            let mut others = on.iter().rev().filter(|noted| noted.unit != *needed);
-            is_stuck || !others.any(|noted| still_blocks(view, noted))
-        }
-        // A run goes on while what it requires does, unless it follows restarts.
-        Phase::Starting | Phase::Up => {
-            unit.spec.relations.on_dependency_restart != OnDependencyRestart::Ignore
-                || view.graph.node(&id.unit).is_none_or(|node| !node.sockets.is_empty())
-                || (need.strength == Strength::Requires && is_lost(view, &need))
-        }
-        Phase::Down
-        | Phase::Waiting { .. }
-        | Phase::Stopping { .. }
-        | Phase::Backoff { .. }
-        | Phase::Failed { .. }
-        | Phase::Done
-        | Phase::Skipped { .. }
-        | Phase::Unproven { .. } => true,
-    }
-}
-
-/// Whether one that was not stuck is in the way as it was, however strong the need is.
-fn still_blocks(view: &View<'_>, noted: &Blocker) -> bool {
-    let Until::Is(condition) = noted.until else { return false };
-    let need = Need { unit: noted.unit.clone(), condition, strength: Strength::After };
-    blocker(view, &need).is_some()
 }
 
 /// Whether a unit fails again and again, by itself or with what it requires: who only wants it does not
@@ -227,7 +155,7 @@ pub(super) fn lost(view: &View<'_>, unit: &UnitName) -> Option<UnitName> {
 }
 
 /// Whether no instance of a required unit is what it has to be, or on its way there.
-fn is_lost(view: &View<'_>, need: &Need) -> bool {
+pub(super) fn is_lost(view: &View<'_>, need: &Need) -> bool {
     let Some(unit) = view.desired.units.get(&need.unit) else { return true };
     let completes = must_complete(unit, need.condition);
     view.instances(&need.unit).iter().all(|id| {
@@ -394,46 +322,5 @@ mod tests {
             let need = Need { unit: id.unit.clone(), condition: Condition::Ready, strength };
             assert_eq!(blocker(&view, &need).is_some(), waits, "{strength:?} {in_vain}");
         }
-    }
-
-    fn blockers(numbers: impl IntoIterator<Item = usize>, stuck: &[usize]) -> Vec<Blocker> {
-        let blocker = |n| Blocker {
-            unit: UnitName::parse(&format!("u{n:02}")).unwrap(),
-            until: Until::Is(Condition::Ready),
-            stuck: stuck.contains(&n),
-        };
-        numbers.into_iter().map(blocker).collect()
-    }
-
-    #[test]
-    fn a_few_blockers_are_noted_as_they_are() {
-        let all = blockers(1..=BLOCKERS_MAX, &[]);
-        assert_eq!(noted(all.clone(), &[]), all);
-        let fewer = blockers(2..BLOCKERS_MAX, &[]);
-        assert_eq!(noted(fewer.clone(), &blockers(1..BLOCKERS_MAX, &[])), fewer);
-    }
-
-    #[test]
-    fn of_many_blockers_some_stand_for_all_until_none_of_them_is_left() {
-        let known = noted(blockers(0..40, &[]), &[]);
-        assert_eq!(known, blockers(24..40, &[]));
-        for left in [0..40, 10..40, 39..60, 39..40] {
-            assert_eq!(noted(blockers(left, &[]), &known), known);
-        }
-        assert_eq!(noted(blockers(0..24, &[]), &known), blockers(8..24, &[]));
-        assert_eq!(noted(blockers(0..3, &[]), &known), blockers(0..3, &[]));
-        assert_eq!(noted(Vec::new(), &known), []);
-    }
-
-    #[test]
-    fn who_is_stuck_is_among_those_that_stand_for_all() {
-        let known = noted(blockers(0..40, &[]), &[]);
-        let with = noted(blockers(0..40, &[3]), &known);
-        assert_eq!(with.iter().filter(|blocker| blocker.stuck).count(), 1);
-        assert_eq!(with.len(), BLOCKERS_MAX);
-        assert_eq!(noted(blockers(0..40, &[3, 5]), &with), with, "one of them is enough");
-        assert_eq!(noted(blockers(0..40, &[]), &with), known, "and no longer than it is stuck");
-        let moved = noted(blockers(0..40, &[5]), &with);
-        assert!(moved.contains(&blockers([5], &[5])[0]) && !moved.contains(&with[0]));
     }
 }
