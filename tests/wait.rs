@@ -158,3 +158,24 @@ fn a_wait_sees_what_was_asked_just_before_it() {
         assert_eq!(world.opm(&["stop", "once"]).code, 0);
     }
 }
+
+#[test]
+fn who_waited_in_vain_does_so_no_more_when_the_other_one_is_started() {
+    let Some(mut world) = World::new() else { return };
+    let stays = "exec sleep 1000";
+    let slow = world.path("slow-is-ready");
+    world.service("db", "[ -e good ] || exit 1; exec sleep 1000", "restart: never\n");
+    world.service("web", stays, "requires: [db]\n");
+    world.service("slow", stays, &format!("ready: {{file: {}}}\n", slow.display()));
+    world.run();
+    for (unit, phase) in [("db", "failed"), ("web", "waiting"), ("slow", "starting")] {
+        world.until_phase(unit, phase);
+    }
+    let mut both = ask(&world, &[wait_call("web\",\"slow", "up", 60_000)]);
+    assert_eq!(world.opm(&["status"]).code, 0, "it is heard before this");
+    std::fs::write(world.path("good"), "").unwrap();
+    assert_eq!(world.opm(&["start", "db"]).code, 0);
+    world.until_phase("web", "up");
+    std::fs::write(slow, "").unwrap();
+    assert_eq!(reply(&mut both)["parameters"]["result"], "reached");
+}

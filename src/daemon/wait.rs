@@ -1,7 +1,8 @@
 //! Waiting for instances to be somewhere.
 //!
 //! A wait looks at every instance once, and then only at those that something happened to, so that
-//! its cost does not grow with how many it waits for.
+//! its cost does not grow with how many it waits for. At those that wait for others it looks again where
+//! one comes to a stand that others may wait for, or leaves it, which is rare.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -145,6 +146,18 @@ impl Futures<'_> {
         }
     }
 
+    /// Whether nothing comes of it for whoever waits for it: it stays where it is, neither up nor done.
+    fn is_still(&mut self, id: &InstanceId) -> bool {
+        let is_task = self.view.unit(id).is_some_and(|unit| unit.spec.kind == Kind::Task);
+        let phase = self.view.observed.get(id).map(|instance| &instance.phase);
+        let is_there = match phase {
+            Some(Phase::Up) => true,
+            Some(Phase::Done) => is_task,
+            _ => false,
+        };
+        !is_there && self.of(id) == Future::Stays
+    }
+
     fn is_up(&self, id: &InstanceId) -> bool {
         self.view.observed.get(id).is_some_and(|instance| instance.phase == Phase::Up)
     }
@@ -160,8 +173,10 @@ pub(super) struct Wait {
     /// Whether nothing was looked at yet: what was asked before it has to be carried out first.
     fresh: bool,
     standings: BTreeMap<InstanceId, Progress>,
-    /// Those that wait for others: what happens to these changes what becomes of them.
+    /// Those that wait for others: what becomes of these changes what becomes of them.
     waiting: BTreeSet<InstanceId>,
+    /// All that others wait for in vain.
+    still: BTreeSet<InstanceId>,
     open: usize,
 }
 
@@ -177,8 +192,8 @@ impl Wait {
     ) -> Self {
         let open = ids.len();
         let standings = ids.into_iter().map(|id| (id, Progress::Open)).collect();
-        let waiting = BTreeSet::new();
-        Self { goal, deadline, more, brief, fresh: true, standings, waiting, open }
+        let (waiting, still) = (BTreeSet::new(), BTreeSet::new());
+        Self { goal, deadline, more, brief, fresh: true, standings, waiting, still, open }
     }
 
     pub(super) fn deadline(&self) -> Option<Monotonic> {
@@ -192,13 +207,13 @@ impl Wait {
         supervisor: &Supervisor<Linux>,
         notices: &[Notice],
     ) -> (Option<Reply>, bool) {
-        let mut touched: BTreeSet<InstanceId> = if std::mem::take(&mut self.fresh) {
+        let is_first = std::mem::take(&mut self.fresh);
+        let mut touched: BTreeSet<InstanceId> = if is_first {
             self.standings.keys().cloned().collect()
         } else {
             notices.iter().map(|notice| notice.event.instance.clone()).collect()
         };
         let view = supervisor.view();
-        let is_news = !touched.is_empty();
         // What happens to one says whose turn it is, and whether a turn comes at all.
         let is_rolling =
             |id: &&InstanceId| view.unit(id).is_some_and(|unit| unit.rolling.is_some());
@@ -208,16 +223,40 @@ impl Wait {
             rolling.into_iter().flat_map(|unit| view.instances(unit)).collect();
         touched.extend(siblings);
         let mut futures = Futures { view, known: BTreeMap::new() };
+        let is_news = self.goal != Goal::Settled
+            && if is_first {
+                let known = futures.view.observed.iter().map(|(id, _)| id.clone());
+                let units = futures.view.desired.units.values();
+                let wanted = units.flat_map(|unit| unit.spec.instance_ids());
+                self.note_still(&mut futures, &known.chain(wanted).collect())
+            } else {
+                self.note_still(&mut futures, &touched)
+            };
         touched.retain(|id| self.standings.contains_key(id));
         for id in &touched {
             self.look(&mut futures, id, supervisor.is_settled(id));
         }
-        if is_news && self.goal != Goal::Settled {
+        if is_news {
             for id in self.waiting.difference(&touched).cloned().collect::<Vec<_>>() {
                 self.look(&mut futures, &id, false);
             }
         }
         self.tell(supervisor, &touched)
+    }
+
+    /// Takes note of which of these others wait for in vain. Returns whether that changed for any.
+    fn note_still(&mut self, futures: &mut Futures<'_>, ids: &BTreeSet<InstanceId>) -> bool {
+        let mut changed = false;
+        for id in ids {
+            let is_still = futures.is_still(id);
+            changed |= is_still != self.still.contains(id);
+            if is_still {
+                self.still.insert(id.clone());
+            } else {
+                self.still.remove(id);
+            }
+        }
+        changed
     }
 
     fn look(&mut self, futures: &mut Futures<'_>, id: &InstanceId, settled: bool) {
