@@ -19,6 +19,9 @@ use crate::model::RunId;
 /// The kernel's own limit for all of a user's watches is often 8,192 or more.
 const DIRS_MAX: usize = 8_192;
 
+/// How often the directory above a path is looked for again because a nearer one came meanwhile.
+const WATCHED_AGAIN_MAX: usize = 64;
+
 /// Most links that follow one another; the kernel follows no more.
 const LINKS_MAX: usize = 40;
 
@@ -89,9 +92,17 @@ impl Paths {
 
     /// The nearest directory above a path, and the tree below it where it is one.
     fn watch_root(&mut self, run: RunId, root: &Path) {
-        let above = root.ancestors().skip(1).find(|dir| dir.is_dir());
-        if let Some(dir) = above {
-            self.watch_dir(run, dir);
+        let nearest = || root.ancestors().skip(1).find(|dir| dir.is_dir());
+        let mut above = nearest();
+        for _ in 0..WATCHED_AGAIN_MAX {
+            if let Some(dir) = above {
+                self.watch_dir(run, dir);
+            }
+            // A nearer one may have come before that one was watched.
+            let before = std::mem::replace(&mut above, nearest());
+            if before == above {
+                break;
+            }
         }
         self.watch_tree(run, root);
     }
@@ -210,22 +221,23 @@ impl Paths {
             }
             let roots: Vec<PathBuf> =
                 watched.roots.iter().filter(|root| related(root, &path)).cloned().collect();
-            // What came with a directory above it came before anybody watched.
-            let came = |root: &PathBuf| is_new && root.starts_with(&path) && root.exists();
-            if roots.iter().any(|root| path.starts_with(root) || came(root)) {
-                touched.insert(run);
-            }
             if is_new && path.is_symlink() && roots.contains(&path) {
                 self.watch_anew(run);
+                touched.insert(run);
                 continue;
             }
-            for root in roots {
+            for root in &roots {
                 // What it waits for may be there now, nearer or farther than before.
                 if is_gone || root.starts_with(&path) {
-                    self.watch_root(run, &root);
+                    self.watch_root(run, root);
                 } else if is_new {
                     self.watch_tree(run, &path);
                 }
+            }
+            // What came with a directory above it came before anybody watched: one looks after that.
+            let came = |root: &PathBuf| is_new && root.starts_with(&path) && root.exists();
+            if roots.iter().any(|root| path.starts_with(root) || came(root)) {
+                touched.insert(run);
             }
         }
     }
@@ -260,4 +272,39 @@ fn real(path: &Path) -> PathBuf {
 /// Whether one of two paths is in the other.
 fn related(root: &Path, path: &Path) -> bool {
     path.starts_with(root) || root.starts_with(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+    use std::time::{Duration, Instant};
+
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+    use super::*;
+
+    #[test]
+    fn what_comes_with_the_directories_above_it_is_seen_however_fast_it_comes() {
+        for round in 0..2_000u64 {
+            let dir = tempfile::tempdir().unwrap();
+            let file = dir.path().join("a/b/conf");
+            let mut paths = Paths::new().unwrap();
+            paths.watch(RunId(1), std::slice::from_ref(&file));
+            let maker = thread::spawn(move || {
+                fs::create_dir_all(file.parent().unwrap()).unwrap();
+                // In the midst of a look at what has come.
+                let until = Instant::now() + Duration::from_micros(round % 400);
+                while Instant::now() < until {}
+                fs::write(&file, "x").unwrap();
+            });
+            let mut is_told = false;
+            while !is_told {
+                let mut descriptors = [PollFd::new(paths.as_fd(), PollFlags::POLLIN)];
+                let ready = poll(&mut descriptors, PollTimeout::from(10_000u16)).unwrap();
+                assert_eq!(ready, 1, "round {round}: it is there, and nothing is told");
+                is_told = paths.look().contains(&RunId(1));
+            }
+            maker.join().unwrap();
+        }
+    }
 }
