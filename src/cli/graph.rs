@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use super::args;
 use super::draw::{self, How, Picture, Shown, Tie};
 use super::{Error, Exit, Outcome, apply, output, world};
+use crate::config;
 use crate::model::{Graph, Instance, InstanceId, Phase, Unit, UnitName};
 use crate::supervisor::State;
 
@@ -116,11 +117,8 @@ fn around(picture: &Picture, names: &[String]) -> Result<BTreeSet<UnitName>, Err
         let unit = id.and_then(|id| picture.units.get_key_value(&id.unit));
         let Some((unit, _)) = unit else {
             let known = picture.units.keys().map(UnitName::as_str);
-            let near = known
-                .map(|known| (strsim::damerau_levenshtein(known, name), known))
-                .filter(|(distance, _)| *distance <= 2)
-                .min();
-            let hint = near.map(|(_, near)| format!("; did you mean `{near}`?"));
+            let near = config::nearest(name, known);
+            let hint = near.map(|near| format!("; did you mean `{near}`?"));
             let message = format!("no unit `{name}`{}", hint.unwrap_or_default());
             return Err(Error::new(Exit::Refused, message));
         };

@@ -101,10 +101,11 @@ fn taken(desired: &Desired) -> (Taken, Taken) {
 }
 
 /// The descriptors that a run of a service takes while it is up: one for its output, one for what it
-/// says, one for what others write to it.
+/// says, one on which it or the log keeper says that it is ready, one for what others write to it.
 fn of_a_run(process: &ProcessSpec) -> u64 {
     let hears = process.ready == Ready::Notify || process.watchdog.is_some();
-    let all = [process.output == Output::Keeper, hears, process.stdin == Stdin::Logs];
+    let is_told = matches!(*process.ready, Ready::Fd(_) | Ready::Log(_));
+    let all = [process.output == Output::Keeper, hears, is_told, process.stdin == Stdin::Logs];
     all.into_iter().map(u64::from).sum()
 }
 

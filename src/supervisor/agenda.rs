@@ -242,7 +242,7 @@ impl<S: System> Supervisor<S> {
             Ok(()) if self.times.fails => log::info!("due times can be saved again"),
             Ok(()) | Err(_) => {}
         }
-        // What could not be saved is tried again in the next turn.
+        // What could not be saved is tried again in the next round.
         self.times.fails = result.is_err();
         self.times.changed = result.is_err();
     }

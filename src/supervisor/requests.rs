@@ -6,6 +6,7 @@ use std::fmt;
 
 use super::Supervisor;
 use super::keeper_unit::{is_internal, without_internal};
+use crate::config;
 use crate::model::{
     Desired, Graph, Happening, Hold, Instance, InstanceId, Phase, Reason, Role, Signal, Step,
     Strength, UnitName, Wall,
@@ -348,12 +349,8 @@ impl<S: System> Supervisor<S> {
     fn target(&self, name: &str) -> Result<Target, Refusal> {
         let unknown = || {
             let known = self.desired.units.iter().filter(|(_, unit)| !is_internal(unit));
-            let similar = known
-                .map(|(known, _)| (strsim::damerau_levenshtein(known.as_str(), name), known))
-                .filter(|(distance, _)| *distance <= 2)
-                .min();
-            let similar = similar.map(|(_, name)| name.to_string());
-            Refusal::Unknown { name: name.to_owned(), similar }
+            let similar = config::nearest(name, known.map(|(known, _)| known.as_str()));
+            Refusal::Unknown { name: name.to_owned(), similar: similar.map(str::to_owned) }
         };
         let id = InstanceId::parse(name).map_err(|_| unknown())?;
         let unit = self.desired.units.get(&id.unit).filter(|unit| !unit.removed);

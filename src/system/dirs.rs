@@ -283,7 +283,10 @@ fn lock(path: &Path, variable: &str) -> Result<File, LockError> {
         }
         waited = Span::nanos(waited.as_nanos().saturating_add(Span::millis(5).as_nanos()));
         // Waiting for another process's exec; there is nothing to poll for.
-        nix::poll::poll(&mut [], nix::poll::PollTimeout::from(5u8)).map_err(|e| fail(e.into()))?;
+        match nix::poll::poll(&mut [], nix::poll::PollTimeout::from(5u8)) {
+            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+            Err(errno) => return Err(fail(errno.into())),
+        }
     }
     Ok(dir)
 }

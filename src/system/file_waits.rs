@@ -1,6 +1,6 @@
 //! Files that are waited for: one by which a run is ready, and one that names its main process.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io;
@@ -9,15 +9,13 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, InotifyEvent, WatchDescriptor};
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
 
+use super::inotify;
 use crate::model::{RunId, Wall};
 
 /// How often a file's directory is looked for again while directories come one after the other.
 const WATCHED_AGAIN_MAX: usize = 16;
-/// How often what happened is read before others have their turn.
-const READS_AT_ONCE_MAX: usize = 16;
-
 /// A file's identity and last change: enough to tell whether it was made or changed since.
 pub(super) type Mark = Option<(u64, i64, i64)>;
 
@@ -45,11 +43,18 @@ pub(super) enum Tells {
     Main,
 }
 
+/// Who waits for a file, and for what.
+type Waiter = (RunId, Tells);
+
 /// Runs that wait for a file, and one inotify instance for all of them.
 #[derive(Debug, Default)]
 pub(super) struct FileWaits {
     inotify: Option<Inotify>,
-    waits: BTreeMap<(RunId, Tells), FileWait>,
+    waits: BTreeMap<Waiter, FileWait>,
+    /// The same by what is watched for them, so that nobody looks for what happens to others.
+    by_place: BTreeMap<WatchDescriptor, BTreeMap<OsString, BTreeSet<Waiter>>>,
+    /// Those for which nothing could be watched: they look at whatever happens.
+    unplaced: BTreeSet<Waiter>,
     /// Whether more has happened than was taken at once.
     is_behind: bool,
 }
@@ -58,7 +63,7 @@ pub(super) struct FileWaits {
 struct FileWait {
     path: PathBuf,
     before: Mark,
-    watch: Option<Place>,
+    place: Option<Place>,
 }
 
 /// What is watched for a file: a directory, and the name in it that leads to the file.
@@ -66,24 +71,6 @@ struct FileWait {
 struct Place {
     dir: WatchDescriptor,
     name: OsString,
-}
-
-/// What the kernel says has happened.
-#[derive(Debug, Default)]
-struct Stirred {
-    /// It has lost count, or that is not asked.
-    everything: bool,
-    events: Vec<InotifyEvent>,
-}
-
-impl Stirred {
-    /// Whether it concerns who waits for this; where nothing could be watched, everything does.
-    fn concerns(&self, place: Option<&Place>) -> bool {
-        let Some(place) = place.filter(|_| !self.everything) else { return true };
-        self.events.iter().any(|event| {
-            event.wd == place.dir && event.name.as_ref().is_none_or(|name| *name == place.name)
-        })
-    }
 }
 
 impl FileWaits {
@@ -102,9 +89,9 @@ impl FileWaits {
         } else {
             None
         };
-        let mut wait = FileWait { path, before, watch: None };
-        wait.watch = self.watch(&wait.path);
-        self.waits.insert((run, tells), wait);
+        let place = self.watch(&path);
+        self.waits.insert((run, tells), FileWait { path, before, place: None });
+        self.put((run, tells), place);
         Ok(new)
     }
 
@@ -139,16 +126,48 @@ impl FileWaits {
     }
 
     pub(super) fn remove(&mut self, run: RunId, tells: Tells) {
-        let Some(gone) = self.waits.remove(&(run, tells)) else { return };
-        if let Some(place) = gone.watch {
+        let place = self.take((run, tells));
+        self.waits.remove(&(run, tells));
+        if let Some(place) = place {
             self.end(place.dir);
         }
     }
 
+    /// Notes what is watched for one.
+    fn put(&mut self, waiter: Waiter, place: Option<Place>) {
+        let Some(wait) = self.waits.get_mut(&waiter) else { return };
+        wait.place.clone_from(&place);
+        match place {
+            Some(Place { dir, name }) => {
+                self.by_place.entry(dir).or_default().entry(name).or_default().insert(waiter);
+            }
+            None => {
+                self.unplaced.insert(waiter);
+            }
+        }
+    }
+
+    /// Nothing is watched for one any more. Returns what was.
+    fn take(&mut self, waiter: Waiter) -> Option<Place> {
+        self.unplaced.remove(&waiter);
+        let place = self.waits.get_mut(&waiter)?.place.take()?;
+        if let Some(names) = self.by_place.get_mut(&place.dir) {
+            if let Some(waiters) = names.get_mut(&place.name) {
+                waiters.remove(&waiter);
+                if waiters.is_empty() {
+                    names.remove(&place.name);
+                }
+            }
+            if names.is_empty() {
+                self.by_place.remove(&place.dir);
+            }
+        }
+        Some(place)
+    }
+
     /// Ends a watch that nobody needs any more.
     fn end(&self, watch: WatchDescriptor) {
-        let is_it = |place: &Place| place.dir == watch;
-        if self.waits.values().any(|wait| wait.watch.as_ref().is_some_and(is_it)) {
+        if self.by_place.contains_key(&watch) {
             return;
         }
         if let Some(Err(error)) = self.inotify.as_ref().map(|inotify| inotify.rm_watch(watch)) {
@@ -174,49 +193,43 @@ impl FileWaits {
     }
 
     /// The runs whose file is there now, of those to whose file something happened, or of all.
-    pub(super) fn look(&mut self, everything: bool) -> Vec<(RunId, Tells)> {
-        let mut stirred = self.stirred();
-        stirred.everything |= everything;
-        let of_stirred =
-            self.waits.iter().filter(|(_, wait)| stirred.concerns(wait.watch.as_ref()));
-        let pending: Vec<((RunId, Tells), PathBuf)> =
-            of_stirred.map(|(run, wait)| (*run, wait.path.clone())).collect();
+    pub(super) fn look(&mut self, everything: bool) -> Vec<Waiter> {
+        let stirred = self.stirred();
+        let stirred = if everything { self.waits.keys().copied().collect() } else { stirred };
         // The directory may have come only now: watch before looking, so that nothing is missed.
-        for (run, path) in &pending {
-            let place = self.watch(path);
+        for waiter in &stirred {
+            let Some(wait) = self.waits.get(waiter) else { continue };
+            let place = self.watch(&wait.path);
             let dir = place.as_ref().map(|place| place.dir);
-            let wait = self.waits.get_mut(run);
-            let before = wait.map(|wait| std::mem::replace(&mut wait.watch, place));
-            if let Some(before) = before.flatten().filter(|before| Some(before.dir) != dir) {
+            let before = self.take(*waiter);
+            self.put(*waiter, place);
+            if let Some(before) = before.filter(|before| Some(before.dir) != dir) {
                 // It is farther up than what there is now, where others may be busy.
                 self.end(before.dir);
             }
         }
-        let is_there = |run: &(RunId, Tells)| self.waits.get(run).is_some_and(FileWait::is_there);
-        pending.into_iter().map(|(run, _)| run).filter(is_there).collect()
+        let is_there = |waiter: &Waiter| self.waits.get(waiter).is_some_and(FileWait::is_there);
+        stirred.into_iter().filter(is_there).collect()
     }
 
-    /// What has happened since this was last asked.
-    fn stirred(&mut self) -> Stirred {
-        let mut stirred = Stirred::default();
+    /// Those whom it concerns what has happened since this was last asked.
+    fn stirred(&mut self) -> BTreeSet<Waiter> {
         self.is_behind = false;
+        let mut stirred = self.unplaced.clone();
         let Some(inotify) = &self.inotify else { return stirred };
-        let mut read = || match inotify.read_events() {
-            Ok(events) => {
-                let has_some = !events.is_empty();
-                stirred.events.extend(events);
-                has_some
+        let told = inotify::read(inotify);
+        self.is_behind = told.has_more;
+        if told.is_lossy {
+            return self.waits.keys().copied().collect();
+        }
+        for event in told.events {
+            let Some(names) = self.by_place.get(&event.wd) else { continue };
+            match event.name {
+                Some(name) => stirred.extend(names.get(&name).into_iter().flatten()),
+                // Of the directory itself.
+                None => stirred.extend(names.values().flatten()),
             }
-            Err(nix::errno::Errno::EAGAIN) => false,
-            Err(errno) => {
-                log::error!("cannot read what happened to files: {errno}");
-                stirred.everything = true;
-                false
-            }
-        };
-        self.is_behind = (0..READS_AT_ONCE_MAX).all(|_| read());
-        let lost = |event: &InotifyEvent| event.mask.contains(AddWatchFlags::IN_Q_OVERFLOW);
-        stirred.everything |= stirred.events.iter().any(lost);
+        }
         stirred
     }
 }
@@ -260,10 +273,7 @@ mod tests {
             waits.add(run, Tells::Ready, path.clone(), mark(path)).unwrap();
         }
         fs::write(&paths[1], "1").unwrap();
-        let stirred = waits.stirred();
-        let concerned: Vec<bool> =
-            waits.waits.values().map(|wait| stirred.concerns(wait.watch.as_ref())).collect();
-        assert_eq!(concerned, [false, true, false]);
+        assert_eq!(waits.stirred(), BTreeSet::from([(RunId(2), Tells::Ready)]));
         assert!(waits.look(false).is_empty(), "that was taken");
         assert_eq!(waits.look(true), [(RunId(2), Tells::Ready)]);
     }
@@ -282,5 +292,27 @@ mod tests {
         waits.remove(RunId(1), Tells::Ready);
         waits.add(RunId(2), Tells::Ready, path.clone(), mark(&path)).unwrap();
         assert!(waits.look(false).is_empty(), "a file of an earlier run does not count");
+    }
+
+    #[test]
+    fn what_was_waited_for_leaves_nothing_behind() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut waits = FileWaits::default();
+        for run in (1..=9).map(RunId) {
+            // Three in each directory, of which one comes later, and two wait for one name.
+            let path = dir.path().join(format!("{}/ready{}", run.0 % 3, run.0 % 2));
+            waits.add(run, Tells::Ready, path.clone(), None).unwrap();
+            if run.0 == 5 {
+                fs::create_dir(path.parent().unwrap()).unwrap();
+            }
+        }
+        waits.look(false);
+        assert_eq!(waits.by_place.values().flat_map(BTreeMap::values).flatten().count(), 9);
+        fs::write(dir.path().join("2/ready1"), "").unwrap();
+        assert_eq!(waits.look(false), [(RunId(5), Tells::Ready)]);
+        for run in (1..=9).map(RunId) {
+            waits.remove(run, Tells::Ready);
+        }
+        assert!(waits.by_place.is_empty() && waits.unplaced.is_empty() && waits.waits.is_empty());
     }
 }

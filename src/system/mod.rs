@@ -14,6 +14,7 @@ mod disk;
 mod env;
 pub mod fifo;
 mod file_waits;
+mod inotify;
 pub mod instruction;
 mod later;
 mod launch;

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
 
+use super::inotify;
 use crate::model::RunId;
 
 /// Most directories that are watched for one run; what is deeper or later in a larger tree is not.
@@ -156,33 +157,23 @@ impl Paths {
         true
     }
 
-    /// The runs for which something changed.
-    pub(super) fn look(&mut self) -> BTreeSet<RunId> {
+    /// The runs for which something changed, and whether there may be more to tell.
+    pub(super) fn look(&mut self) -> (BTreeSet<RunId>, bool) {
+        let told = inotify::read(&self.inotify);
         let mut touched = BTreeSet::new();
-        loop {
-            let events = match self.inotify.read_events() {
-                Ok(events) => events,
-                Err(Errno::EINTR) => continue,
-                Err(_) => return touched,
-            };
-            for event in events {
-                if event.mask.contains(AddWatchFlags::IN_Q_OVERFLOW) {
-                    // Nobody knows what was lost: everything may have changed.
-                    touched.extend(self.watch_all_anew());
-                    continue;
-                }
-                let name = event.name.unwrap_or_default();
-                self.happened(event.wd, event.mask, Path::new(&name), &mut touched);
+        if told.is_lossy {
+            // Nobody knows what was lost: everything may have changed.
+            touched.extend(self.runs.keys().copied());
+            for run in &touched {
+                self.watch_anew(*run);
             }
+            return (touched, told.has_more);
         }
-    }
-
-    fn watch_all_anew(&mut self) -> Vec<RunId> {
-        let all: Vec<RunId> = self.runs.keys().copied().collect();
-        for run in &all {
-            self.watch_anew(*run);
+        for event in told.events {
+            let name = event.name.unwrap_or_default();
+            self.happened(event.wd, event.mask, Path::new(&name), &mut touched);
         }
-        all
+        (touched, told.has_more)
     }
 
     fn watch_anew(&mut self, run: RunId) {
@@ -283,6 +274,42 @@ mod tests {
     use super::*;
 
     #[test]
+    fn where_files_change_without_end_others_have_their_turn() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut paths = Paths::new().unwrap();
+        paths.watch(RunId(1), &[dir.path().to_owned()]);
+        // The same event twice in a row is told once.
+        for file in ["a", "b"].iter().cycle().take(2_000) {
+            fs::write(dir.path().join(file), "").unwrap();
+        }
+        let looks: Vec<bool> = std::iter::repeat_with(|| paths.look().1).take(8).collect();
+        let parts = looks.iter().position(|has_more| !has_more).unwrap();
+        assert!(parts > 0, "all of it was read at once");
+    }
+
+    #[test]
+    fn what_the_kernel_could_not_keep_counts_as_a_change_of_everything() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut paths = Paths::new().unwrap();
+        let [busy, quiet] = ["busy", "quiet"].map(|name| dir.path().join(name));
+        for (run, path) in [(RunId(1), &busy), (RunId(2), &quiet)] {
+            fs::create_dir(path).unwrap();
+            paths.watch(run, std::slice::from_ref(path));
+        }
+        let most = fs::read_to_string("/proc/sys/fs/inotify/max_queued_events").unwrap();
+        for file in ["a", "b"].iter().cycle().take(most.trim().parse().unwrap()) {
+            fs::write(busy.join(file), "").unwrap();
+        }
+        let mut touched = BTreeSet::new();
+        while let (some, true) = paths.look() {
+            touched.extend(some);
+        }
+        assert_eq!(touched, BTreeSet::from([RunId(1), RunId(2)]));
+        fs::write(quiet.join("later"), "").unwrap();
+        assert_eq!(paths.look().0, BTreeSet::from([RunId(2)]));
+    }
+
+    #[test]
     fn what_comes_with_the_directories_above_it_is_seen_however_fast_it_comes() {
         for round in 0..1_000u32 {
             let dir = tempfile::tempdir().unwrap();
@@ -303,7 +330,7 @@ mod tests {
                     let mut descriptors = [PollFd::new(paths.as_fd(), PollFlags::POLLIN)];
                     let ready = poll(&mut descriptors, PollTimeout::from(10_000u16)).unwrap();
                     assert_eq!(ready, 1, "round {round}: it is there, and nothing is told");
-                    is_told = paths.look().contains(&RunId(1));
+                    is_told = paths.look().0.contains(&RunId(1));
                 }
             });
         }

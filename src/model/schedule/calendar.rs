@@ -115,7 +115,11 @@ fn date(text: &str, pattern: &mut Pattern) -> Result<(), ScheduleError> {
                     ScheduleError(format!("`{text}` is no year from {first} to {last}"))
                 })
             };
-            pattern.years.push((number(first)?, number(last)?));
+            let (first, last) = (number(first)?, number(last)?);
+            if last < first {
+                return Err(ScheduleError(format!("`{part}` of the year goes backwards")));
+            }
+            pattern.years.push((first, last));
         }
     }
     pattern.months = set("month", month, 1, 12)?;

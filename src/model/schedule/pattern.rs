@@ -6,8 +6,8 @@ use jiff::{Timestamp, ToSpan};
 
 use crate::model::time::Wall;
 
-/// How far ahead a due time is looked for, in days: the 29th of February on a given weekday comes
-/// every 28 years, every 40 over a year like 2100.
+/// How many days are looked at for a due time, those of years that do not count left out: the 29th of
+/// February on a given weekday comes every 28 years, every 40 over a year like 2100.
 const DAYS_MAX: u32 = 41 * 366;
 /// Most due times counted up to the present; what is missed for longer is told by the last of them.
 const COUNTED_MAX: u32 = 2_000;
@@ -77,17 +77,25 @@ impl Pattern {
         }
     }
 
-    fn has_day(&self, date: Date) -> bool {
+    /// This day, or the first one after it whose year counts.
+    fn in_year(&self, date: Date) -> Option<Date> {
         let year = date.year();
-        let is_year =
-            self.years.is_empty() || self.years.iter().any(|(a, b)| (*a..=*b).contains(&year));
+        if self.years.is_empty() || self.years.iter().any(|(a, b)| (*a..=*b).contains(&year)) {
+            return Some(date);
+        }
+        let later = self.years.iter().map(|(first, _)| *first).filter(|first| *first > year).min();
+        Date::new(later?, 1, 1).ok()
+    }
+
+    /// Whether a day counts in a year that does.
+    fn has_day(&self, date: Date) -> bool {
         let is_day = self.days.has(date.day());
         let is_weekday = self.weekdays.has(date.weekday().to_sunday_zero_offset());
         let is_either = match self.rule {
             Days::Both => is_day && is_weekday,
             Days::Either => is_day || is_weekday,
         };
-        is_year && self.months.has(date.month()) && is_either
+        self.months.has(date.month()) && is_either
     }
 
     /// The first time of the set strictly after `time`.
@@ -95,9 +103,7 @@ impl Pattern {
         let after = Timestamp::from_microsecond(time.0).ok()?;
         let mut date = zone.to_datetime(after).date().checked_sub(1.day()).ok()?;
         for _ in 0..DAYS_MAX {
-            if self.years.iter().all(|(_, last)| date.year() > *last) && !self.years.is_empty() {
-                return None;
-            }
+            date = self.in_year(date)?;
             if self.has_day(date)
                 && let Some(found) = self.on_day(date, after, zone)
             {

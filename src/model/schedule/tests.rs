@@ -131,6 +131,7 @@ fn what_is_no_expression_is_said_to_be_none() {
         ("1-2-3-4 09:00", "is no date"),
         ("1969-01-01", "`1969` is no year"),
         ("1:2:3:4", "is no time"),
+        ("2030..2026-12-24", "`2030..2026` of the year goes backwards"),
     ] {
         let error = Calendar::parse(text).unwrap_err().to_string();
         assert!(error.contains(says), "{text}: {error}");
@@ -139,12 +140,44 @@ fn what_is_no_expression_is_said_to_be_none() {
 
 #[test]
 fn what_never_comes_is_found_to_be_so() {
-    for when in [cron("0 0 30 2 *"), calendar("2020-01-01"), calendar("*-04-31")] {
+    let [past, no_leap_year] = ["2020,2022..2025-*-*", "2100-02-29"].map(calendar);
+    for when in [cron("0 0 30 2 *"), past, no_leap_year, calendar("*-04-31")] {
         assert_eq!(when.next_after(wall("2026-01-01T00:00:00Z"), &berlin()), None, "{when}");
     }
     let leap =
         due(&cron("0 0 29 2 *"), &TimeZone::UTC, "2026-01-01T00:00:00Z", "2033-01-01T00:00:00Z");
     assert_eq!(leap, ["2028-02-29T00:00:00Z", "2032-02-29T00:00:00Z"]);
+}
+
+#[test]
+fn a_year_may_be_far_away() {
+    for (text, comes) in [
+        ("2026-12-24 18:00", "2026-12-24T18:00:00Z"),
+        ("2199,2198-*-*", "2198-01-01T00:00:00Z"),
+        ("2100..2150-02-29", "2104-02-29T00:00:00Z"),
+        ("Mon 2097..2199-02-29 01:02:03", "2112-02-29T01:02:03Z"),
+        ("2027,2020..2024,2040-06-01", "2027-06-01T00:00:00Z"),
+    ] {
+        let found = calendar(text).next_after(wall("2026-01-01T00:00:00Z"), &TimeZone::UTC);
+        assert_eq!(found, Some(wall(comes)), "{text}");
+        assert!(calendar(text).next_after(Wall(0), &TimeZone::UTC).is_some(), "{text}");
+    }
+}
+
+proptest! {
+    /// Whatever day is named, in whatever zone, it comes, and nothing else does.
+    #[test]
+    fn a_named_day_comes_once(
+        year in 1970..2200i16, month in 1..13i8, day in 1..29i8, hour in 0..24i8, from in 0i64..6_000_000_000
+    ) {
+        prop_assume!((year, month, day) > (1970, 1, 2));
+        let when = calendar(&format!("{year}-{month}-{day} {hour}:00"));
+        let comes = when.next_after(Wall(0), &TimeZone::UTC).unwrap();
+        let local = TimeZone::UTC.to_datetime(Timestamp::from_microsecond(comes.0).unwrap());
+        prop_assert_eq!((local.year(), local.month(), local.day(), local.hour()), (year, month, day, hour));
+        let from = Wall(from * 1_000_000);
+        prop_assert_eq!(when.next_after(from, &TimeZone::UTC), (comes > from).then_some(comes));
+    }
 }
 
 #[test]

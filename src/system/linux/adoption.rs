@@ -119,11 +119,18 @@ impl Linux {
         let Some(due) = self.later.take_due(self.now()) else { return events };
         for (launch, identity) in due.processes {
             let Launch { run, role, ref instance, .. } = launch;
-            if self.runs.contains_key(&run) && self.take_over(&launch, &identity) == Proof::Dead {
-                self.note_end(run, identity.pid);
-                let outcome = Outcome::Unknown;
-                events.push(self.event(instance, Happening::Ended { run, role, outcome }));
+            if !self.runs.contains_key(&run) {
+                continue;
             }
+            let what = match self.take_over(&launch, &identity) {
+                Proof::Alive => continue,
+                Proof::Dead => {
+                    self.note_end(run, identity.pid);
+                    Happening::Ended { run, role, outcome: Outcome::Unknown }
+                }
+                Proof::Unknown(why) => Happening::Unproven { run, why },
+            };
+            events.push(self.event(instance, what));
         }
         for (launch, identity) in due.readiness {
             self.reopen_channels(&launch, &identity);

@@ -8,7 +8,6 @@ use mio::{Interest, Token};
 use super::super::alarm::Alarm;
 use super::super::file_waits::Tells;
 use super::super::notify::NotifySocket;
-use super::super::paths::Paths;
 use super::super::{answer, fifo, process};
 use super::Linux;
 use super::births::Launching;
@@ -101,7 +100,12 @@ impl Linux {
                 events.extend(run.map(|run| self.event(&socket, Happening::Called { run })));
             }
             Some(Watched::Paths) => {
-                let touched = self.paths.as_mut().map(Paths::look).unwrap_or_default();
+                let Some(paths) = &mut self.paths else { return events };
+                let (touched, has_more) = paths.look();
+                let fd = paths.as_fd().as_raw_fd();
+                if has_more {
+                    self.tell_again(token, fd);
+                }
                 for run in touched {
                     events.extend(self.event_of(run, Happening::Touched { run }));
                 }
