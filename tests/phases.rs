@@ -76,7 +76,8 @@ fn ended() -> Life {
 }
 
 fn stopping(rung: Rung) -> Phase {
-    Phase::Stopping { cause: StopCause::GoalDown, rung, rung_since: second(5) }
+    let own_since = if rung == Rung::Dependents { Monotonic::default() } else { second(5) };
+    Phase::Stopping { cause: StopCause::GoalDown, rung, rung_since: second(5), own_since }
 }
 
 /// One row per place in which an instance can be.
@@ -133,7 +134,7 @@ fn places() -> Vec<(&'static str, Instance)> {
 /// Every happening, where it is about a run about this one.
 fn happenings(run: RunId) -> Vec<(&'static str, Happening)> {
     let outcome = Outcome::Exited(0);
-    let settled = |verdict| Happening::Settled { verdict };
+    let settled = |verdict| Happening::Settled { verdict, ends_opm: false };
     let ended = |role| Happening::Ended { run, role, outcome: outcome.clone() };
     let spawned = |role| Happening::Spawned { run, role, identity: identity(50) };
     vec![
@@ -370,9 +371,12 @@ fn a_helper_that_a_stop_did_not_wait_for_is_not_lost() {
     for role in [Role::Main, Role::Stop(1)] {
         happen(Happening::Ended { run: CURRENT, role, outcome: outcome.clone() });
     }
-    assert!(!happen(Happening::Settled { verdict: Verdict::Down }), "the first command lives");
+    assert!(
+        !happen(Happening::Settled { verdict: Verdict::Down, ends_opm: false }),
+        "the first command lives"
+    );
     assert!(happen(Happening::Ended { run: CURRENT, role: Role::Stop(0), outcome }));
-    assert!(happen(Happening::Settled { verdict: Verdict::Down }));
+    assert!(happen(Happening::Settled { verdict: Verdict::Down, ends_opm: false }));
 }
 
 /// Whether the phase is one of those that have a run.
@@ -454,7 +458,7 @@ fn any_happening() -> impl Strategy<Value = Happening> {
         1 => run().prop_map(|run| Happening::Called { run }),
         1 => run().prop_map(|run| Happening::Adopted { run }),
         1 => run().prop_map(|run| Happening::Unproven { run, why: "why".to_owned() }),
-        3 => any_verdict().prop_map(|verdict| Happening::Settled { verdict }),
+        3 => any_verdict().prop_map(|verdict| Happening::Settled { verdict, ends_opm: false }),
         1 => any::<bool>().prop_map(|fresh| Happening::Waits { on: vec![blocker()], fresh, epoch: None }),
         1 => Just(Happening::Forgotten),
     ]

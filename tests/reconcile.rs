@@ -8,7 +8,7 @@
     reason = "a test stops at the first surprise"
 )]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
@@ -216,7 +216,7 @@ fn any_phase() -> impl Strategy<Value = Phase> {
         2 => Just(Phase::Starting),
         5 => Just(Phase::Up),
         3 => (any_cause(), rung).prop_map(|(cause, rung)| Phase::Stopping {
-            cause, rung, rung_since: ago(300),
+            cause, rung, rung_since: ago(300), own_since: ago(300),
         }),
         1 => (0..2_000u64).prop_map(|millis| Phase::Backoff {
             until: ago(1_000).after(Span::millis(millis)),
@@ -313,6 +313,7 @@ fn instance(facts: Facts, unit: &Unit, pid: i32) -> Instance {
         outcome: Some(Outcome::Exited(1)),
         at: ago(since),
         ready_for: None,
+        ends_opm: false,
     };
     Instance {
         last: run.is_none().then(|| Box::new(last)),
@@ -330,6 +331,9 @@ fn any_shutdown() -> impl Strategy<Value = Option<Shutdown>> {
     let some = (hurry, prop::option::of(0..3_000u64)).prop_map(|(hurry, deadline)| Shutdown {
         began: ago(1_000),
         deadline: deadline.map(|millis| ago(1_000).after(Span::millis(millis))),
+        reserve: Span::ZERO,
+        stages: BTreeMap::new(),
+        is_asked: true,
         hurry,
         code: 0,
         why: String::new(),
@@ -657,7 +661,8 @@ fn first_of_two_stops(kind: Kind, second: Phase, dependent: Phase) -> Vec<Step> 
     let first = InstanceId::parse("a@1").unwrap();
     units[0].instances.entry(first.clone()).or_default().hold = Some(Box::new(hold()));
     let (cause, rung) = (StopCause::GoalDown, Rung::Dependents);
-    let stopping = Phase::Stopping { cause, rung, rung_since: ago(300) };
+    let (rung_since, own_since) = (ago(300), ago(300));
+    let stopping = Phase::Stopping { cause, rung, rung_since, own_since };
     let facts = |phase| Facts {
         phase,
         main: Some(Life::Running(ago(500))),
@@ -822,7 +827,9 @@ impl Obliging {
             Action::WatchTree(run) | Action::KillHelper(run, _) => {
                 self.happen(id, Happening::Tree { run, left: 0 });
             }
-            Action::Settle(verdict) => self.happen(id, Happening::Settled { verdict }),
+            Action::Settle(verdict) => {
+                self.happen(id, Happening::Settled { verdict, ends_opm: false })
+            }
             Action::Wait { on, fresh } => {
                 self.happen(id, Happening::Waits { on, fresh, epoch: None });
             }

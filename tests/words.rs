@@ -54,7 +54,7 @@ fn a_former_main_process_is_of_the_run_and_its_end_is_not_the_run_s() {
     assert_eq!(main_of(&observed), (11, true, 3));
     happen(&mut observed, Happening::StopBegan { run, cause: StopCause::GoalDown });
     assert!(happen(&mut observed, ended(Role::Main)));
-    let settled = Happening::Settled { verdict: Verdict::Down };
+    let settled = Happening::Settled { verdict: Verdict::Down, ends_opm: false };
     assert!(!happen(&mut observed, settled.clone()), "the one before it lives");
     assert!(!happen(&mut observed, main_is(12, 3)), "what has ended is followed by nobody");
     assert!(happen(&mut observed, ended(Role::Former(2))));

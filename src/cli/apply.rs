@@ -18,6 +18,7 @@ use crate::model::{FilePath, MESSAGE_BYTES_MAX, Span};
 use crate::plan::{self, Basis};
 use crate::protocol::FileToSend;
 use crate::supervisor::{Source, State};
+use crate::system::monotonic_now;
 
 /// Longest standard input that is taken as a unit file, in bytes.
 const STDIN_BYTES_MAX: u64 = 4 * 1024 * 1024;
@@ -167,11 +168,24 @@ pub(super) fn apply(global: &Global, args: &Apply) -> Outcome {
     if let Some(time) = args.confirm.filter(|_| !found.is_empty()) {
         output::note(&format!("opm: taken back in {time} unless `opm confirm` follows"));
     }
-    let settled = settle_changes(global, &mut client, &reply, args.waiting);
-    if found.is_empty() || !args.rollback_on_failure {
+    let settled = settle_changes(global, &mut client, &reply, waiting_of(args));
+    if found.is_empty() || trial.is_none() {
         return settled;
     }
-    back_on_failure(global, &mut client, args, settled)
+    let tried = reply.get("generation").and_then(Value::as_u64).unwrap_or(0);
+    if args.rollback_on_failure {
+        return back_on_failure(global, &mut client, args, tried, settled);
+    }
+    if settled.is_ok() {
+        is_still_in_force(&mut client, tried)?;
+    }
+    settled
+}
+
+/// How an apply is waited for: where it is taken back when it fails, not without end.
+fn waiting_of(args: &Apply) -> Waiting {
+    let timeout = args.waiting.timeout.or(args.rollback_on_failure.then_some(ROLLBACK_AFTER));
+    Waiting { timeout, ..args.waiting }
 }
 
 /// How long an apply may take that is taken back where it fails: as long as somebody waits for it,
@@ -181,18 +195,31 @@ fn trial_of(args: &Apply) -> Span {
     Span::nanos(wait.as_nanos().saturating_add(DECIDE.as_nanos()))
 }
 
+/// Fails where something else is in force by now: what came to rest is that.
+fn is_still_in_force(client: &mut Client, tried: u64) -> Result<(), Error> {
+    let info = client.call("Info", json!({}))?;
+    let applied = info.get("applied").and_then(Value::as_u64).unwrap_or(0);
+    if applied == tried {
+        return Ok(());
+    }
+    let message = format!("generation {tried} was taken back; generation {applied} is in force");
+    Err(Error::new(Exit::Failed, message))
+}
+
 /// Keeps what came up, and takes back what did not. Where this process ends before, the daemon does
 /// so itself when the time is over.
 fn back_on_failure(
     global: &Global,
     client: &mut Client,
     args: &Apply,
+    tried: u64,
     settled: Outcome,
 ) -> Outcome {
     let reason = match settled {
         Ok(Exit::Done) => {
+            is_still_in_force(client, tried)?;
             if args.confirm.is_none() {
-                client.call("Confirm", json!({}))?;
+                client.call("Confirm", json!({ "of": tried }))?;
             }
             return Ok(Exit::Done);
         }
@@ -202,8 +229,11 @@ fn back_on_failure(
     };
     let mut message = format!("taken back: {reason}");
     message.truncate(message.floor_char_boundary(MESSAGE_BYTES_MAX));
-    let parameters = json!({ "message": message, "rolling": args.rolling.batch() });
-    let reply = client.call("Rollback", parameters)?;
+    let rolling = args.rolling.batch();
+    let parameters = json!({ "of": tried, "message": message, "rolling": rolling });
+    let reply = client.call("Rollback", parameters).map_err(|error| {
+        Error::new(Exit::Failed, format!("{reason}; it is not taken back now: {}", error.message))
+    })?;
     let to = reply.get("to").and_then(Value::as_u64).unwrap_or(0);
     let generation = reply.get("generation").and_then(Value::as_u64).unwrap_or(0);
     let to = if to == 0 { "nothing".to_owned() } else { format!("generation {to}") };
@@ -246,13 +276,17 @@ fn settle(
     if waiting.no_wait {
         return Ok(Exit::Done);
     }
+    let began = monotonic_now();
     if !removed.is_empty() {
         units::wait_settled(global, client, removed, "down", waiting.timeout)?;
     }
     if names.is_empty() {
         return Ok(Exit::Done);
     }
-    units::wait_settled(global, client, names, "settled", waiting.timeout)
+    // One wait for both.
+    let waited = monotonic_now().since(began);
+    let left = waiting.timeout.map(|timeout| timeout.less(waited));
+    units::wait_settled(global, client, names, "settled", left)
 }
 
 fn refuse_mistakes(source: &Source) -> Result<(), Error> {

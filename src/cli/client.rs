@@ -199,17 +199,31 @@ impl Client {
                 continue;
             }
             let end = value.get("result").and_then(Value::as_str).unwrap_or_default().to_owned();
-            return Ok(Waited { end, rows });
+            let why = value.get("why").and_then(Value::as_str).unwrap_or_default().to_owned();
+            return Ok(Waited { end, rows, why });
         }
     }
 }
 
 /// How a wait ended.
 pub(super) struct Waited {
-    /// `reached`, `failed` or `timeout`.
+    /// `reached`, `failed`, `timeout` or `shutdown`.
     pub(super) end: String,
     /// How the instances were then.
     pub(super) rows: Vec<Row>,
+    /// Why opm goes down, where it does.
+    pub(super) why: String,
+}
+
+impl Waited {
+    /// Fails where opm goes down: then nothing comes up, and nobody knows whether it would have.
+    pub(super) fn unless_over(self) -> Result<Self, Error> {
+        if self.end == "shutdown" {
+            let message = format!("opm is shutting down: {}", crate::system::plain(&self.why));
+            return Err(Error::new(Exit::Failed, message));
+        }
+        Ok(self)
+    }
 }
 
 /// The instances of a reply.

@@ -1,5 +1,7 @@
 //! Commands that change what is wanted: `start`, `stop`, `restart` and their kin.
 
+use std::process::{Command, Stdio};
+
 use serde_json::{Value, json};
 
 use super::args::{Change, Global, Kill, Names, Restart, Stop, Until, Waiting};
@@ -65,6 +67,7 @@ pub(super) fn wait_settled(
     let mut progress = Progress::new(global);
     let waited = client.wait(units, condition, timeout, true, &mut |rows| progress.show(rows))?;
     progress.end();
+    let waited = waited.unless_over()?;
     if waited.end == "timeout" {
         let open = waited.rows.iter().filter(|row| !row.settled);
         let names: Vec<String> =
@@ -195,13 +198,36 @@ pub(super) fn restore(global: &Global) -> Outcome {
 
 /// `opm reexec`.
 pub(super) fn reexec(global: &Global) -> Outcome {
-    Client::connect(global)?.call("Reexec", json!({}))?;
+    let before = Client::connect(global)?.call("Info", json!({}))?;
+    // Whatever is run in the place of pid 1 and is no opm takes everything with it.
+    let program = before.get("program").and_then(Value::as_str).unwrap_or_default();
+    is_opm(program).map_err(|reason| {
+        let message = format!("cannot run `{program}`: {reason}; the old program goes on");
+        Error::new(Exit::Refused, message)
+    })?;
+    match Client::connect(global)?.call("Reexec", json!({})) {
+        // It is answered where it fails; else the connection ends with the old program.
+        Err(error) if error.exit == Exit::NoDaemon => {}
+        Err(error) => return Err(error),
+        Ok(_) => {}
+    }
     // The new program listens on a new socket, under the same name.
     let info = Client::connect(global)?.call("Info", json!({}))?;
     let version = info.get("version").and_then(Value::as_str).unwrap_or_default();
     let pid = info.get("pid").and_then(Value::as_u64).unwrap_or(0);
     output::line(&format!("opm {version} goes on as process {pid}"))?;
     Ok(Exit::Done)
+}
+
+/// Whether this program says that it is opm.
+fn is_opm(program: &str) -> Result<(), String> {
+    let words = |error: std::io::Error| crate::system::plain(&error.to_string());
+    let said =
+        Command::new(program).arg("--version").stdin(Stdio::null()).output().map_err(words)?;
+    if said.status.success() && said.stdout.starts_with(b"opm ") {
+        return Ok(());
+    }
+    Err("it does not say that it is opm when asked for its `--version`".to_owned())
 }
 
 /// `opm shutdown`: returns when the daemon is gone.

@@ -24,7 +24,7 @@ pub(super) enum Answer {
     /// The client waits; replies come with what happens.
     Later,
     /// This reply, then the program is replaced.
-    Reexec(Reply),
+    Reexec,
 }
 
 impl From<Result<Value, Failure>> for Answer {
@@ -71,7 +71,7 @@ pub(super) fn answer(
                 }
                 "Wait" => wait(supervisor, clients, client, call),
                 "Reexec" => match supervisor.hand_over() {
-                    Ok(()) => Answer::Reexec(Reply::last(json!({}))),
+                    Ok(()) => Answer::Reexec,
                     Err(refusal) => Err(refusal.into()).into(),
                 },
                 _ => {
@@ -126,7 +126,10 @@ fn control(
             changes(&applied, &source)
         }
         "Stop" => stop(supervisor, parameters, by),
-        "Confirm" => Ok(json!({ "generation": supervisor.confirm()? })),
+        "Confirm" => {
+            supervisor.is_in_force(parameters.number("of")?)?;
+            Ok(json!({ "generation": supervisor.confirm()? }))
+        }
         "Rollback" | "History" | "Record" | "Difference" => {
             history::answer(supervisor, method, parameters, by)
         }
@@ -155,7 +158,7 @@ fn control(
         "Restore" => Ok(restore(supervisor)),
         "Shutdown" => {
             let why = "opm shutdown".to_owned();
-            supervisor.begin_shutdown(0, options.shutdown_budget, why);
+            supervisor.ask_to_shut_down(options.shutdown_budget, why);
             Ok(json!({}))
         }
         _ => Err(Failure::MethodNotFound(format!("{CONTROL}.{method}"))),
@@ -167,7 +170,9 @@ fn info(supervisor: &Supervisor<Linux>) -> Value {
     json!({
         "version": env!("CARGO_PKG_VERSION"),
         "pid": std::process::id(),
+        "program": super::setup::program().map(|path| path.to_string_lossy().into_owned()).ok(),
         "generation": supervisor.desired().generation,
+        "applied": supervisor.desired().applied,
         "run_dir": dirs.run.to_string_lossy(),
         "state_dir": dirs.state.to_string_lossy(),
         "log_dir": dirs.logs.to_string_lossy(),

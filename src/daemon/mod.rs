@@ -23,6 +23,7 @@ pub use files::{SourceOptions, read_source};
 pub use setup::BootFailure;
 
 use crate::model::{Monotonic, Signal, Span};
+use crate::protocol::Failure;
 use crate::supervisor::{Source, Supervisor};
 use crate::system::{Dirs, Environment, Linux, System, SystemError};
 use clients::Clients;
@@ -84,7 +85,8 @@ struct Daemon {
     supervisor: Supervisor<Linux>,
     clients: Option<Clients>,
     options: Options,
-    reexec: bool,
+    /// Who asked to run the program on disk in our place.
+    reexec: Option<Token>,
     /// Why the run directory could not be made again when it was last tried.
     unmade: Option<String>,
     panics: Vec<Monotonic>,
@@ -144,10 +146,10 @@ fn supervise(options: Options, ready: Ready<'_>) -> Result<u8, BootFailure> {
             }
             return Ok(code);
         }
-        if daemon.reexec {
-            daemon.reexec = false;
+        if let Some(client) = daemon.reexec.take() {
             let error = daemon.replace_program();
             log::error!("{error}; going on as before");
+            daemon.tell_failure(client, error);
         }
     }
 }
@@ -163,7 +165,7 @@ impl Daemon {
             let cycle = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
                 self.turn(taken);
                 let goes_on = self.sleep(&mut kernel, &mut events);
-                if self.reexec {
+                if self.reexec.is_some() {
                     // Who ended in the same moment is reaped, and the next program cannot see it.
                     self.turn(std::mem::take(&mut events));
                 }
@@ -171,7 +173,7 @@ impl Daemon {
             }));
             match cycle {
                 Ok(true) => {}
-                Ok(false) => return self.supervisor.is_over().filter(|_| !self.reexec),
+                Ok(false) => return self.supervisor.is_over().filter(|_| self.reexec.is_none()),
                 Err(_) => {
                     if let Some(code) = self.panicked() {
                         return Some(code);
@@ -184,7 +186,7 @@ impl Daemon {
     /// Waits for the kernel, unless the loop is over, and takes what it has to tell. Returns whether
     /// the loop goes on.
     fn sleep(&mut self, kernel: &mut Events, events: &mut Vec<crate::model::Event>) -> bool {
-        if self.reexec || self.supervisor.is_over().is_some() {
+        if self.reexec.is_some() || self.supervisor.is_over().is_some() {
             return false;
         }
         // A signal that interrupts the wait has made its descriptor readable, or means nothing.
@@ -340,7 +342,7 @@ impl Daemon {
         match number {
             libc::SIGTERM | libc::SIGINT => {
                 let budget = self.options.shutdown_budget;
-                self.supervisor.begin_shutdown(0, budget, signal.to_string());
+                self.supervisor.ask_to_shut_down(budget, signal.to_string());
             }
             libc::SIGHUP => self.reapply(),
             _ => log::info!("{signal} has no meaning for opm"),
@@ -394,12 +396,7 @@ impl Daemon {
                     clients.send(token, &reply, self.poll.registry());
                 }
                 calls::Answer::Reply(_) | calls::Answer::Later => {}
-                calls::Answer::Reexec(reply) => {
-                    if !call.oneway {
-                        clients.send(token, &reply, self.poll.registry());
-                    }
-                    self.reexec = true;
-                }
+                calls::Answer::Reexec => self.reexec = Some(token),
             }
         }
         clients.flush(token, self.poll.registry());
@@ -420,12 +417,23 @@ impl Daemon {
         error
     }
 
+    /// Tells who asked for the program on disk why it does not run.
+    fn tell_failure(&mut self, client: Token, error: SystemError) {
+        let Some(clients) = &mut self.clients else { return };
+        let failure = Failure::Refused(format!("{error}; the old program goes on"));
+        clients.send(client, &failure.into(), self.poll.registry());
+    }
+
     /// All runs are over: what no unit owns gets TERM and, after a while, KILL. PID 1 leaves last.
     fn end(&mut self) {
         if !self.options.stateless {
             self.cut_short.say(&self.supervisor);
         }
-        let left = self.sweep(Signal::TERM, STRAYS_WAIT);
+        // Of the time for a shutdown they get what is left.
+        let now = self.supervisor.system().now();
+        let deadline = self.supervisor.shutdown().and_then(|shutdown| shutdown.deadline);
+        let wait = deadline.map_or(STRAYS_WAIT, |deadline| STRAYS_WAIT.min(deadline.since(now)));
+        let left = self.sweep(Signal::TERM, wait);
         if left > 0 && self.sweep(Signal::KILL, STRAYS_KILL_WAIT) > 0 {
             log::warn!("processes are left that could not be killed");
         }

@@ -177,7 +177,7 @@ fn line<S: System>(supervisor: &Supervisor<S>, notice: &Notice) -> Option<(Level
         Happening::Tree { left: left @ 1.., .. } => {
             (Level::Info, format!("its main process is gone, {left} others are left"))
         }
-        Happening::Settled { verdict } => {
+        Happening::Settled { verdict, .. } => {
             let by_shortage = match &notice.reason {
                 Some(Reason::Ended(Some(outcome))) => shortage(outcome).is_some(),
                 _ => false,

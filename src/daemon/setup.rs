@@ -146,7 +146,7 @@ pub(super) fn build(mut options: Options) -> Result<(Daemon, Option<PassedOver>)
         supervisor,
         clients,
         options,
-        reexec: false,
+        reexec: None,
         unmade: None,
         panics: Vec::new(),
         repeats: report::Repeats::default(),
@@ -244,6 +244,15 @@ fn command_unit(command: &[OsString], alone: bool) -> Result<Unit, BootFailure> 
     Ok(unit)
 }
 
+/// The program on disk that we are.
+pub(super) fn program() -> std::io::Result<PathBuf> {
+    let path = fs::read_link("/proc/self/exe")?;
+    // An upgrade replaced the file: its name is what counts.
+    let text = path.as_os_str().as_bytes();
+    let text = text.strip_suffix(b" (deleted)").unwrap_or(text);
+    Ok(PathBuf::from(std::ffi::OsStr::from_bytes(text)))
+}
+
 /// Runs the program on disk in our place, with the same arguments, and hands over the lock.
 pub(super) fn exec_again(
     options: &Options,
@@ -251,13 +260,8 @@ pub(super) fn exec_again(
     clients: Option<&Clients>,
 ) -> SystemError {
     let error = |reason: &dyn fmt::Display| SystemError::new("exec", "opm", reason);
-    let program = match fs::read_link("/proc/self/exe") {
-        Ok(path) => {
-            // An upgrade replaced the file: its name is what counts.
-            let text = path.as_os_str().as_bytes();
-            let text = text.strip_suffix(b" (deleted)").unwrap_or(text);
-            PathBuf::from(std::ffi::OsStr::from_bytes(text))
-        }
+    let program = match program() {
+        Ok(program) => program,
         Err(reason) => return error(&reason),
     };
     let Some(locks) = linux.hand_over_lock() else {

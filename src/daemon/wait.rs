@@ -312,7 +312,9 @@ impl Wait {
         touched: &BTreeSet<InstanceId>,
     ) -> (Option<Reply>, bool) {
         let late = self.deadline.is_some_and(|deadline| supervisor.system().now() >= deadline);
-        if self.open > 0 && !late {
+        // Nothing comes up any more, and what has come goes.
+        let ends = supervisor.shutdown().filter(|_| self.goal != Goal::Down);
+        if self.open > 0 && !late && ends.is_none() {
             if !self.more || touched.is_empty() {
                 return (None, false);
             }
@@ -321,11 +323,13 @@ impl Wait {
         }
         let reached = self.standings.values().all(|standing| *standing == Progress::Reached);
         let result = match (self.open, reached) {
+            _ if ends.is_some() => "shutdown",
             (0, true) => "reached",
             (0, false) => "failed",
             _ => "timeout",
         };
         let rows = self.rows(supervisor, self.standings.keys(), true);
-        (Some(Reply::last(json!({ "result": result, "instances": rows }))), true)
+        let why = ends.map(|shutdown| &shutdown.why);
+        (Some(Reply::last(json!({ "result": result, "instances": rows, "why": why }))), true)
     }
 }

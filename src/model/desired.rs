@@ -84,6 +84,9 @@ pub struct InstanceWish {
     /// Added to the unit's epoch.
     #[serde(default)]
     pub epoch: u64,
+    /// The epoch that another unit's end asked for last, and nobody by hand.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub automatic: Option<u64>,
 }
 
 /// "Stopped by hand".
@@ -120,6 +123,12 @@ impl Unit {
     /// The hold that keeps an instance down, if any.
     pub fn hold_of(&self, id: &InstanceId) -> Option<&Hold> {
         self.hold.as_deref().or_else(|| self.instances.get(id)?.hold.as_deref())
+    }
+
+    /// Whether the end of another unit asks for the next run of this instance, and nobody by hand.
+    pub fn is_automatic(&self, id: &InstanceId) -> bool {
+        let asked = self.instances.get(id).and_then(|wish| wish.automatic);
+        asked == Some(self.epoch_of(id))
     }
 
     /// The epoch that a run of this instance has to serve.

@@ -455,6 +455,9 @@ pub enum Happening {
     Settled {
         /// What follows.
         verdict: Verdict,
+        /// Whether opm ends with it.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        ends_opm: bool,
     },
     /// It would start, but for these.
     Waits {

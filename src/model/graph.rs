@@ -167,21 +167,32 @@ impl Graph {
         }
     }
 
-    /// Longest path through `needs`, without recursion: units in order of readiness.
     fn measure_depth(&mut self) {
-        let mut open: BTreeMap<UnitName, usize> =
-            self.nodes.iter().map(|(name, node)| (name.clone(), node.needs.len())).collect();
-        let mut ready: Vec<UnitName> =
-            open.iter().filter(|(_, left)| **left == 0).map(|(name, _)| name.clone()).collect();
-        while let Some(name) = ready.pop() {
-            let Some(node) = self.nodes.get_mut(&name) else { continue };
-            node.depth = node.depth.max(1);
-            let (depth, dependents) = (node.depth, node.dependents.clone());
-            for Need { unit: dependent, .. } in dependents {
-                if let Some(node) = self.nodes.get_mut(&dependent) {
-                    node.depth = node.depth.max(depth.saturating_add(1));
+        let depths: Vec<u32> = self.stages(|_| true).into_values().collect();
+        for (node, depth) in self.nodes.values_mut().zip(depths) {
+            node.depth = depth;
+        }
+    }
+
+    /// How many stages of a shutdown begin with each unit's, where only some units take one: the longest
+    /// path through `needs`.
+    pub fn stages(&self, takes_one: impl Fn(&UnitName) -> bool) -> BTreeMap<&UnitName, u32> {
+        let own = |unit| u32::from(takes_one(unit));
+        let mut stages: BTreeMap<&UnitName, u32> =
+            self.nodes.keys().map(|unit| (unit, own(unit))).collect();
+        // Without recursion: units in order of readiness.
+        let mut open: BTreeMap<&UnitName, usize> =
+            self.nodes.iter().map(|(unit, node)| (unit, node.needs.len())).collect();
+        let mut ready: Vec<&UnitName> =
+            open.iter().filter(|(_, left)| **left == 0).map(|(unit, _)| *unit).collect();
+        while let Some(unit) = ready.pop() {
+            let below = stages.get(unit).copied().unwrap_or(0);
+            for Need { unit: dependent, .. } in self.node(unit).map_or(&[][..], |it| &it.dependents)
+            {
+                if let Some(stages) = stages.get_mut(dependent) {
+                    *stages = (*stages).max(below.saturating_add(own(dependent)));
                 }
-                if let Some(left) = open.get_mut(&dependent) {
+                if let Some(left) = open.get_mut(dependent) {
                     *left = left.saturating_sub(1);
                     if *left == 0 {
                         ready.push(dependent);
@@ -189,6 +200,7 @@ impl Graph {
                 }
             }
         }
+        stages
     }
 }
 
@@ -331,6 +343,15 @@ mod tests {
             assert_eq!(graph.is_wanted(&name(unit)), wanted, "{unit}");
         }
         assert!(!graph.is_wanted(&name("off")), "enabled: false is stronger than being needed");
+    }
+
+    #[test]
+    fn who_takes_no_stage_passes_on_those_below() {
+        let all = [("a", vec![]), ("b", vec!["a"]), ("c", vec!["b"]), ("d", vec!["c", "a"])];
+        let graph = graph(all.iter().map(|(unit, needs)| spec(unit, needs)).collect());
+        let stages = graph.stages(|unit| *unit != name("b") && *unit != name("c"));
+        let stages: Vec<u32> = stages.into_values().collect();
+        assert_eq!(stages, [1, 1, 1, 2]);
     }
 
     #[test]

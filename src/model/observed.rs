@@ -90,6 +90,10 @@ pub enum Phase {
         rung: Rung,
         /// Since when it is there.
         rung_since: Monotonic,
+        /// Since when those that depend on it are gone and its own end is under way; early where that
+        /// is not so yet.
+        #[serde(default)]
+        own_since: Monotonic,
     },
     /// It will start again.
     Backoff {
@@ -284,6 +288,7 @@ impl Run {
             ready_for: self.ready.map(|ready| stops_since.since(ready)),
             cause,
             at,
+            ends_opm: false,
         }
     }
 
@@ -351,6 +356,9 @@ pub struct End {
     pub at: Monotonic,
     /// How long it had been ready, if it was.
     pub ready_for: Option<Span>,
+    /// Whether opm ends because of it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub ends_opm: bool,
 }
 
 impl Observed {
@@ -397,6 +405,11 @@ impl Observed {
 }
 
 impl Instance {
+    /// Whether opm ends because of how its last run ended.
+    pub fn has_ended_opm(&self) -> bool {
+        self.last.as_ref().is_some_and(|end| end.ends_opm)
+    }
+
     fn enter(&mut self, phase: Phase, at: Monotonic) {
         self.phase = phase;
         self.since = at;
@@ -440,12 +453,15 @@ impl Instance {
             Happening::Tree { run, left } => {
                 self.with_run(*run, |run| run.left.replace(*left) != Some(*left))
             }
-            Happening::Settled { verdict } => {
+            Happening::Settled { verdict, ends_opm } => {
                 let over = self.run.as_ref().is_none_or(|run| {
                     matches!(self.phase, Phase::Stopping { .. }) && !run.is_alive()
                 });
                 if over {
                     self.settle(at, verdict);
+                    if let Some(last) = &mut self.last {
+                        last.ends_opm = *ends_opm;
+                    }
                 }
                 over
             }
@@ -595,7 +611,8 @@ impl Instance {
         let running = matches!(self.phase, Phase::Starting | Phase::Up);
         if current && running {
             let (cause, rung) = (cause.clone(), Rung::Dependents);
-            self.enter(Phase::Stopping { cause, rung, rung_since: at }, at);
+            let own_since = Monotonic::default();
+            self.enter(Phase::Stopping { cause, rung, rung_since: at, own_since }, at);
             self.with_run(id, Run::forget_more_time);
         }
         current && running
@@ -605,9 +622,12 @@ impl Instance {
         if self.run.as_ref().is_none_or(|run| run.id != id) {
             return false;
         }
-        if let Phase::Stopping { rung, rung_since, .. } = &mut self.phase
+        if let Phase::Stopping { rung, rung_since, own_since, .. } = &mut self.phase
             && *rung < new
         {
+            if *rung == Rung::Dependents {
+                *own_since = at;
+            }
             *rung = new;
             *rung_since = at;
             return self.with_run(id, Run::forget_more_time);

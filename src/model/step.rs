@@ -83,6 +83,8 @@ pub enum Reason {
     Changed,
     /// A wait before a restart is over.
     BackoffOver,
+    /// Another unit came to its end, and says so.
+    Follows,
     /// A unit it requires has recovered.
     Recovered(UnitName),
     /// What it needs is there; the run goes its way.
@@ -129,6 +131,7 @@ impl fmt::Display for Reason {
         match self {
             Self::Wanted => f.write_str("it is wanted"),
             Self::Asked => f.write_str("asked for by hand"),
+            Self::Follows => f.write_str("the end of another unit starts it"),
             Self::Changed => f.write_str("its definition changed"),
             Self::BackoffOver => f.write_str("restart"),
             Self::Recovered(unit) => write!(f, "`{unit}` has recovered"),

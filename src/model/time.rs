@@ -77,6 +77,18 @@ impl Span {
         Self((self.0 as f64 * factor) as u64)
     }
 
+    /// This length and another one.
+    #[must_use]
+    pub fn plus(self, other: Self) -> Self {
+        Self(self.0.saturating_add(other.0))
+    }
+
+    /// What is left of this length without another.
+    #[must_use]
+    pub fn less(self, other: Self) -> Self {
+        Self(self.0.saturating_sub(other.0))
+    }
+
     /// An equal share of this length for each of `parts`, at least one.
     #[must_use]
     pub fn share(self, parts: u32) -> Self {

@@ -1,6 +1,6 @@
 //! The difference of two desired states: what an operator reads before it happens.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::fields::{Fields, conceal, fields_of};
 use super::ripple;
-use crate::model::{Desired, Graph, Kind, Observed, Span, Spec, UnitName};
+use crate::model::{Desired, Graph, Kind, Observed, Phase, Span, Spec, Unit, UnitName};
 
 /// What an apply will do.
 #[derive(Debug, Clone, PartialEq, Serialize, Default)]
@@ -54,7 +54,7 @@ pub enum Effect {
     Restart,
     /// It changes without a restart.
     Live,
-    /// It was known, and is to be up now.
+    /// It was known and did not run, and is to run now.
     Start,
     /// It is new.
     Create,
@@ -125,8 +125,8 @@ pub fn plan(old: &Desired, new: &Desired, observed: &Observed) -> Plan {
     ripple::add_dependents(&mut changes, new, &graph, observed);
     for change in &mut changes {
         change.rolling = ripple::rolling(change, new);
-        change.down_ms = down_time(change, old, new).map(Span::as_millis_up);
     }
+    measure_down_times(&mut changes, old, new, &graph);
     changes.sort_by_key(|change| {
         let depth = graph.node(&change.unit).map_or(1, |node| node.depth);
         // What goes down does so dependents first, what comes up does so the other way round.
@@ -171,6 +171,7 @@ fn change(
                 (true, false) if runs => (Effect::Stop, fields),
                 (false, true) if !runs => (Effect::Start, fields),
                 _ if fields.is_empty() => return None,
+                (_, true) if !runs && begins_anew(after, observed) => (Effect::Start, fields),
                 _ if restarts && runs => (Effect::Restart, fields),
                 _ => (Effect::Live, fields),
             }
@@ -187,16 +188,50 @@ fn change(
     })
 }
 
-/// For how long a restart takes a unit away at most, as far as its own times go.
-fn down_time(change: &Change, old: &Desired, new: &Desired) -> Option<Span> {
-    if change.effect != Effect::Restart || change.rolling.is_some() {
-        return None;
+/// Whether an instance that has come to its end is to run again by this definition.
+fn begins_anew(unit: &Unit, observed: &Observed) -> bool {
+    let mut instances = observed.of_unit(&unit.spec.name);
+    unit.spec.schedule.is_none()
+        && instances.any(|(id, instance)| {
+            let is_over = matches!(
+                instance.phase,
+                Phase::Done | Phase::Failed { .. } | Phase::Skipped { .. }
+            );
+            let is_other = instance.hash != unit.hash || instance.epoch != unit.epoch_of(id);
+            is_over && is_other && unit.spec.has_instance(id) && unit.hold_of(id).is_none()
+        })
+}
+
+/// For how long each restart takes a unit away at most: its own times, and those of what it needs and
+/// what comes before it.
+fn measure_down_times(changes: &mut [Change], old: &Desired, new: &Desired, graph: &Graph) {
+    let mut times: BTreeMap<UnitName, Option<Span>> = BTreeMap::new();
+    let depth = |change: &Change| graph.node(&change.unit).map_or(1, |node| node.depth);
+    changes.sort_by_key(depth);
+    for change in changes {
+        let needs = graph.node(&change.unit).map_or(&[][..], |node| &node.needs);
+        let before = needs.iter().filter_map(|need| times.get(&need.unit).copied());
+        let before = before.reduce(|a, b| Some(a?.max(b?))).unwrap_or(Some(Span::ZERO));
+        let time = own_time(change, old, new).and_then(|own| Some(own.plus(before?)));
+        let is_away = matches!(change.effect, Effect::Restart | Effect::Start | Effect::Create);
+        if is_away {
+            times.insert(change.unit.clone(), time);
+        }
+        let is_told = change.effect == Effect::Restart && change.rolling.is_none();
+        let is_process = new.units.get(&change.unit).is_some_and(|it| it.spec.process.is_some());
+        change.down_ms = time.filter(|_| is_told && is_process).map(Span::as_millis_up);
     }
-    let (old, new) = (old.units.get(&change.unit)?, new.units.get(&change.unit)?);
-    new.spec.process.as_ref()?;
-    let (stop, start) = (old.spec.stop.time(), new.spec.start_timeout);
-    let is_endless = stop == Span::FOREVER || start == Span::FOREVER;
-    (!is_endless).then(|| Span::nanos(stop.as_nanos().saturating_add(start.as_nanos())))
+}
+
+/// How long a unit's own stop and start take at most, where they have an end.
+fn own_time(change: &Change, old: &Desired, new: &Desired) -> Option<Span> {
+    let new = &new.units.get(&change.unit)?.spec;
+    let goes = change.effect == Effect::Restart;
+    let old = old.units.get(&change.unit).filter(|_| goes);
+    let stop = old.map_or(Span::ZERO, |old| old.spec.stop.time());
+    // A task is there when it has completed, which may take as long as it likes.
+    let start = if new.kind == Kind::Task { Span::FOREVER } else { new.start_timeout };
+    (stop != Span::FOREVER && start != Span::FOREVER).then(|| stop.plus(start))
 }
 
 /// The keys in which two specs differ.

@@ -262,7 +262,14 @@ mod tests {
             (StopCause::MainEnded, true),
             (StopCause::GoalDown, true),
         ] {
-            let last = End { run: RunId(1), cause, outcome: None, at: second(1), ready_for: None };
+            let last = End {
+                run: RunId(1),
+                cause,
+                outcome: None,
+                at: second(1),
+                ready_for: None,
+                ends_opm: false,
+            };
             let words = format!("{:?}", last.cause);
             let instance = Instance { last: Some(Box::new(last)), ..blank.clone() };
             assert_eq!(!scene.waits(&instance, true).is_empty(), waits, "{words}");

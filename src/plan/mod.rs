@@ -35,13 +35,13 @@ pub use fields::{conceal, fields_of};
 pub use lazy::{is_lazy, waits_at};
 pub use order::{Standing, blockers, standing};
 pub use probe::{failures, is_unhealthy};
-pub use restart::{has_done, verdict};
+pub use restart::{code_of_what_ends, ends_opm, goes_on_by_policy, has_done, verdict};
 pub use roll::{Turn, is_outdated, turn};
 pub use schedule::{MISSED_AFTER, rests_until_due};
 pub use start::reload_action;
 pub use why::{few, health, waited_for, why};
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::model::{
     Action, Agenda, Desired, Graph, Instance, InstanceId, Monotonic, Observed, Phase, Reason, Rung,
@@ -72,14 +72,29 @@ pub struct Shutdown {
     pub began: Monotonic,
     /// When everything must be gone; `None`: when each unit's own time is over.
     pub deadline: Option<Monotonic>,
+    /// What of that time is for those that are spared.
+    pub reserve: Span,
+    /// How many stages begin with each unit's, counted when it began: only what runs takes one.
+    pub stages: BTreeMap<UnitName, u32>,
     /// How much patience is left.
     pub hurry: Hurry,
+    /// Whether anybody has asked for it: opm also goes down by itself, and to ask for that is not to
+    /// ask again.
+    pub is_asked: bool,
     /// The exit code that opm will have.
     pub code: u8,
     /// Why, in words.
     pub why: String,
     /// Units that stay up until everything else is gone.
     pub spared: BTreeSet<UnitName>,
+}
+
+impl Shutdown {
+    /// When all that is stopped now must be gone.
+    pub(crate) fn end(&self) -> Option<Monotonic> {
+        let reserve = if self.spared.is_empty() { Span::ZERO } else { self.reserve };
+        self.deadline.map(|deadline| self.began.after(deadline.since(self.began).less(reserve)))
+    }
 }
 
 /// How much patience a shutdown has.
@@ -153,9 +168,9 @@ pub fn decide(view: &View<'_>, id: &InstanceId, now: Monotonic) -> Due {
     let instance = view.observed.get(id).unwrap_or(&blank);
     match (&instance.phase, &instance.run) {
         (Phase::Unproven { .. }, _) => Due::NOTHING,
-        (Phase::Stopping { cause, rung, rung_since }, Some(run)) => {
-            let (rung, since) = (*rung, *rung_since);
-            stop::Stopping { id, instance, run, cause, rung, since, now }.decide(view)
+        (Phase::Stopping { cause, rung, rung_since, own_since }, Some(run)) => {
+            let (rung, since, own_since) = (*rung, *rung_since, *own_since);
+            stop::Stopping { id, instance, run, cause, rung, since, own_since, now }.decide(view)
         }
         (_, Some(run)) => start::running(view, id, instance, run, now),
         (_, None) => idle(view, id, instance, now),
@@ -185,7 +200,7 @@ fn idle(view: &View<'_>, id: &InstanceId, instance: &Instance, now: Monotonic) -
     if unit.removed || !spec.has_instance(id) {
         return if known { Due::step(id, Action::Forget, Reason::Removed) } else { Due::NOTHING };
     }
-    if let Some(code) = restart::ends_opm(view, spec, instance) {
+    if let Some(code) = restart::code_of_end(view, unit, id, instance) {
         let outcome = instance.last.as_ref().and_then(|end| end.outcome.clone());
         return Due::step(id, Action::Shutdown(code), Reason::Ended(outcome));
     }

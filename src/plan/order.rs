@@ -192,18 +192,22 @@ pub(super) fn recovered_since(
             let unit = view.desired.units.get(&need.unit);
             unit.is_some_and(|unit| !must_complete(unit, need.condition))
         })
+        // One that a connection starts has not restarted.
+        .filter(|need| !lazy::is_lazy(view, &need.unit))
         .find(|need| {
-            // One that a connection starts has not restarted.
-            let mut instances = view.observed.of_unit(&need.unit);
-            !lazy::is_lazy(view, &need.unit)
-                && instances.any(|(_, instance)| {
-                    let came = instance.run.as_ref().and_then(|run| match need.condition {
-                        // Who waits for no more than its start begins before it is ready.
-                        Condition::Started => Some(run.began),
-                        Condition::Ready | Condition::Completed => run.ready,
-                    });
-                    instance.phase == Phase::Up && came.is_some_and(|at| at > since)
-                })
+            let came = |instance: &Instance| {
+                let run = instance.run.as_ref().filter(|_| instance.phase == Phase::Up)?;
+                match need.condition {
+                    // Who waits for no more than its start begins before it is ready.
+                    Condition::Started => Some(run.began),
+                    Condition::Ready | Condition::Completed => run.ready,
+                }
+            };
+            let all = || view.observed.of_unit(&need.unit).map(|(_, instance)| instance);
+            let stayed = || all().any(|instance| came(instance).is_some_and(|at| at <= since));
+            // One more beside those that were there all the time is nothing that came back.
+            let is_back = |instance: &Instance| instance.last.is_some() || !stayed();
+            all().any(|instance| came(instance).is_some_and(|at| at > since) && is_back(instance))
         })
         .map(|need| need.unit.clone())
 }

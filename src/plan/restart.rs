@@ -9,6 +9,9 @@ use crate::model::{
 /// The shortest wait after a start that failed for want of a process or descriptor.
 const PASSING_DELAY: Span = Span::millis(100);
 
+/// The starts of this time count for the wait before one that another unit's end asks for.
+const AUTOMATIC_WITHIN: Span = Span::seconds(60);
+
 /// What an instance without a run does next.
 pub(super) enum Next {
     /// Nothing, until then.
@@ -40,6 +43,10 @@ pub(super) fn after(
 ) -> Next {
     let asked = instance.epoch != unit.epoch_of(id);
     let changed = instance.hash != unit.hash;
+    let is_automatic = asked && !changed && unit.is_automatic(id);
+    if let (true, Some(end)) = (is_automatic, &instance.last) {
+        return after_another(unit, instance, end, now);
+    }
     let anew = match (asked, changed) {
         (true, _) => Some(Reason::Asked),
         (_, true) => Some(Reason::Changed),
@@ -55,8 +62,11 @@ pub(super) fn after(
             Next::Begin { fresh: true, reason: reason.unwrap_or(Reason::Wanted) }
         }
         Phase::Waiting { fresh, .. } => {
-            // Counters begin anew too where it was asked for, or changed, while it waited.
-            let fresh = *fresh || (instance.last.is_some() && anew.is_some());
+            // Counters begin anew too where it was asked for, or changed, or what it needs came back, while
+            // it waited.
+            let recovered = || order::recovered_since(view, &id.unit, instance.since).is_some();
+            let is_anew = || anew.is_some() || recovered();
+            let fresh = *fresh || (instance.last.is_some() && is_anew());
             Next::Begin { fresh, reason: Reason::Next }
         }
         Phase::Backoff { until } => {
@@ -97,30 +107,90 @@ pub(super) fn after(
     }
 }
 
-/// The exit code with which opm has to shut down because of how this instance ended for good.
-pub(super) fn ends_opm(view: &View<'_>, spec: &Spec, instance: &Instance) -> Option<u8> {
-    if view.shutdown.is_some() {
+/// What one does that has run, and is to run again because another unit came to its end. That is an
+/// automatic start like any other: units that start each other in a circle wait longer and longer, and
+/// keep to their limits.
+fn after_another(unit: &Unit, instance: &Instance, end: &End, now: Monotonic) -> Next {
+    let at = match &instance.phase {
+        Phase::Waiting { .. } => now,
+        Phase::Backoff { until } => *until,
+        Phase::Down | Phase::Failed { .. } | Phase::Done | Phase::Skipped { .. } => {
+            let restart = &unit.spec.restart;
+            let window = restart.limit.map_or(AUTOMATIC_WITHIN, |limit| limit.within);
+            let is_recent = |at: &&Monotonic| now.since(**at) < window;
+            let recent = instance.starts.iter().filter(is_recent).count();
+            let attempt = u32::try_from(recent).unwrap_or(u32::MAX).max(1);
+            let rested = end.at.after(delay(&unit.spec, attempt, end.run));
+            // The first of those that count has to be forgotten before there is room for another.
+            let full = restart.limit.and_then(|limit| {
+                let over = instance.starts.len().checked_sub(limit.starts as usize)?;
+                instance.starts.get(over).map(|first| first.after(window))
+            });
+            full.map_or(rested, |full| full.max(rested))
+        }
+        Phase::Starting | Phase::Up | Phase::Stopping { .. } | Phase::Unproven { .. } => {
+            return Next::Stay(None);
+        }
+    };
+    if now < at {
+        return Next::Stay(Some(at));
+    }
+    Next::Begin { fresh: false, reason: Reason::Follows }
+}
+
+/// Whether opm goes down because an instance comes to its end with this verdict.
+pub fn ends_opm(view: &View<'_>, id: &InstanceId, verdict: &Verdict) -> bool {
+    let (Some(unit), Some(instance)) = (view.unit(id), view.observed.get(id)) else { return false };
+    let spec = &*unit.spec;
+    // One that has rested since another end of it comes to no end now.
+    let has_ended = matches!(instance.phase, Phase::Stopping { .. } | Phase::Backoff { .. });
+    has_ended
+        && match verdict {
+            Verdict::Failed { at_limit } => {
+                spec.essential
+                    || *spec.on_failure == EndAction::Shutdown
+                    || (*at_limit && spec.restart.at_limit == AtLimit::Shutdown)
+            }
+            Verdict::Done => spec.essential || *spec.on_success == EndAction::Shutdown,
+            Verdict::Down | Verdict::Backoff { .. } | Verdict::Skipped { .. } => false,
+        }
+}
+
+/// The exit code with which opm has to shut down because of how this instance ended for good; where it
+/// is to begin anew that is over.
+pub(super) fn code_of_end(
+    view: &View<'_>,
+    unit: &Unit,
+    id: &InstanceId,
+    instance: &Instance,
+) -> Option<u8> {
+    let is_anew = instance.epoch != unit.epoch_of(id) || instance.hash != unit.hash;
+    let is_over = instance.run.is_none() && instance.has_ended_opm();
+    if view.shutdown.is_some() || !is_over || is_anew {
         return None;
     }
-    let outcome = instance.last.as_ref().and_then(|end| end.outcome.as_ref());
-    let code = outcome.map_or(1, Outcome::code);
-    match &instance.phase {
-        Phase::Failed { at_limit } => {
-            let ends = spec.essential
-                || spec.on_failure == EndAction::Shutdown
-                || (*at_limit && spec.restart.at_limit == AtLimit::Shutdown);
-            ends.then_some(code.max(1))
-        }
-        Phase::Done => (spec.essential || spec.on_success == EndAction::Shutdown).then_some(code),
-        Phase::Down
-        | Phase::Waiting { .. }
-        | Phase::Starting
-        | Phase::Up
-        | Phase::Stopping { .. }
-        | Phase::Backoff { .. }
-        | Phase::Skipped { .. }
-        | Phase::Unproven { .. } => None,
-    }
+    let has_failed = matches!(instance.phase, Phase::Failed { .. });
+    Some(code_of(instance.last.as_deref(), has_failed))
+}
+
+/// The code of opm after this end.
+fn code_of(end: Option<&End>, has_failed: bool) -> u8 {
+    let outcome = end.and_then(|end| end.outcome.as_ref());
+    outcome.map_or(1, Outcome::code).max(u8::from(has_failed))
+}
+
+/// The exit code of opm where it is asked to go down while an instance comes to an end by itself that
+/// opm would have ended with: the first cause counts.
+pub fn code_of_what_ends(view: &View<'_>, now: Monotonic) -> u8 {
+    let ends = view.observed.iter().filter_map(|(id, instance)| {
+        let Phase::Stopping { cause, .. } = &instance.phase else { return None };
+        let (run, unit) = (instance.run.as_ref()?, view.unit(id)?);
+        let end = run.as_end(cause.clone(), instance.since, now);
+        let verdict = verdict(unit, instance, &end, true);
+        let has_failed = matches!(verdict, Verdict::Failed { .. });
+        ends_opm(view, id, &verdict).then(|| (instance.since, code_of(Some(&end), has_failed)))
+    });
+    ends.min_by_key(|(since, _)| *since).map_or(0, |(_, code)| code)
 }
 
 /// The unit that is to be started because this one came to its end.
@@ -178,7 +248,9 @@ pub fn verdict(unit: &Unit, instance: &Instance, end: &End, wanted: bool) -> Ver
             return Verdict::Failed { at_limit: true };
         }
     }
-    let stable = end.ready_for.is_some_and(|span| span >= restart.reset_after);
+    // A task is ready when it has completed: however long one runs that fails, it was not.
+    let was_there = unit.spec.kind != Kind::Task || is_success(&unit.spec, end);
+    let stable = was_there && end.ready_for.is_some_and(|span| span >= restart.reset_after);
     let attempt = if stable { 1 } else { instance.attempt.saturating_add(1) };
     let delay = delay(&unit.spec, attempt, end.run);
     Verdict::Backoff { until: end.at.after(delay), attempt }
@@ -205,6 +277,13 @@ fn final_verdict(unit: &Unit, end: &End) -> Option<Verdict> {
 pub fn has_done(unit: &Unit, instance: &Instance) -> bool {
     let last = instance.last.as_ref().filter(|_| unit.spec.kind == Kind::Task);
     last.and_then(|end| final_verdict(unit, end)) == Some(Verdict::Done)
+}
+
+/// Whether a service that ended well would have gone on by what its unit says now.
+pub fn goes_on_by_policy(unit: &Unit, instance: &Instance) -> bool {
+    let is_over = instance.phase == Phase::Done && unit.spec.kind == Kind::Service;
+    let last = instance.last.as_ref().filter(|_| is_over);
+    last.is_some_and(|end| final_verdict(unit, end).is_none())
 }
 
 /// Whether a start failed for want of something that may be there again soon.
@@ -264,6 +343,7 @@ mod tests {
             outcome: Some(outcome),
             at: second(100),
             ready_for: Some(Span::millis(5)),
+            ends_opm: false,
         }
     }
 

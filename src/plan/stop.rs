@@ -1,7 +1,7 @@
 //! The stop ladder: dependents first, then the unit's own hooks and steps, then the kill, then the
 //! hooks that follow when everything is gone.
 
-use super::{Due, Hurry, View, first_stop_rung, helper_time, order, restart};
+use super::{Due, Hurry, Shutdown, View, first_stop_rung, helper_time, order, restart};
 use crate::model::{
     Action, Instance, InstanceId, Monotonic, Process, Reason, Role, Run, Rung, Span, Spec,
     StopCause, Verdict,
@@ -16,6 +16,8 @@ pub(super) struct Stopping<'a> {
     pub(super) rung: Rung,
     /// Since when it is on this rung.
     pub(super) since: Monotonic,
+    /// Since when its own end is under way.
+    pub(super) own_since: Monotonic,
     pub(super) now: Monotonic,
 }
 
@@ -24,7 +26,7 @@ impl Stopping<'_> {
         let now = self.now;
         let fallback = Spec::default();
         let spec = view.unit(self.id).map_or(&fallback, |unit| &*unit.spec);
-        let over = view.shutdown.and_then(|shutdown| shutdown.deadline).filter(|at| now >= *at);
+        let over = view.shutdown.and_then(Shutdown::end).filter(|at| now >= *at);
         if self.rung < Rung::Kill && (over.is_some() || view.hurry() == Hurry::Kill) {
             return self.climb(Rung::Kill, Reason::BudgetSpent);
         }
@@ -86,7 +88,7 @@ impl Stopping<'_> {
             return due;
         }
         let wait = spec.stop.steps.get(usize::from(n)).map_or(Span::ZERO, |step| step.wait);
-        let deadline = self.deadline(view, wait, self.run.words.more_time);
+        let deadline = self.deadline(view, spec, wait, self.run.words.more_time);
         if let Some((_, reason)) = deadline.clone().filter(|(at, _)| self.now >= *at) {
             let next = n.saturating_add(1);
             let more = spec.stop.steps.get(usize::from(next)).is_some();
@@ -101,22 +103,50 @@ impl Stopping<'_> {
     fn deadline(
         &self,
         view: &View<'_>,
+        spec: &Spec,
         wait: Span,
         extended: Option<Monotonic>,
     ) -> Option<(Monotonic, Reason)> {
         let own = (wait != Span::FOREVER).then(|| {
             (self.since.after(wait).max(extended.unwrap_or_default()), Reason::StopTimedOut)
         });
-        let budget = view.shutdown.and_then(|shutdown| shutdown.deadline).map(|deadline| {
-            let stages = view.graph.node(&self.id.unit).map_or(1, |node| node.depth);
-            (self.since.after(deadline.since(self.since).share(stages)), Reason::ShareSpent)
+        let share = self.stage_end(view).map(|end| {
+            let rest = end.since(self.since);
+            (self.since.after(part(rest, wait, &self.waits_ahead(spec))), Reason::ShareSpent)
         });
-        [own, budget].into_iter().flatten().min_by_key(|(at, _)| *at)
+        [own, share].into_iter().flatten().min_by_key(|(at, _)| *at)
+    }
+
+    /// When a shutdown has to be done with this stage: the time that was left when its end began is
+    /// for all stages that were to come then.
+    fn stage_end(&self, view: &View<'_>) -> Option<Monotonic> {
+        let shutdown = view.shutdown?;
+        let stages = shutdown.stages.get(&self.id.unit).copied().unwrap_or(1);
+        let began = self.own_since.max(shutdown.began);
+        Some(began.after(shutdown.end()?.since(began).share(stages)))
+    }
+
+    /// The waits of this rung and of all that may follow, each in its own time.
+    fn waits_ahead(&self, spec: &Spec) -> Vec<Span> {
+        let helpers = |hooks: usize, done: u16| {
+            let left = hooks.saturating_sub(usize::from(done));
+            std::iter::repeat_n(helper_time(spec), left)
+        };
+        let (pre, steps, post) = match self.rung {
+            Rung::Dependents => (Some(0), 0, 0),
+            Rung::PreStop(n) => (Some(n), 0, 0),
+            Rung::Step(n) => (None, n, 0),
+            Rung::Kill => (None, u16::MAX, 0),
+            Rung::PostStop(n) => (None, u16::MAX, n),
+        };
+        let pre = pre.into_iter().flat_map(|done| helpers(spec.hooks.pre_stop.len(), done));
+        let steps = spec.stop.steps.iter().skip(usize::from(steps)).map(|step| step.wait);
+        pre.chain(steps).chain(helpers(spec.hooks.post_stop.len(), post)).collect()
     }
 
     /// Look again at the end of the wait, or when the whole shutdown is over.
     fn capped_wake(&self, view: &View<'_>, wait: Option<Monotonic>) -> Due {
-        let over = view.shutdown.and_then(|shutdown| shutdown.deadline).filter(|at| *at > self.now);
+        let over = view.shutdown.and_then(Shutdown::end).filter(|at| *at > self.now);
         let wake = [wait, over].into_iter().flatten().min();
         Due { wake, ..Due::NOTHING }
     }
@@ -176,11 +206,47 @@ impl Stopping<'_> {
         if !process.is_alive() {
             return None;
         }
-        let deadline = self.deadline(view, helper_time(spec), None);
+        let deadline = self.deadline(view, spec, helper_time(spec), None);
         if view.hurry() == Hurry::Kill || deadline.as_ref().is_some_and(|(at, _)| self.now >= *at) {
             let action = Action::KillHelper(self.run.id, role);
             return Some(Due::step(self.id, action, Reason::StopTimedOut));
         }
         Some(self.capped_wake(view, deadline.map(|(at, _)| at)))
+    }
+}
+
+/// What of the time that is left is for one of these waits: all it asks for, or, where that is not
+/// there for all, in proportion to what each could use.
+fn part(rest: Span, wait: Span, ahead: &[Span]) -> Span {
+    let could_use = |wait: Span| wait.min(rest).as_nanos();
+    let all = ahead.iter().fold(0, |all: u64, wait| all.saturating_add(could_use(*wait)));
+    if all <= rest.as_nanos() {
+        return wait.min(rest);
+    }
+    #[expect(clippy::cast_precision_loss, reason = "a wait needs no nanosecond")]
+    rest.scale(could_use(wait) as f64 / all as f64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_of_a_stage_is_shared_among_its_waits() {
+        let seconds = Span::seconds;
+        for (rest, ahead, most) in [
+            (10, vec![4, 3], 4),
+            (7, vec![4, 3], 4),
+            (6, vec![6, 3], 4),
+            (9, vec![10], 9),
+            (9, vec![10, 10, 10], 3),
+            (0, vec![10], 0),
+        ] {
+            let ahead: Vec<Span> = ahead.into_iter().map(seconds).collect();
+            let got = part(seconds(rest), ahead[0], &ahead);
+            assert!(got.as_nanos().abs_diff(seconds(most).as_nanos()) < 1_000, "{rest}: {got}");
+        }
+        let forever = [Span::FOREVER, seconds(8)];
+        assert_eq!(part(seconds(8), forever[0], &forever), seconds(4));
     }
 }

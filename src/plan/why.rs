@@ -220,6 +220,7 @@ mod tests {
                 outcome: Some(Outcome::Exited(1)),
                 at: Monotonic::default(),
                 ready_for: None,
+                ends_opm: false,
             };
             let last = (!matches!(phase, Phase::Waiting { .. })).then(|| Box::new(last));
             let instance = Instance { phase, last, attempt: 3, ..Instance::default() };

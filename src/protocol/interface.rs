@@ -79,8 +79,8 @@ type Revision (source: string, generation: int, units: []string, files: []File)
 
 # This opm
 method Info() -> (
-  version: string, pid: int, generation: int, run_dir: string, state_dir: string, log_dir: string,
-  shutting_down: bool
+  version: string, pid: int, program: ?string, generation: int, applied: int, run_dir: string,
+  state_dir: string, log_dir: string, shutting_down: bool
 )
 
 # Instances of the named units, or of all
@@ -110,11 +110,12 @@ method Apply(
   confirms_itself: ?bool, basis: ?Basis
 ) -> (changes: []Change, generation: int, units: []string, warnings: string, basis: Basis)
 
-# What was applied on trial stays
-method Confirm() -> (generation: int)
+# What was applied on trial stays; what was applied at this generation, if that is in force still
+method Confirm(of: ?int) -> (generation: int)
 
-# Go back to what was applied at a generation, or before the last change. To 0: nothing was
-method Rollback(to: ?int, message: ?string, dry_run: ?bool, rolling: ?int) -> (
+# Go back to what was applied at a generation, or before the last change; of what was applied at this
+# generation, if that is in force still. To 0: nothing was
+method Rollback(to: ?int, of: ?int, message: ?string, dry_run: ?bool, rolling: ?int) -> (
   to: int, changes: []Change, generation: int, units: []string
 )
 
@@ -140,10 +141,10 @@ method Reload(units: []string) -> (instances: []string)
 method Kill(units: []string, signal: string, all: ?bool) -> (instances: []string)
 
 # Wait until all instances are up, ready, down, completed or settled. With more: every change on
-# the way. The result is reached, failed or timeout. With brief the last reply leaves out instances
+# the way. The result is reached, failed, timeout, or shutdown where opm goes down. With brief the last reply leaves out instances
 # that are at rest and are up or done, or not to be up
 method Wait(units: []string, condition: string, timeout_ms: ?int, brief: ?bool) -> (
-  result: ?string, instances: []Instance
+  result: ?string, instances: []Instance, why: ?string
 )
 
 # With more, which it needs: everything that happens from now on
@@ -166,7 +167,8 @@ method Restore() -> (generation: int, pending: []string)
 # Stop everything in order and end
 method Shutdown() -> ()
 
-# Replace the running program by the one on disk, keeping pid and children
+# Replace the running program by the one on disk, keeping pid and children. It is answered where that
+# fails; else the connection ends with the old program
 method Reexec() -> ()
 
 error PermissionDenied ()

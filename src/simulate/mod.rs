@@ -237,7 +237,7 @@ impl Play {
             Wish::Shutdown(budget) => {
                 self.supervisor.system_mut().all_stubborn = self.is_worst;
                 let budget = budget.or(self.supervisor.shutdown_budget());
-                self.supervisor.begin_shutdown(0, budget, "it was asked to".to_owned());
+                self.supervisor.ask_to_shut_down(budget, "it was asked to".to_owned());
                 Ok(())
             }
         }

@@ -156,7 +156,7 @@ impl Teller {
                 self.stops.insert(id.clone(), stop);
             }
             Happening::Rung { rung, .. } => self.rung(supervisor, spec, notice, *rung),
-            Happening::Settled { verdict } => self.settled(id, *at, verdict),
+            Happening::Settled { verdict, .. } => self.settled(id, *at, verdict),
             Happening::Waits { on, .. } => {
                 let what: Vec<String> = on.iter().map(ToString::to_string).collect();
                 let what = format!("waits for {}", what.join(", "));
@@ -252,6 +252,7 @@ fn because(reason: &Reason) -> String {
         Reason::Next => "what it waited for is there".to_owned(),
         Reason::Wanted
         | Reason::Changed
+        | Reason::Follows
         | Reason::Recovered(_)
         | Reason::Blocked
         | Reason::Stop(_)

@@ -5,6 +5,7 @@ use crate::model::{
     Action, Event, Happening, InstanceId, Outcome, Output, Phase, Reason, Reload, Role, RunId,
     Rung, Signal, Spec, StartError, Step, StopAction, StopCause, StopTo, Verdict,
 };
+use crate::plan;
 use crate::system::{Launch, RunRef, System, SystemError};
 use std::sync::Arc;
 
@@ -44,7 +45,8 @@ impl<S: System> Supervisor<S> {
                     self.system.release(&id, run, idle);
                 }
                 self.leave_sockets(&id, &verdict);
-                self.happens(&id, Happening::Settled { verdict }, Some(reason));
+                let ends_opm = plan::ends_opm(&self.view(), &id, &verdict);
+                self.happens(&id, Happening::Settled { verdict, ends_opm }, Some(reason));
             }
             Action::Wait { on, fresh } => {
                 let epoch = self.epoch_served(&id, &on);
@@ -69,7 +71,8 @@ impl<S: System> Supervisor<S> {
             Action::StartUnit(unit) => self.start_by_spec(&unit, &id),
             Action::Shutdown(code) => {
                 let budget = self.shutdown_budget;
-                self.begin_shutdown(code, budget, format!("`{id}` ended for good: {reason}"));
+                let why = format!("`{id}` ended for good: {reason}");
+                self.begin_shutdown(code, budget, why, false);
             }
         }
     }

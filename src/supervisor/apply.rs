@@ -11,7 +11,7 @@ use super::source::Source;
 use crate::config::{self, Diagnostic, Loaded, SourceFile};
 use crate::model::{
     Author, Cause, Desired, Instance, InstanceId, KeptFile, Phase, Revision, Role, Span, Spec,
-    StopCause, Unit, UnitName, find_loop, needs_of,
+    StopCause, Strength, Unit, UnitName, find_loop, needs_of,
 };
 use crate::plan::{self, Plan};
 use crate::system::System;
@@ -177,7 +177,9 @@ impl<S: System> Supervisor<S> {
             }
             let declared = Declared { source: source.name.clone(), specs };
             let desired = self.declaring(vec![declared], manner.rolling);
-            if !only.is_empty() {
+            if only.is_empty() {
+                self.leaves_whole(&desired)?;
+            } else {
                 whole(&desired)?;
             }
             Some(desired)
@@ -193,6 +195,31 @@ impl<S: System> Supervisor<S> {
         let shortage = desired.as_ref().and_then(|desired| self.shortage(desired));
         let warnings = budget.into_iter().chain(shortage).collect();
         Ok((Applied { plan, generation, basis, units, diagnostics, warnings }, desired))
+    }
+
+    /// Refuses to take away what the unit of another source requires.
+    fn leaves_whole(&self, desired: &Desired) -> Result<(), Refusal> {
+        let is_there = |desired: &Desired, name: &UnitName| {
+            desired.units.get(name).is_some_and(|unit| !unit.removed)
+        };
+        let goes = |name: &UnitName| is_there(&self.desired, name) && !is_there(desired, name);
+        let gone: BTreeSet<&UnitName> =
+            self.desired.units.keys().filter(|name| goes(name)).collect();
+        if gone.is_empty() {
+            return Ok(());
+        }
+        for unit in desired.units.values().filter(|unit| !unit.removed) {
+            let mut needs = needs_of(&unit.spec).map(|(_, need)| need);
+            let lost =
+                needs.find(|need| need.strength == Strength::Requires && gone.contains(&need.unit));
+            if let Some(need) = lost {
+                return Err(Refusal::Impossible(format!(
+                    "`{}` of source `{}` requires `{}`, which is not declared any more",
+                    unit.spec.name, unit.source, need.unit
+                )));
+            }
+        }
+        Ok(())
     }
 
     /// Why not all of a desired state can be up at a time.
@@ -273,12 +300,13 @@ impl<S: System> Supervisor<S> {
     }
 
     /// A changed spec clears what an instance came to under the old one, and changed conditions what
-    /// is about to come of a look at the old ones.
+    /// is about to come of a look at the old ones. One that ended well runs on where its end would not
+    /// have been one by the new policy.
     fn try_anew(&self, desired: &mut Desired) {
         let changed = |id: &&InstanceId| {
             let spec = |desired: &'_ Desired| Some(Arc::clone(&desired.units.get(&id.unit)?.spec));
             match (spec(desired), spec(&self.desired)) {
-                (Some(new), Some(old)) => !Arc::ptr_eq(&new, &old) && new != old,
+                (Some(new), Some(old)) => !Arc::ptr_eq(&new, &old) && says_other(&new, &old),
                 (new, old) => new.is_some() != old.is_some(),
             }
         };
@@ -290,6 +318,11 @@ impl<S: System> Supervisor<S> {
                 instance.phase,
                 Phase::Failed { .. } | Phase::Skipped { .. } | Phase::Backoff { .. }
             );
+            let goes_on = |id: &InstanceId| {
+                let unit = desired.units.get(&id.unit);
+                unit.is_some_and(|unit| plan::goes_on_by_policy(unit, instance))
+            };
+            let has_ended = has_ended || goes_on(id);
             let has_other = || conditions(desired, id) != conditions(&self.desired, id);
             has_ended || (looks_at_conditions(instance) && has_other())
         });
@@ -324,6 +357,19 @@ impl<S: System> Supervisor<S> {
     }
 }
 
+/// Whether a spec says anything else of what runs than another, and of when: not only what it is
+/// called, and where its output goes.
+fn says_other(new: &Spec, old: &Spec) -> bool {
+    let bare = |spec: &Spec| Spec {
+        description: old.description.clone(),
+        documentation: old.documentation.clone(),
+        labels: old.labels.clone(),
+        logs: old.logs.clone(),
+        ..spec.clone()
+    };
+    bare(new) != *old
+}
+
 /// Whether nothing has come of an instance's run yet but a look at its conditions.
 fn looks_at_conditions(instance: &Instance) -> bool {
     if let Phase::Stopping { cause, .. } = &instance.phase {
@@ -353,7 +399,7 @@ fn whole(desired: &Desired) -> Result<(), Refusal> {
     let units = || desired.units.values().filter(|unit| !unit.removed).map(|unit| &*unit.spec);
     for (unit, need) in units().flat_map(needs_of) {
         let is_there = |name| desired.units.get(name).is_some_and(|unit: &Unit| !unit.removed);
-        if need.strength == crate::model::Strength::Requires && !is_there(&need.unit) {
+        if need.strength == Strength::Requires && !is_there(&need.unit) {
             return Err(Refusal::Impossible(format!(
                 "`{unit}` requires `{}`, which is not applied; apply it too, with `--only {}`",
                 need.unit, need.unit

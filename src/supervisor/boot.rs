@@ -221,17 +221,21 @@ impl<S: System> Supervisor<S> {
     }
 
     /// Leaves a ledger that says what a new supervisor of this boot must know after an orderly
-    /// end: which tasks have run, and nothing that would keep a service down.
+    /// end: which tasks have run, and nothing that would keep a service down. A task with which opm ended
+    /// would end the next one too before it has begun: it runs once in the life of each.
     pub fn close(&mut self) {
         self.save_agenda();
         let settled: Vec<InstanceId> = self
             .observed
             .iter()
-            .filter(|(_, instance)| instance.run.is_none() && instance.phase != Phase::Done)
+            .filter(|(_, instance)| {
+                instance.run.is_none()
+                    && (instance.phase != Phase::Done || instance.has_ended_opm())
+            })
             // One that was to run by another definition, which may be taken back, has run by its own.
             .filter(|(id, instance)| {
                 let unit = self.desired.units.get(&id.unit);
-                !unit.is_some_and(|unit| plan::has_done(unit, instance))
+                instance.has_ended_opm() || !unit.is_some_and(|unit| plan::has_done(unit, instance))
             })
             .map(|(id, _)| id.clone())
             .collect();

@@ -186,6 +186,17 @@ impl<S: System> Supervisor<S> {
         Ok(RolledBack { to, plan, generation: self.desired.generation })
     }
 
+    /// Refuses where it is not what was applied at this generation that is in force.
+    pub fn is_in_force(&self, generation: Option<u64>) -> Result<(), Refusal> {
+        let now = self.desired.applied;
+        match generation.filter(|generation| *generation != now) {
+            None => Ok(()),
+            Some(gone) => Err(Refusal::Impossible(format!(
+                "generation {gone} is not in force any more, generation {now} is"
+            ))),
+        }
+    }
+
     /// Says that what is tried out is to stay. Returns the generation that was.
     pub fn confirm(&mut self) -> Result<u64, Refusal> {
         if self.desired.trial.is_none() {

@@ -44,7 +44,7 @@ use wakes::Wakes;
 use crate::config::Cache;
 use crate::model::{
     Action, Desired, Event, Graph, Happening, Instance, InstanceId, Monotonic, Observed, Phase,
-    Reason, Rung, Span, Step, StopCause, Wall, Word,
+    Reason, Rung, Span, Step, StopCause, UnitName, Wall, Word,
 };
 use crate::plan::{self, Hurry, Shutdown, View};
 use crate::system::System;
@@ -55,6 +55,10 @@ const ROUNDS_MAX: usize = 20_000;
 
 /// Most instances that a message names.
 const NAMED_MAX: usize = 8;
+/// The part of the time for a shutdown that is left to the log keeper, which goes last: one of so many.
+const KEEPER_SHARE: u32 = 10;
+/// No more than this is left to it: it has only to write what it has read.
+const KEEPER_TIME_MAX: Span = Span::seconds(1);
 
 /// Something that was done, or happened, for those who watch.
 #[derive(Debug, Clone, PartialEq)]
@@ -373,21 +377,50 @@ impl<S: System> Supervisor<S> {
         self.system.put_back(&saved, &self.observed)
     }
 
-    /// Begins to shut down, or has less patience with a shutdown that has begun.
-    pub fn begin_shutdown(&mut self, code: u8, budget: Option<Span>, why: String) {
-        let now = self.system.now();
-        if let Some(shutdown) = &mut self.shutdown {
-            shutdown.hurry = match shutdown.hurry {
-                Hurry::Ordered => Hurry::Unordered,
-                Hurry::Unordered | Hurry::Kill => Hurry::Kill,
-            };
-            shutdown.why = why;
-        } else {
-            let deadline = budget.map(|budget| now.after(budget));
-            let hurry = Hurry::Ordered;
-            let spared = [keeper_unit::instance().unit].into();
-            self.shutdown = Some(Shutdown { began: now, deadline, hurry, code, why, spared });
+    /// Shuts down because somebody asks for it; who asks again has less patience.
+    pub fn ask_to_shut_down(&mut self, budget: Option<Span>, why: String) {
+        let Some(shutdown) = &mut self.shutdown else {
+            let code = plan::code_of_what_ends(&self.view(), self.system.now());
+            self.begin_shutdown(code, budget, why, true);
+            return;
+        };
+        if !std::mem::replace(&mut shutdown.is_asked, true) {
+            log::info!("{why}: it is shutting down, as {}", shutdown.why);
+            return;
         }
+        shutdown.hurry = match shutdown.hurry {
+            Hurry::Ordered => Hurry::Unordered,
+            Hurry::Unordered | Hurry::Kill => Hurry::Kill,
+        };
+        shutdown.why = why;
+        self.touch_all();
+    }
+
+    /// Shuts down; where that has begun nothing changes.
+    fn begin_shutdown(&mut self, code: u8, budget: Option<Span>, why: String, is_asked: bool) {
+        if self.shutdown.is_some() {
+            return;
+        }
+        let began = self.system.now();
+        let keeper = keeper_unit::instance();
+        let keeps = self.observed.get(&keeper).is_some_and(|keeper| keeper.run.is_some());
+        let reserve = budget.filter(|_| keeps).map(|budget| budget.share(KEEPER_SHARE));
+        let runs = |unit: &UnitName| {
+            let mut instances = self.observed.of_unit(unit);
+            instances.any(|(_, instance)| instance.run.is_some())
+        };
+        let stages = self.graph.stages(runs).into_iter();
+        self.shutdown = Some(Shutdown {
+            began,
+            deadline: budget.map(|budget| began.after(budget)),
+            reserve: reserve.map_or(Span::ZERO, |reserve| reserve.min(KEEPER_TIME_MAX)),
+            stages: stages.map(|(unit, stages)| (unit.clone(), stages)).collect(),
+            hurry: Hurry::Ordered,
+            is_asked,
+            code,
+            why,
+            spared: [keeper.unit].into(),
+        });
         self.touch_all();
         self.last_stage();
     }

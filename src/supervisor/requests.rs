@@ -102,31 +102,35 @@ impl<S: System> Supervisor<S> {
         for target in &targets {
             lift_hold(&mut desired, target);
         }
-        self.start_in(desired, &targets)?;
+        self.start_in(desired, &targets, false)?;
         Ok(self.all_ids(&targets))
     }
 
-    /// Starts these as far as no hold keeps them down.
-    fn start_in(&mut self, mut desired: Desired, targets: &[Target]) -> Result<(), Refusal> {
+    /// Starts these as far as no hold keeps them down. `is_automatic`: nobody asks for it by hand.
+    fn start_in(
+        &mut self,
+        mut desired: Desired,
+        targets: &[Target],
+        is_automatic: bool,
+    ) -> Result<(), Refusal> {
         for target in targets {
             self.want(&mut desired, target.unit());
             for id in self.ids(target) {
                 let is_due_later = plan::rests_until_due(&self.view(), &id);
-                let ended = self.observed.get(&id).is_some_and(|instance| match instance.phase {
-                    Phase::Failed { .. }
-                    | Phase::Done
-                    | Phase::Skipped { .. }
-                    | Phase::Backoff { .. } => true,
-                    Phase::Down
-                    | Phase::Waiting { .. }
-                    | Phase::Starting
-                    | Phase::Up
-                    | Phase::Stopping { .. }
-                    | Phase::Unproven { .. } => false,
+                let ended = self.observed.get(&id).is_some_and(|instance| match &instance.phase {
+                    Phase::Failed { .. } | Phase::Done | Phase::Skipped { .. } => true,
+                    Phase::Backoff { .. } => !is_automatic,
+                    // What it comes to would follow from its end, and not from what is asked for now.
+                    Phase::Stopping { cause, .. } => !cause.spreads(),
+                    Phase::Waiting { fresh, .. } => !fresh && !is_automatic,
+                    Phase::Down | Phase::Starting | Phase::Up | Phase::Unproven { .. } => false,
                 });
                 let waits = self.waits_for_callers(&id);
                 if ended || is_due_later || waits {
                     raise_epoch(&mut desired, &id);
+                    if is_automatic {
+                        note_automatic(&mut desired, &id);
+                    }
                 }
             }
         }
@@ -284,7 +288,8 @@ impl<S: System> Supervisor<S> {
             return;
         }
         let targets = self.targets(&[unit.to_string()]);
-        let started = targets.and_then(|targets| self.start_in(self.desired.clone(), &targets));
+        let started =
+            targets.and_then(|targets| self.start_in(self.desired.clone(), &targets, true));
         if let Err(refusal) = started {
             log::error!("{because} is to start `{unit}` at its end: {refusal}");
         }
@@ -427,6 +432,14 @@ fn lift_hold(desired: &mut Desired, target: &Target) {
                 wish.hold = None;
             }
         }
+    }
+}
+
+/// Notes that what was asked for last was asked for by no hand: it clears no counters, and waits.
+fn note_automatic(desired: &mut Desired, id: &InstanceId) {
+    if let Some(unit) = desired.units.get_mut(&id.unit) {
+        let epoch = unit.epoch_of(id);
+        unit.instances.entry(id.clone()).or_default().automatic = Some(epoch);
     }
 }
 

@@ -87,7 +87,7 @@ impl<S: System> Supervisor<S> {
             None => {
                 self.happens(
                     id,
-                    Happening::Settled { verdict: Verdict::Down },
+                    Happening::Settled { verdict: Verdict::Down, ends_opm: false },
                     Some(Reason::Asked),
                 );
                 true

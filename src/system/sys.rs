@@ -24,7 +24,7 @@ pub fn host_name() -> String {
 }
 
 /// The monotonic clock.
-pub(super) fn monotonic_now() -> Monotonic {
+pub fn monotonic_now() -> Monotonic {
     read_clock(ClockId::CLOCK_MONOTONIC)
 }
 

@@ -69,7 +69,9 @@ impl Check for Calls {
                     let old = scene.spec(name).filter(|old| **old != *unit.spec);
                     let is_other = old.is_some_and(|old| old.kind != unit.spec.kind);
                     let has_ended = self.ended.iter().any(|id| id.unit == *name);
-                    if is_other || (old.is_some() && has_ended) {
+                    // What it began before, for no reason of a socket's, may be told only now.
+                    let was_eager = scene.spec(name).is_some() && !scene.is_lazy(name);
+                    if is_other || (old.is_some() && has_ended) || was_eager {
                         self.reason(name, at);
                     }
                 }
@@ -89,7 +91,7 @@ impl Check for Calls {
                             self.reason(&socket.service, at);
                         }
                     }
-                    Happening::Settled { verdict } => {
+                    Happening::Settled { verdict, .. } => {
                         if matches!(verdict, Verdict::Down | Verdict::Done) {
                             self.ended.remove(id);
                         } else {

@@ -309,7 +309,7 @@ impl Check for Patience {
                             self.starts.retain(|id, _| id.unit != other);
                         }
                     }
-                    Happening::Settled { verdict: Verdict::Backoff { .. } } => {
+                    Happening::Settled { verdict: Verdict::Backoff { .. }, .. } => {
                         let at = at.min(notice.event.at);
                         let gone = Gone { at, passing: false, spec: spec_of(scene, id) };
                         let ended = self.ended.entry(id.clone()).or_insert(gone);

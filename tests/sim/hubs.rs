@@ -138,7 +138,7 @@ fn live(seed: u64) -> Result<(), String> {
             return Err(format!("`{hub}` rests in {phase:?}\n{}", lines(&world.timeline)));
         }
     }
-    world.act(|supervisor| supervisor.begin_shutdown(0, None, "test".to_owned()));
+    world.act(|supervisor| supervisor.ask_to_shut_down(None, "test".to_owned()));
     world.see(Seen::Shutdown);
     for _ in 0..300 {
         if world.closed == 0 {

@@ -26,7 +26,7 @@ impl Check for Once {
             Seen::Noticed(notice) => {
                 let id = &notice.event.instance;
                 match &notice.event.what {
-                    Happening::Settled { verdict: Verdict::Done } => {
+                    Happening::Settled { verdict: Verdict::Done, ends_opm: false } => {
                         // One that has a schedule now, and none later, is another task then.
                         let schedule = scene.spec(&id.unit).and_then(|spec| spec.schedule.as_ref());
                         let begun = self.begun.get(id).filter(|_| schedule.is_none());

@@ -185,7 +185,7 @@ impl Small {
         world.act(|supervisor| supervisor.start(&first).unwrap());
         world.pass(Span::seconds(5));
         self.expect(&mut world, None)?;
-        world.act(|supervisor| supervisor.begin_shutdown(0, None, "test".to_owned()));
+        world.act(|supervisor| supervisor.ask_to_shut_down(None, "test".to_owned()));
         world.see(Seen::Shutdown);
         // No longer than until it has gone down: then another would boot.
         for _ in 0..50 {

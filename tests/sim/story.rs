@@ -380,12 +380,12 @@ impl Story {
         let times = 1 + self.chance.below(3) / 2;
         for _ in 0..times {
             let begun = self.world.act(|supervisor| {
-                supervisor.begin_shutdown(0, None, "test".to_owned());
+                supervisor.ask_to_shut_down(None, "test".to_owned());
             });
             let is_unordered = self.world.machine().has_fault(Fault::NoOrder);
             if is_unordered {
                 let again = |supervisor: &mut Supervisor<Simulated>| {
-                    supervisor.begin_shutdown(0, None, "test".to_owned());
+                    supervisor.ask_to_shut_down(None, "test".to_owned());
                 };
                 self.world.act(again);
             }

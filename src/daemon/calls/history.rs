@@ -20,6 +20,7 @@ pub(super) fn answer(
         "Rollback" => {
             let manner = super::manner(parameters, by)?;
             let (to, dry) = (parameters.number("to")?, parameters.flag("dry_run")?);
+            supervisor.is_in_force(parameters.number("of")?)?;
             let RolledBack { to, plan, generation } = supervisor.roll_back(to, &manner, dry)?;
             // What is not run by it is not waited for, as after an apply.
             let known = &supervisor.desired().units;
