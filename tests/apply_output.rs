@@ -21,7 +21,7 @@ const EVERYTHING: &str = "\
     restart.delay: \"200ms\" → \"1s\" (live)
 ~ held (change live, held down by uid 0)
     restart.policy: \"on-failure\" → \"always\" (live)
-± b (restart, down for 1m10s at most, because of `a`)
+± b (restart, down for 2m20s at most, because of `a`)
 + new (create)
 ";
 

@@ -181,11 +181,14 @@ fn case_117_a_unit_has_no_terminal_and_no_input() {
 fn case_133_a_failed_start_says_what_is_missing() {
     let Some(world) = World::new() else { return };
     std::fs::write(world.path("units/s.sh"), "#!/no/interpreter\n").unwrap();
-    assert!(common::shell(world.dir.path(), "chmod +x units/s.sh").status.success());
     std::fs::write(world.path("units/plain"), "a text\n").unwrap();
+    std::fs::write(world.path("units/dos.sh"), "#!/bin/sh\r\nexit\r\n").unwrap();
+    std::fs::write(world.path("units/mine.sh"), "#!/bin/sh\n").unwrap();
+    let modes = "chmod +x units/s.sh units/dos.sh; chmod 700 units/mine.sh; chmod 755 . units";
+    assert!(common::shell(world.dir.path(), modes).status.success());
     let cases = [
         ("e1", "[nope]", "cannot find program `nope`: no such program on PATH (/".to_owned()),
-        ("e2", "[./plain]", "plain`: permission denied".to_owned()),
+        ("e2", "[./plain]", "plain`: it is not executable".to_owned()),
         (
             "e3",
             "[sh]\nworking_dir: /nope",
@@ -193,7 +196,14 @@ fn case_133_a_failed_start_says_what_is_missing() {
         ),
         ("e4", "[./s.sh]", "s.sh`: its interpreter `/no/interpreter`".to_owned()),
         ("e5", "[/tmp]", "cannot run `/tmp`: it is a directory".to_owned()),
+        ("e6", "[./dos.sh]", "dos.sh`: its lines end as on DOS".to_owned()),
+        ("e7", "[sh]\nuser: nosuch", "cannot find user `nosuch`: no such user".to_owned()),
+        ("e8", "[sh]\ngroup: nosuch", "cannot find group `nosuch`: no such group".to_owned()),
     ];
+    let as_another =
+        ("e9", "[./mine.sh]\nuser: '65534'", "permission denied, as user `65534`".to_owned());
+    let cases = cases.into_iter().chain(common::is_root().then_some(as_another));
+    let cases: Vec<_> = cases.collect();
     for (name, command, _) in &cases {
         world.unit(name, &format!("command: {command}\nrestart: never\n"));
     }

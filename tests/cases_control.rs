@@ -350,3 +350,38 @@ fn what_was_saved_runs_on_where_the_directory_of_the_start_cannot_be_applied() {
     assert_eq!(said.code, 1, "{said:?}");
     assert!(said.err.contains("no such file"), "{said:?}");
 }
+
+#[test]
+fn a_control_socket_that_is_removed_while_nothing_happens_is_there_again() {
+    let Some(world) = World::new() else { return };
+    world.staying("web", "");
+    world.apply(0);
+    let socket = world.root().join("run/control.sock");
+    let ways: [&dyn Fn(); 2] = [&|| fs::remove_file(&socket).unwrap(), &|| {
+        fs::rename(&socket, world.path("elsewhere")).unwrap()
+    }];
+    for take_away in ways {
+        take_away();
+        world.until("the socket", || socket.exists());
+        assert_eq!(world.opm(&["status", "web"]).code, 0);
+    }
+    assert!(world.log().contains("was removed; it is made again"), "{}", world.log());
+    assert_eq!(world.starts("web"), 1);
+}
+
+#[test]
+fn opm_s_own_log_says_when_and_as_much_whoever_started_the_daemon() {
+    for start in [&["daemon", "units"][..], &["apply", "units"]] {
+        let Some(world) = World::new() else { return };
+        world.service("web", "echo >> n; [ -e n2 ] && exec sleep 1000; : > n2; exit 3", "");
+        world.opm(start);
+        world.until("its restart", || world.lines("n").len() == 2);
+        world.until_phase("web", "up");
+        world.until("its line", || world.log().contains("exited 3"));
+        for line in world.log().lines() {
+            let (time, rest) = line.split_once(' ').unwrap();
+            assert!(time.starts_with("20") && time.ends_with('Z') && time.len() == 27, "{line}");
+            assert!(rest.starts_with("opm: "), "{line}");
+        }
+    }
+}

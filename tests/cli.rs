@@ -54,7 +54,7 @@ fn an_apply_and_what_follows() {
 
     world.unit("a", &format!("{SLEEP}restart: always\nenv: {{DB_PASSWORD: geheim}}\n"));
     let plan = "± a (restart, down for 1m10s at most)\n    env.DB_PASSWORD: - → \"(not shown)\" (restart)\n    \
-                restart.policy: \"on-failure\" → \"always\" (live)\n± b (restart, down for 1m10s at most, because of `a`)\n";
+                restart.policy: \"on-failure\" → \"always\" (live)\n± b (restart, down for 2m20s at most, because of `a`)\n";
     check(&world, &["plan", "units"], &format!("exit 0\n{plan}2 to change: 2 restart\n"));
     check(
         &world,

@@ -3,7 +3,6 @@
 
 mod common;
 
-use std::process::Command;
 use std::time::Duration;
 
 use common::{Said, World, until, watch_for};
@@ -15,8 +14,9 @@ const DRAINS: &str = "trap 'sleep 1; echo >> drained; exit' TERM; echo >> up; \
 const STUBBORN: &str = "trap '' TERM INT QUIT; echo >> up; while :; do sleep 0.02; done";
 
 fn signal(pid: u32, name: &str) {
-    let sent = Command::new("kill").args([&format!("-{name}"), &pid.to_string()]).status();
-    assert!(sent.unwrap().success());
+    let world = World::bare();
+    let status = world.command("kill").args(["-s", name, &pid.to_string()]).status().unwrap();
+    assert!(status.success());
 }
 
 /// As PID 1 with this much time for a shutdown, which begins when so many are up. What opm said.
@@ -75,7 +75,7 @@ fn what_follows_a_stop_that_was_cut_short_has_its_time_too_and_so_has_the_log_ke
 #[test]
 fn what_no_unit_owns_takes_no_time_beyond_that_for_the_shutdown() {
     let world = World::bare();
-    let stray = "setsid env -i sh -c \"trap '' TERM; while :; do sleep 0.02; done\" & ";
+    let stray = "(setsid env -i sh -c \"trap '' TERM; while :; do sleep 0.02; done\" &); ";
     world.service("app", &format!("{stray}{STUBBORN}"), "stop: {timeout: 60s}\n");
     let Some((world, took)) = shut_down(world, "2s", 1) else { return };
     assert!(took < Duration::from_secs(3), "{took:?}\n{}", world.log());
@@ -366,7 +366,7 @@ fn a_program_that_is_no_opm_does_not_take_its_place() {
 #[test]
 fn a_name_without_end_holds_nobody_up() {
     let Some(world) = World::new() else { return };
-    for n in 0..200 {
+    for n in 0..600 {
         world.unit(&format!("unit-with-a-long-name-{n}"), "kind: target\nenabled: false\n");
     }
     world.apply(0);

@@ -218,3 +218,24 @@ fn a_supervisor_that_dies_between_question_and_answer_asks_again() {
     assert_eq!((world.pid("a"), world.lines("a.starts").len()), (pid, 0));
     world.assert_no_doubles();
 }
+
+#[test]
+fn why_one_is_not_ready_names_the_answer() {
+    let Some(mut world) = world() else { return };
+    let ready = |how: &str| format!("ready: {{{how}, interval: 20ms}}\nstart_timeout: 1h\n");
+    for (unit, how, says) in [
+        ("code", "exec: [sh, -c, 'exit 3']", "is ready: it exited 3"),
+        ("none", "exec: [no-such-program]", "cannot find program `no-such-program`"),
+        ("tcp", "tcp: 127.0.0.1:1", "nobody takes a connection"),
+    ] {
+        world.service(unit, "exec sleep 1000", &ready(how));
+        if unit == "code" {
+            world.run();
+            world.until_phase("code", "starting");
+        } else {
+            world.opm(&["apply", "--no-wait", "units"]);
+        }
+        let why = || world.opm(&["why", unit]).out;
+        world.until("the answer", || why().contains(says));
+    }
+}

@@ -828,7 +828,7 @@ impl Obliging {
                 self.happen(id, Happening::Tree { run, left: 0 });
             }
             Action::Settle(verdict) => {
-                self.happen(id, Happening::Settled { verdict, ends_opm: false })
+                self.happen(id, Happening::Settled { verdict, ends_opm: false });
             }
             Action::Wait { on, fresh } => {
                 self.happen(id, Happening::Waits { on, fresh, epoch: None });

@@ -71,10 +71,10 @@ fn a_shutdown_shows_what_each_stage_gets_and_who_is_cut_short() {
          \n\
          If no process obeys but to be killed:\n\
          STAGE  UNIT   FROM  GETS  OF ITS OWN\n\
-         4      proxy  0s    2s    10s         cut short\n\
+         3      proxy  0s    2.6s  10s         cut short\n\
          1      alone  0s    8s    10s         cut short\n\
-         3      web    2s    2s    10s         cut short\n\
-         1      db     4s    4s    5s          cut short\n\
+         2      web    2.6s  2.6s  10s         cut short\n\
+         1      db     5.3s  2.6s  5s          cut short\n\
          \n\
          opm ends after 0s, with exit code 0\n"
     );

@@ -56,6 +56,10 @@ fn source_with(dir: &Path, options: &SourceOptions) -> Result<Source, Error> {
     read_source(dir, options).map_err(|error| Error::new(Exit::Bad, error))
 }
 
+/// What is to be done where no daemon can say what would change.
+const PLANS: &str = "with none everything would be created, and nothing runs: `opm check` reads the \
+                     units, `opm daemon` restores what was saved, for a plan against that";
+
 /// Which of a source's units, and how: a part of a plan.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub(super) struct Manner {
@@ -357,7 +361,7 @@ pub(super) fn plan(global: &Global, args: &Plan) -> Outcome {
 
 /// Prints what an apply would do; returns what the daemon said.
 pub(super) fn show_plan(global: &Global, source: &Source, manner: &Manner) -> Result<Value, Error> {
-    let mut client = Client::connect(global)?;
+    let mut client = Client::connect_or(global, PLANS)?;
     let reply = client.call("Plan", Parameters::new(source, manner))?;
     warnings(&reply);
     let found = list(&reply, "changes");

@@ -30,6 +30,8 @@ use clap::CommandFactory;
 
 use args::{Args, Command, Global};
 
+use crate::system;
+
 /// How a command ends. The table stands in opm(1), EXIT STATUS.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
@@ -148,7 +150,8 @@ fn dispatch(global: &Global, command: &Command) -> Result<u8, Error> {
     exit.map(|exit| exit as u8)
 }
 
-/// opm's own messages go to standard error, each once and with no more than it needs.
+/// opm's own messages go to standard error, each once and with no more than it needs: the time only in
+/// a file.
 fn start_log(args: &Args) {
     use std::io::Write;
     let level = match args.global.verbose {
@@ -158,14 +161,22 @@ fn start_log(args: &Args) {
         _ => log::LevelFilter::Trace,
     };
     let mut builder = env_logger::Builder::new();
-    builder.filter_level(level).filter_module("mio", log::LevelFilter::Warn);
+    // A daemon that another command starts says as much as one that was started by itself.
+    let most = level.max(log::LevelFilter::Info);
+    builder.filter_level(most).filter_module("mio", log::LevelFilter::Warn);
     builder.format(|out, record| {
         let sign = match record.level() {
             log::Level::Error => "error: ",
             log::Level::Warn => "warning: ",
             log::Level::Info | log::Level::Debug | log::Level::Trace => "",
         };
+        // Whoever reads a terminal or a pipe knows when; a file is read later.
+        if system::is_file(std::io::stderr()) {
+            let now = jiff::Timestamp::from_microsecond(system::wall_now().0).ok();
+            write!(out, "{} ", now.and_then(when::stamp).unwrap_or_default())?;
+        }
         writeln!(out, "opm: {sign}{}", record.args())
     });
     builder.init();
+    log::set_max_level(level);
 }

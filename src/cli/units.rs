@@ -222,8 +222,9 @@ pub(super) fn reexec(global: &Global) -> Outcome {
 /// Whether this program says that it is opm.
 fn is_opm(program: &str) -> Result<(), String> {
     let words = |error: std::io::Error| crate::system::plain(&error.to_string());
-    let said =
-        Command::new(program).arg("--version").stdin(Stdio::null()).output().map_err(words)?;
+    #[expect(clippy::disallowed_methods, reason = "nothing is supervised here")]
+    let mut asked = Command::new(program);
+    let said = asked.arg("--version").stdin(Stdio::null()).output().map_err(words)?;
     if said.status.success() && said.stdout.starts_with(b"opm ") {
         return Ok(());
     }

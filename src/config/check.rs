@@ -83,7 +83,10 @@ impl<'a> Set<'a> {
             if let Some(source) = self.others.get(name) {
                 let message = format!("unit `{name}` is declared by source `{source}` already");
                 let mut clash = Diagnostic::error(unit.spot.clone(), &message);
-                clash.help("give it another name, or remove it from that source first");
+                clash.help(
+                    "give it another name; or apply these files in place of that source, with \
+                     `--source NAME`, or from there, with `--only`",
+                );
                 found.push(clash);
             }
             if let Some(first) = units.get(name).filter(|first| first.spot != unit.spot) {

@@ -69,6 +69,8 @@ fn understood(word: String) -> Started {
 }
 
 fn be_daemon(options: Options, starter: &mut UnixStream) -> u8 {
+    // Whoever started us said only what went wrong.
+    log::set_max_level(log::max_level().max(log::LevelFilter::Info));
     let mut told = false;
     let result = super::run(options, &mut |passed_over| {
         told = true;

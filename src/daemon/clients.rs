@@ -15,6 +15,7 @@ use mio::{Interest, Registry, Token};
 use nix::sys::stat::{Mode, umask};
 
 use super::FIRST_CLIENT;
+use super::sentinel::Sentinel;
 use super::wait::Wait;
 use crate::model::{Monotonic, Span};
 use crate::protocol::{
@@ -36,6 +37,7 @@ const ACCEPT_AGAIN: Span = Span::seconds(1);
 pub(super) struct Clients {
     path: PathBuf,
     listener: UnixListener,
+    sentinel: Sentinel,
     connected: BTreeMap<Token, Client>,
     next: usize,
     /// Who may have sent more than was taken: their turn comes again without an event.
@@ -146,8 +148,9 @@ impl Clients {
             .map_err(|error| SystemError::new("listen on", path.display(), error))?;
         let connected = BTreeMap::new();
         let busy = BTreeSet::new();
+        let sentinel = Sentinel::new(path, registry, super::SENTINEL);
         let (path, next) = (path.to_owned(), FIRST_CLIENT);
-        Ok(Self { path, listener, connected, next, busy, heard: None, accept_at: None })
+        Ok(Self { path, listener, sentinel, connected, next, busy, heard: None, accept_at: None })
     }
 
     /// Lets the socket live on over an exec of opm; returns its descriptor.
@@ -341,6 +344,11 @@ impl Clients {
         }
     }
 
+    /// Something happened to the file of the socket.
+    pub(super) fn take_warning(&self) {
+        self.sentinel.take();
+    }
+
     /// Whether somebody removed the socket.
     pub(super) fn is_removed(&self) -> bool {
         !self.path.exists()
@@ -352,7 +360,7 @@ impl Clients {
         if let Err(error) = registry.deregister(&mut self.listener) {
             log::debug!("cannot stop watching the old socket: {error}");
         }
-        self.listener = new.listener;
+        (self.listener, self.sentinel) = (new.listener, new.sentinel);
         Ok(())
     }
 

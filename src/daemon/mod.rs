@@ -9,6 +9,7 @@ mod calls;
 mod clients;
 mod files;
 mod report;
+mod sentinel;
 mod setup;
 mod signals;
 mod wait;
@@ -49,7 +50,8 @@ const EXIT_BUG: u8 = 70;
 const SIGNALS: Token = Token(0);
 const LISTENER: Token = Token(1);
 /// First token of clients; those of the system begin at [`Linux::FIRST_TOKEN`].
-const FIRST_CLIENT: usize = 2;
+const SENTINEL: Token = Token(2);
+const FIRST_CLIENT: usize = 3;
 
 /// How the supervisor is started.
 #[derive(Debug, Clone)]
@@ -149,7 +151,7 @@ fn supervise(options: Options, ready: Ready<'_>) -> Result<u8, BootFailure> {
         if let Some(client) = daemon.reexec.take() {
             let error = daemon.replace_program();
             log::error!("{error}; going on as before");
-            daemon.tell_failure(client, error);
+            daemon.tell_failure(client, &error);
         }
     }
 }
@@ -208,6 +210,7 @@ impl Daemon {
             match event.token() {
                 SIGNALS => self.take_signals(events),
                 LISTENER => self.accept(),
+                SENTINEL => self.clients.iter().for_each(Clients::take_warning),
                 Token(number) if number >= Linux::FIRST_TOKEN => {
                     events.extend(self.supervisor.system_mut().ready(Token(number)));
                 }
@@ -418,7 +421,7 @@ impl Daemon {
     }
 
     /// Tells who asked for the program on disk why it does not run.
-    fn tell_failure(&mut self, client: Token, error: SystemError) {
+    fn tell_failure(&mut self, client: Token, error: &SystemError) {
         let Some(clients) = &mut self.clients else { return };
         let failure = Failure::Refused(format!("{error}; the old program goes on"));
         clients.send(client, &failure.into(), self.poll.registry());

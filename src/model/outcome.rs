@@ -52,10 +52,12 @@ pub enum Stage {
     Exec,
     /// Listening at an address.
     Listen,
+    /// Looking up a group.
+    Group,
 }
 
 impl Stage {
-    const ALL: [Self; 19] = [
+    const ALL: [Self; 20] = [
         Self::EnvFile,
         Self::User,
         Self::Resolve,
@@ -75,6 +77,7 @@ impl Stage {
         Self::WorkingDir,
         Self::Exec,
         Self::Listen,
+        Self::Group,
     ];
 
     /// The stage a child reported by its number.
@@ -104,6 +107,7 @@ impl Stage {
             Self::WorkingDir => "change to working directory",
             Self::Exec => "run",
             Self::Listen => "listen at",
+            Self::Group => "find group",
         }
     }
 }

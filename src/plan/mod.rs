@@ -13,6 +13,7 @@ mod budget;
 mod capacity;
 mod changes;
 mod concern;
+mod ends;
 mod fields;
 mod lazy;
 mod order;
@@ -31,11 +32,12 @@ pub use budget::{Chain, budget_warning, longest_stop};
 pub use capacity::Capacity;
 pub use changes::{Change, Class, Effect, FieldChange, Plan, plan};
 pub use concern::{BLOCKERS_MAX, concerns};
+pub use ends::{code_of_what_ends, ends_opm};
 pub use fields::{conceal, fields_of};
 pub use lazy::{is_lazy, waits_at};
 pub use order::{Standing, blockers, standing};
 pub use probe::{failures, is_unhealthy};
-pub use restart::{code_of_what_ends, ends_opm, goes_on_by_policy, has_done, verdict};
+pub use restart::{goes_on_by_policy, has_done, verdict};
 pub use roll::{Turn, is_outdated, turn};
 pub use schedule::{MISSED_AFTER, rests_until_due};
 pub use start::reload_action;
@@ -200,7 +202,7 @@ fn idle(view: &View<'_>, id: &InstanceId, instance: &Instance, now: Monotonic) -
     if unit.removed || !spec.has_instance(id) {
         return if known { Due::step(id, Action::Forget, Reason::Removed) } else { Due::NOTHING };
     }
-    if let Some(code) = restart::code_of_end(view, unit, id, instance) {
+    if let Some(code) = ends::code_of_end(view, unit, id, instance) {
         let outcome = instance.last.as_ref().and_then(|end| end.outcome.clone());
         return Due::step(id, Action::Shutdown(code), Reason::Ended(outcome));
     }

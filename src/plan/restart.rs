@@ -2,8 +2,8 @@
 
 use super::{Due, View, begin, lazy, order};
 use crate::model::{
-    Action, AtLimit, End, EndAction, Instance, InstanceId, Kind, Monotonic, Outcome, Phase, Ready,
-    Reason, RestartPolicy, RunId, Span, Spec, StopCause, Unit, UnitName, Verdict,
+    Action, End, Instance, InstanceId, Kind, Monotonic, Outcome, Phase, Ready, Reason,
+    RestartPolicy, RunId, Span, Spec, StopCause, Unit, Verdict,
 };
 
 /// The shortest wait after a start that failed for want of a process or descriptor.
@@ -138,80 +138,6 @@ fn after_another(unit: &Unit, instance: &Instance, end: &End, now: Monotonic) ->
     Next::Begin { fresh: false, reason: Reason::Follows }
 }
 
-/// Whether opm goes down because an instance comes to its end with this verdict.
-pub fn ends_opm(view: &View<'_>, id: &InstanceId, verdict: &Verdict) -> bool {
-    let (Some(unit), Some(instance)) = (view.unit(id), view.observed.get(id)) else { return false };
-    let spec = &*unit.spec;
-    // One that has rested since another end of it comes to no end now.
-    let has_ended = matches!(instance.phase, Phase::Stopping { .. } | Phase::Backoff { .. });
-    has_ended
-        && match verdict {
-            Verdict::Failed { at_limit } => {
-                spec.essential
-                    || *spec.on_failure == EndAction::Shutdown
-                    || (*at_limit && spec.restart.at_limit == AtLimit::Shutdown)
-            }
-            Verdict::Done => spec.essential || *spec.on_success == EndAction::Shutdown,
-            Verdict::Down | Verdict::Backoff { .. } | Verdict::Skipped { .. } => false,
-        }
-}
-
-/// The exit code with which opm has to shut down because of how this instance ended for good; where it
-/// is to begin anew that is over.
-pub(super) fn code_of_end(
-    view: &View<'_>,
-    unit: &Unit,
-    id: &InstanceId,
-    instance: &Instance,
-) -> Option<u8> {
-    let is_anew = instance.epoch != unit.epoch_of(id) || instance.hash != unit.hash;
-    let is_over = instance.run.is_none() && instance.has_ended_opm();
-    if view.shutdown.is_some() || !is_over || is_anew {
-        return None;
-    }
-    let has_failed = matches!(instance.phase, Phase::Failed { .. });
-    Some(code_of(instance.last.as_deref(), has_failed))
-}
-
-/// The code of opm after this end.
-fn code_of(end: Option<&End>, has_failed: bool) -> u8 {
-    let outcome = end.and_then(|end| end.outcome.as_ref());
-    outcome.map_or(1, Outcome::code).max(u8::from(has_failed))
-}
-
-/// The exit code of opm where it is asked to go down while an instance comes to an end by itself that
-/// opm would have ended with: the first cause counts.
-pub fn code_of_what_ends(view: &View<'_>, now: Monotonic) -> u8 {
-    let ends = view.observed.iter().filter_map(|(id, instance)| {
-        let Phase::Stopping { cause, .. } = &instance.phase else { return None };
-        let (run, unit) = (instance.run.as_ref()?, view.unit(id)?);
-        let end = run.as_end(cause.clone(), instance.since, now);
-        let verdict = verdict(unit, instance, &end, true);
-        let has_failed = matches!(verdict, Verdict::Failed { .. });
-        ends_opm(view, id, &verdict).then(|| (instance.since, code_of(Some(&end), has_failed)))
-    });
-    ends.min_by_key(|(since, _)| *since).map_or(0, |(_, code)| code)
-}
-
-/// The unit that is to be started because this one came to its end.
-pub(super) fn starts_unit(spec: &Spec, verdict: &Verdict) -> Option<UnitName> {
-    let action = match verdict {
-        Verdict::Failed { at_limit: true } => {
-            if let AtLimit::Start(unit) = &spec.restart.at_limit {
-                return Some(unit.clone());
-            }
-            &spec.on_failure
-        }
-        Verdict::Failed { at_limit: false } => &spec.on_failure,
-        Verdict::Done => &spec.on_success,
-        Verdict::Down | Verdict::Backoff { .. } | Verdict::Skipped { .. } => return None,
-    };
-    match &**action {
-        EndAction::Start(unit) => Some(unit.clone()),
-        EndAction::None | EndAction::Shutdown => None,
-    }
-}
-
 /// What follows from the end of a run.
 pub fn verdict(unit: &Unit, instance: &Instance, end: &End, wanted: bool) -> Verdict {
     if let StopCause::ConditionUnmet(condition) = &end.cause {
@@ -317,7 +243,7 @@ mod tests {
 
     use super::*;
     use crate::model::{
-        Command, FilePath, ProcessSpec, Signal, Stage, StartError, StartLimit, Template,
+        Command, FilePath, ProcessSpec, Signal, Stage, StartError, StartLimit, Template, UnitName,
     };
 
     /// A run id whose part of chance is the least, the middle, or the most.

@@ -1,7 +1,7 @@
 //! The stop ladder: dependents first, then the unit's own hooks and steps, then the kill, then the
 //! hooks that follow when everything is gone.
 
-use super::{Due, Hurry, Shutdown, View, first_stop_rung, helper_time, order, restart};
+use super::{Due, Hurry, Shutdown, View, ends, first_stop_rung, helper_time, order, restart};
 use crate::model::{
     Action, Instance, InstanceId, Monotonic, Process, Reason, Role, Run, Rung, Span, Spec,
     StopCause, Verdict,
@@ -181,7 +181,7 @@ impl Stopping<'_> {
         // What is to follow is wanted first: a crash between the two asks for it again, and a start
         // of what is started changes nothing.
         let mut due = Due::default();
-        if let Some(unit) = restart::starts_unit(spec, &verdict) {
+        if let Some(unit) = ends::starts_unit(spec, &verdict) {
             due.steps.extend(Due::step(self.id, Action::StartUnit(unit), reason.clone()).steps);
         }
         due.steps.extend(Due::step(self.id, Action::Settle(verdict), reason).steps);

@@ -1,8 +1,9 @@
 //! The chain from how an instance is to the cause of it.
 
-use super::{BLOCKERS_MAX, View, blockers};
+use super::{BLOCKERS_MAX, View, blockers, restart};
 use crate::model::{
-    Blocker, Hold, Instance, InstanceId, Phase, Ready, Run, StopCause, Unit, Until,
+    Blocker, End, Hold, Instance, InstanceId, Outcome, Phase, Question, Ready, Role, Run,
+    StopCause, Unit, Until,
 };
 
 /// Longest chain that is told; longer ones are cut, loops cannot be.
@@ -67,6 +68,7 @@ fn link(view: &View<'_>, id: &InstanceId, lines: &mut Vec<String>) -> Option<Ins
     };
     let last = instance.last.as_ref();
     let ended = last.map_or_else(String::new, |end| match &end.outcome {
+        Some(outcome) if is_early(unit, end) => format!("{outcome}, before it was ready"),
         Some(outcome) if end.cause == StopCause::MainEnded => outcome.to_string(),
         Some(outcome) => format!("{outcome}; {}", end.cause),
         None => end.cause.to_string(),
@@ -97,7 +99,7 @@ fn link(view: &View<'_>, id: &InstanceId, lines: &mut Vec<String>) -> Option<Ins
             }
         }
         Phase::Backoff { .. } => {
-            say(format!("{ended}; automatic restart number {} is due", instance.attempt));
+            say(format!("{ended}; automatic restart number {} follows", instance.attempt));
         }
         Phase::Failed { at_limit: true } => say(format!("{ended}; it used up its starts")),
         Phase::Failed { at_limit: false } | Phase::Done | Phase::Down => say(ended),
@@ -120,11 +122,34 @@ fn starting(unit: &Unit, instance: &Instance) -> String {
     }
     match unit.spec.process.as_ref().map(|process| &*process.ready) {
         Some(Ready::Asked(probe)) => {
-            format!("`{}` has not said yet that it is ready", probe.question.words())
+            let answer = run.and_then(|run| answer(run, &probe.question)).unwrap_or_default();
+            format!("`{}` has not said yet that it is ready{answer}", probe.question.words())
         }
         Some(Ready::Log(pattern)) => format!("no line of its output has matched `{pattern}` yet"),
         _ => "its run has begun and is not ready".to_owned(),
     }
+}
+
+/// Whether a run ended well, but for that it was to say first that it is ready.
+fn is_early(unit: &Unit, end: &End) -> bool {
+    let ended_well = end.outcome.as_ref().is_some_and(|outcome| unit.spec.is_success(outcome));
+    end.cause == StopCause::MainEnded && ended_well && !restart::is_success(&unit.spec, end)
+}
+
+/// What the latest question whether it is ready came to.
+fn answer(run: &Run, question: &Question) -> Option<String> {
+    let asked = run.asked.as_ref().filter(|asked| asked.role == Role::ReadyProbe)?;
+    Some(match asked.process.outcome()? {
+        Outcome::NotStarted(error) => format!(": {error}"),
+        outcome @ (Outcome::Exited(_) | Outcome::Killed { .. } | Outcome::Unknown) => {
+            match question {
+                Question::Exec(_) => format!(": it {outcome}"),
+                Question::Tcp(_) | Question::Unix(_) => ": nobody takes a connection".to_owned(),
+                Question::Http { .. } => ": it does not answer as it should".to_owned(),
+                Question::Memory(_) => return None,
+            }
+        }
+    })
 }
 
 /// What is to be said of one that is up and well.

@@ -206,11 +206,10 @@ impl Teller {
         }
         let why = notice.reason.as_ref().filter(|reason| !matches!(reason, Reason::Stop(_)));
         self.say(*at, Some(id.clone()), "is killed".to_owned(), why.map(ToString::to_string));
-        if supervisor.shutdown().is_some() {
-            let node = supervisor.view().graph.node(&id.unit);
+        if let Some(shutdown) = supervisor.shutdown() {
             self.shares.push(Share {
                 instance: id.clone(),
-                stage: node.map_or(1, |node| node.depth.max(1)),
+                stage: shutdown.stages.get(&id.unit).copied().unwrap_or(1),
                 from: acts.since(self.began),
                 gets: at.since(acts),
                 own: spec.map_or(Span::ZERO, |spec| spec.stop.time()),

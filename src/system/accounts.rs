@@ -4,6 +4,7 @@
 //! then ends it by a segmentation fault.
 
 use std::fs;
+use std::io;
 
 /// An account.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,14 +23,20 @@ pub(super) struct Entry {
     pub(super) shell: String,
 }
 
-fn read(path: &str) -> String {
-    fs::read(path).map_or_else(|_| String::new(), |bytes| String::from_utf8_lossy(&bytes).into())
+/// The text of a file; one that is not there has no entries. Any other reason not to read it says
+/// nothing about who is in it.
+fn read(path: &str) -> io::Result<String> {
+    match fs::read(path) {
+        Ok(bytes) => Ok(String::from_utf8_lossy(&bytes).into()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
+        Err(error) => Err(error),
+    }
 }
 
 /// The account of a user by name or number. A number needs no entry; its group is then its own
 /// number, so that nothing of root's is left.
-pub(super) fn user(name: &str) -> Option<Account> {
-    user_in(&read("/etc/passwd"), name)
+pub(super) fn user(name: &str) -> io::Result<Option<Account>> {
+    Ok(user_in(&read("/etc/passwd")?, name))
 }
 
 fn user_in(passwd: &str, name: &str) -> Option<Account> {
@@ -52,20 +59,22 @@ fn user_in(passwd: &str, name: &str) -> Option<Account> {
 }
 
 /// The number of a group by name or number.
-pub(super) fn group(name: &str) -> Option<u32> {
+pub(super) fn group(name: &str) -> io::Result<Option<u32>> {
     if let Ok(number) = name.parse() {
-        return Some(number);
+        return Ok(Some(number));
     }
-    read("/etc/group").lines().find_map(|line| {
+    let text = read("/etc/group")?;
+    let number = text.lines().find_map(|line| {
         let mut fields = line.split(':');
         let found = fields.next() == Some(name);
         found.then(|| fields.nth(1)?.parse().ok()).flatten()
-    })
+    });
+    Ok(number)
 }
 
 /// The groups that list a user as a member.
-pub(super) fn groups_of(user: &str) -> Vec<u32> {
-    groups_in(&read("/etc/group"), user)
+pub(super) fn groups_of(user: &str) -> io::Result<Vec<u32>> {
+    Ok(groups_in(&read("/etc/group")?, user))
 }
 
 fn groups_in(text: &str, user: &str) -> Vec<u32> {

@@ -69,6 +69,23 @@ fn error(stage: Stage, subject: impl ToString, reason: impl ToString) -> StartEr
     StartError { stage, subject: subject.to_string(), reason: reason.to_string(), passing: false }
 }
 
+/// The same where the reason may be one that passes.
+fn shortage(stage: Stage, subject: impl ToString, error: &std::io::Error) -> StartError {
+    let passing = super::sys::is_shortage(error);
+    StartError { passing, ..self::error(stage, subject, plain(&error.to_string())) }
+}
+
+/// What was looked up, which has to be there.
+fn known<T>(
+    stage: Stage,
+    name: &str,
+    found: std::io::Result<Option<T>>,
+    nothing: &str,
+) -> Result<T, StartError> {
+    let found = found.map_err(|error| shortage(stage, name, &error))?;
+    found.ok_or_else(|| error(stage, name, nothing))
+}
+
 fn c_string(text: impl Into<OsString>, stage: Stage) -> Result<CString, StartError> {
     CString::new(text.into().into_vec()).map_err(|error| {
         let bytes = error.into_vec();
@@ -189,27 +206,14 @@ impl Launcher<'_> {
 
     fn identity(&self, hook: Option<&Hook>) -> Result<RunAs, StartError> {
         let name = hook.and_then(|hook| hook.user.as_ref()).or(self.process.user.as_ref());
-        let account = match name {
-            None => None,
-            Some(name) => Some(
-                accounts::user(name)
-                    .ok_or_else(|| error(Stage::User, name, "no such user in /etc/passwd"))?,
-            ),
-        };
-        let group = match &self.process.group {
-            None => None,
-            Some(name) => Some(
-                accounts::group(name)
-                    .ok_or_else(|| error(Stage::User, name, "no such group in /etc/group"))?,
-            ),
-        };
-        let mut groups = Vec::new();
-        for name in &self.process.supplementary_groups {
-            groups.push(
-                accounts::group(name)
-                    .ok_or_else(|| error(Stage::User, name, "no such group in /etc/group"))?,
-            );
-        }
+        let no_user = "no such user in /etc/passwd";
+        let user = |name: &String| known(Stage::User, name, accounts::user(name), no_user);
+        let no_group = "no such group in /etc/group";
+        let group = |name: &String| known(Stage::Group, name, accounts::group(name), no_group);
+        let account = name.map(user).transpose()?;
+        let groups = self.process.supplementary_groups.iter();
+        let mut groups = groups.map(group).collect::<Result<Vec<u32>, _>>()?;
+        let group = self.process.group.as_ref().map(group).transpose()?;
         if account.is_none() && group.is_none() && groups.is_empty() {
             return Ok(RunAs::default());
         }
@@ -220,7 +224,8 @@ impl Launcher<'_> {
             return self.unprivileged(name, uid, gid, entry);
         }
         if let Some(entry) = &entry {
-            groups.extend(accounts::groups_of(&entry.name));
+            let more = accounts::groups_of(&entry.name);
+            groups.extend(more.map_err(|error| shortage(Stage::Group, &entry.name, &error))?);
         }
         groups.extend(gid);
         groups.sort_unstable();
@@ -242,8 +247,13 @@ impl Launcher<'_> {
         if own_user && own_group && self.process.supplementary_groups.is_empty() {
             return Ok(RunAs { entry, ..RunAs::default() });
         }
-        let subject = name.or(self.process.group.as_ref()).cloned().unwrap_or_default();
-        Err(error(Stage::User, subject, "only root can start a unit as another user or group"))
+        let reason = "only root can start a unit as another user or group";
+        if let Some(user) = name.filter(|_| !own_user) {
+            return Err(error(Stage::Uid, user, reason));
+        }
+        let group = self.process.group.as_ref().filter(|_| !own_group);
+        let group = group.or(self.process.supplementary_groups.first());
+        Err(error(Stage::Gid, group.cloned().unwrap_or_default(), reason))
     }
 
     /// The environment that the main process would have, but for its user's variables.
@@ -347,6 +357,7 @@ impl Launcher<'_> {
             Stage::Nice => self.process.nice.map(|nice| nice.to_string()).unwrap_or_default(),
             Stage::OomScore => prepared.oom_score_adjust.as_ref().map(text).unwrap_or_default(),
             Stage::EnvFile
+            | Stage::Group
             | Stage::Resolve
             | Stage::Prepare
             | Stage::Fork
@@ -361,14 +372,22 @@ impl Launcher<'_> {
             (Stage::Exec, libc::EACCES) if Path::new(&subject).is_dir() => {
                 Some("it is a directory".to_owned())
             }
+            (Stage::Exec, libc::EACCES) if !is_executable(Path::new(&subject)) => {
+                Some("it is not executable, which `chmod +x` makes it".to_owned())
+            }
             (Stage::Exec, libc::ENOEXEC) => {
                 Some("it is no program and no script with a `#!` line".to_owned())
             }
+            (Stage::Limits, libc::EPERM) => {
+                Some("a hard limit above the one that opm has needs CAP_SYS_RESOURCE".to_owned())
+            }
             _ => None,
         };
-        let passing = matches!(errno, libc::EAGAIN | libc::ENOMEM | libc::ENFILE | libc::EMFILE);
-        let reason = reason.unwrap_or_else(|| errno_words(errno));
-        StartError { stage, subject, reason, passing }
+        let mut reason = reason.unwrap_or_else(|| errno_words(errno));
+        if let (Some(user), libc::EACCES) = (&self.process.user, errno) {
+            reason = format!("{reason}, as user `{user}`");
+        }
+        StartError { stage, subject, reason, passing: super::sys::is_shortage_number(errno) }
     }
 }
 
@@ -392,14 +411,15 @@ fn read_env_file(path: &Path, optional: bool) -> Result<Environment, StartError>
         Err(error) if optional && error.kind() == std::io::ErrorKind::NotFound => {
             return Ok(Environment::new());
         }
-        Err(error) => return Err(fail(plain(&error.to_string()))),
+        Err(error) => return Err(shortage(Stage::EnvFile, path.display(), &error)),
         Ok(metadata) if metadata.len() > ENV_FILE_BYTES_MAX => {
             return Err(fail(format!("it has more than {ENV_FILE_BYTES_MAX} bytes")));
         }
         Ok(metadata) if !metadata.is_file() => return Err(fail("it is no file".to_owned())),
         Ok(_) => {}
     }
-    let bytes = std::fs::read(path).map_err(|error| fail(plain(&error.to_string())))?;
+    let bytes =
+        std::fs::read(path).map_err(|error| shortage(Stage::EnvFile, path.display(), &error))?;
     env::parse_file(&bytes).map_err(|line| fail(format!("line {line} is no `NAME=value`")))
 }
 
@@ -437,9 +457,22 @@ fn missing_interpreter(path: &Path) -> Option<String> {
     let mut start = [0u8; SHEBANG_BYTES_MAX];
     let got = std::fs::File::open(path).ok()?.read(&mut start).ok()?;
     let line = start.get(..got)?.split(|byte| *byte == b'\n').next()?;
-    let interpreter = line.strip_prefix(b"#!")?.trim_ascii();
-    let interpreter = interpreter.split(|byte| *byte == b' ').next()?;
-    Some(format!("its interpreter `{}` does not exist", String::from_utf8_lossy(interpreter)))
+    let interpreter = line.strip_prefix(b"#!")?;
+    let is_of_dos = interpreter.ends_with(b"\r");
+    let interpreter = interpreter.trim_ascii().split(|byte| *byte == b' ').next()?;
+    let interpreter = String::from_utf8_lossy(interpreter);
+    if is_of_dos {
+        return Some(format!(
+            "its lines end as on DOS (CR LF), so that its interpreter would be `{interpreter}\\r`"
+        ));
+    }
+    Some(format!("its interpreter `{interpreter}` does not exist"))
+}
+
+/// Whether anybody may run a file.
+fn is_executable(path: &Path) -> bool {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::metadata(path).is_ok_and(|file| file.permissions().mode() & 0o111 != 0)
 }
 
 fn resource_number(resource: Resource) -> u32 {

@@ -140,18 +140,13 @@ pub(super) enum Found {
     NoDescriptor,
 }
 
-/// Whether an error says that there is no descriptor to be had now.
-fn is_shortage(error: &std::io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM))
-}
-
 /// Whether the process that has this identity lives; if so, a handle on it.
 ///
 /// The handle is opened first and the start time read after: from then on it cannot go stale.
 pub(super) fn find(identity: &Identity) -> Found {
     let pidfd = match sys::pidfd_open(identity.pid) {
         Ok(pidfd) => Some(pidfd),
-        Err(error) if is_shortage(&error) => return Found::NoDescriptor,
+        Err(error) if sys::is_shortage(&error) => return Found::NoDescriptor,
         Err(error) => match error.raw_os_error() {
             Some(libc::ESRCH | libc::EINVAL) => return Found::Dead,
             // No such call here: the start time alone has to do.
@@ -160,7 +155,7 @@ pub(super) fn find(identity: &Identity) -> Found {
     };
     let stat = match std::fs::read(stat_path(identity.pid)) {
         Ok(bytes) => parse_stat(&String::from_utf8_lossy(&bytes)),
-        Err(error) if is_shortage(&error) => return Found::NoDescriptor,
+        Err(error) if sys::is_shortage(&error) => return Found::NoDescriptor,
         Err(_) => None,
     };
     let Some(stat) = stat else {

@@ -158,11 +158,13 @@ fn open_unix(path: &Path, spec: &Listen) -> Result<Open, String> {
 /// Gives the file of a Unix socket its mode and owner.
 pub(super) fn set_owner(path: &Path, spec: &Listen) -> Result<(), String> {
     let user = |name: &String| {
-        let account = accounts::user(name).ok_or_else(|| format!("there is no user `{name}`"))?;
-        Ok::<_, String>(account.uid)
+        let account = accounts::user(name).map_err(|error| reason(&error))?;
+        Ok::<u32, String>(account.ok_or_else(|| format!("there is no user `{name}`"))?.uid)
     };
-    let group =
-        |name: &String| accounts::group(name).ok_or_else(|| format!("there is no group `{name}`"));
+    let group = |name: &String| {
+        let group = accounts::group(name).map_err(|error| reason(&error))?;
+        group.ok_or_else(|| format!("there is no group `{name}`"))
+    };
     let user = spec.user.as_ref().map(user).transpose()?;
     let group = spec.group.as_ref().map(group).transpose()?;
     if user.is_some() || group.is_some() {

@@ -320,6 +320,23 @@ pub fn isatty(fd: BorrowedFd<'_>) -> bool {
     nix::unistd::isatty(fd).unwrap_or(false)
 }
 
+/// Whether an error says that something is wanting now that may be there again soon: descriptors,
+/// processes, memory.
+pub(super) fn is_shortage(error: &io::Error) -> bool {
+    error.raw_os_error().is_some_and(is_shortage_number)
+}
+
+/// The same by its number.
+pub(super) fn is_shortage_number(errno: i32) -> bool {
+    matches!(errno, libc::EAGAIN | libc::EMFILE | libc::ENFILE | libc::ENOMEM)
+}
+
+/// Whether a descriptor is that of a file on disk.
+pub fn is_file(fd: impl std::os::fd::AsFd) -> bool {
+    let kind = nix::sys::stat::fstat(fd.as_fd()).map(|found| found.st_mode & libc::S_IFMT);
+    kind == Ok(libc::S_IFREG)
+}
+
 /// Mounts `/proc` where it is missing: as PID 1 of a bare root.
 pub fn mount_proc() -> io::Result<()> {
     mount_new("proc", "/proc", nix::mount::MsFlags::MS_NODEV)

@@ -16,7 +16,7 @@ use super::super::launch::{self, Launcher};
 use super::super::ledger::Ledger;
 use super::super::spawn::{self, BirthError, Nursery};
 use super::super::stacks::STACKS;
-use super::super::{Launch, accounts, plain};
+use super::super::{Launch, accounts, plain, sys};
 use super::pid_file::Awaited;
 use super::readiness::Readiness;
 use super::{Child, Linux, Token, Watched};
@@ -122,7 +122,8 @@ impl Linux {
             Rc::new(launcher.prepare(numbered, &extra)?)
         };
         let pid_file = if is_main { self.expect_main(launch)? } else { None };
-        let owner = owner_of(&launch.spec);
+        let owner = owner_of(&launch.spec)
+            .map_err(|error| prepare_error("the owner of its files", &error))?;
         let ledger = self.lasting.as_mut().map(|lasting| &mut lasting.ledger);
         let born = give_birth(&mut self.nursery, &prepared, launch, at, ledger)?;
         drop(held);
@@ -260,20 +261,21 @@ fn is_of_end(role: Role) -> bool {
 }
 
 pub(super) fn prepare_error(subject: impl std::fmt::Display, error: &std::io::Error) -> StartError {
-    let passing = matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM));
     StartError {
         stage: Stage::Prepare,
         subject: subject.to_string(),
         reason: plain(&error.to_string()),
-        passing,
+        passing: sys::is_shortage(error),
     }
 }
 
 /// Who has to be able to open what is made for a unit; `None`: we ourselves.
-pub(super) fn owner_of(spec: &Spec) -> Option<u32> {
-    let root = nix::unistd::geteuid().is_root();
-    let user = spec.process.as_ref()?.user.as_ref().filter(|_| root)?;
-    accounts::user(user).map(|account| account.uid)
+pub(super) fn owner_of(spec: &Spec) -> std::io::Result<Option<u32>> {
+    let user = spec.process.as_ref().and_then(|process| process.user.as_ref());
+    match user.filter(|_| nix::unistd::geteuid().is_root()) {
+        Some(user) => Ok(accounts::user(user)?.map(|account| account.uid)),
+        None => Ok(None),
+    }
 }
 
 /// Makes the process, with its ledger entry between its birth and its exec.

@@ -14,7 +14,7 @@ impl Linux {
         let id = &launch.instance;
         let fail = |error: std::io::Error| prepare_error(format!("output FIFO of {id}"), &error);
         if !self.outputs.contains_key(id) {
-            let owner = owner_of(&launch.spec);
+            let owner = owner_of(&launch.spec).map_err(fail)?;
             let path = instruction::fifo_path(&self.dirs.run, id);
             let fifo = fifo::make(&path, owner).map_err(fail)?;
             fifo::let_openers_write(&fifo).map_err(fail)?;
@@ -30,7 +30,8 @@ impl Linux {
     pub(super) fn input(&mut self, launch: &Launch) -> Result<OwnedFd, StartError> {
         let unit = &launch.instance.unit;
         let fail = |error: std::io::Error| prepare_error(format!("input FIFO of {unit}"), &error);
-        self.open_input(unit, owner_of(&launch.spec)).map_err(fail)?;
+        let owner = owner_of(&launch.spec).map_err(fail)?;
+        self.open_input(unit, owner).map_err(fail)?;
         let fifo =
             self.inputs.get(unit).ok_or_else(|| fail(std::io::ErrorKind::NotFound.into()))?;
         fifo::child_end(fifo).map_err(fail)

@@ -51,7 +51,11 @@ impl Linux {
         let kept = self.kept(&launch.instance, launch.run);
         // What it left behind may have gone elsewhere.
         kept.is_adopted |= !is_child;
-        let owner = owner_of(&launch.spec);
+        // Where nobody can say who it is, only root's word counts.
+        let owner = owner_of(&launch.spec).unwrap_or_else(|error| {
+            log::warn!("{}: cannot find its user: {error}", launch.instance);
+            None
+        });
         kept.awaited = Some(Box::new(Awaited { path, owner, first: *first }));
     }
 

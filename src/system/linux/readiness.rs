@@ -54,7 +54,8 @@ impl Linux {
             Ready::Fd(number) => {
                 let path = self.dirs.readiness(id);
                 let fail = |error: std::io::Error| prepare_error(path.display(), &error);
-                let fifo = fifo::make(&path, owner_of(&launch.spec)).map_err(fail)?;
+                let fifo =
+                    fifo::make(&path, owner_of(&launch.spec).map_err(fail)?).map_err(fail)?;
                 let theirs = fifo::child_end(&fifo).map_err(fail)?;
                 let fd = fifo.as_raw_fd();
                 self.watch(Some(run), fd, Watched::ReadyFd { run, fifo }).map_err(fail)?;
@@ -92,9 +93,11 @@ impl Linux {
         process: &ProcessSpec,
     ) -> Result<PathBuf, StartError> {
         let path = self.dirs.notify_socket(&launch.instance);
+        let owner =
+            owner_of(&launch.spec).map_err(|error| prepare_error(path.display(), &error))?;
         let socket = match self.handed_notify.remove(&launch.instance) {
             Some(fd) => NotifySocket::inherited(fd),
-            None => NotifySocket::bind(&path, owner_of(&launch.spec)).map_err(|reason| {
+            None => NotifySocket::bind(&path, owner).map_err(|reason| {
                 let (stage, subject) = (Stage::Prepare, path.display().to_string());
                 StartError { stage, subject, reason, passing: false }
             })?,

@@ -99,17 +99,7 @@ impl Linux {
                 let run = self.sockets.get(&socket).and_then(|held| held.run);
                 events.extend(run.map(|run| self.event(&socket, Happening::Called { run })));
             }
-            Some(Watched::Paths) => {
-                let Some(paths) = &mut self.paths else { return events };
-                let (touched, has_more) = paths.look();
-                let fd = paths.as_fd().as_raw_fd();
-                if has_more {
-                    self.tell_again(token, fd);
-                }
-                for run in touched {
-                    events.extend(self.event_of(run, Happening::Touched { run }));
-                }
-            }
+            Some(Watched::Paths) => self.paths_touched(token, &mut events),
             // The turn that follows looks at the clock.
             Some(Watched::Alarm) => {
                 if let Some(Err(error)) = self.alarm.as_mut().map(Alarm::take) {
@@ -118,6 +108,18 @@ impl Linux {
             }
         }
         events
+    }
+
+    fn paths_touched(&mut self, token: Token, events: &mut Vec<Event>) {
+        let Some(paths) = &mut self.paths else { return };
+        let (touched, has_more) = paths.look();
+        let fd = paths.as_fd().as_raw_fd();
+        if has_more {
+            self.tell_again(token, fd);
+        }
+        events.extend(
+            touched.into_iter().filter_map(|run| self.event_of(run, Happening::Touched { run })),
+        );
     }
 
     pub(super) fn files_ready(&mut self, everything: bool, events: &mut Vec<Event>) {
