@@ -357,9 +357,9 @@ fn a_control_socket_that_is_removed_while_nothing_happens_is_there_again() {
     world.staying("web", "");
     world.apply(0);
     let socket = world.root().join("run/control.sock");
-    let ways: [&dyn Fn(); 2] = [&|| fs::remove_file(&socket).unwrap(), &|| {
-        fs::rename(&socket, world.path("elsewhere")).unwrap()
-    }];
+    let remove = || fs::remove_file(&socket).unwrap();
+    let rename = || fs::rename(&socket, world.path("elsewhere")).unwrap();
+    let ways: [&dyn Fn(); 2] = [&remove, &rename];
     for take_away in ways {
         take_away();
         world.until("the socket", || socket.exists());

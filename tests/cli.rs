@@ -276,3 +276,19 @@ fn a_daemon_whose_units_have_mistakes_prints_them_and_does_not_start() {
     }
     assert_eq!(world.opm(&["status"]).code, 3, "nothing runs");
 }
+
+#[test]
+fn a_file_that_cannot_be_read_hides_no_mistake_in_another() {
+    let world = World::bare();
+    for (link, target) in [("one.yaml", "/nope"), ("two.yaml", "nowhere")] {
+        std::os::unix::fs::symlink(target, world.path("units").join(link)).unwrap();
+    }
+    world.unit("web", "comand: [true]\n");
+    let said = world.opm(&["check", "units"]);
+    assert_eq!(said.code, 2, "{said:?}");
+    for words in
+        ["did you mean `command`?", "one.yaml`: it is a link to `/nope`", "two.yaml`: it is a link"]
+    {
+        assert!(said.err.contains(words), "{words}: {said:?}");
+    }
+}

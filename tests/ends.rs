@@ -211,6 +211,19 @@ fn units_that_start_each_other_wait_longer_and_longer() {
 }
 
 #[test]
+fn what_is_started_after_something_else_each_time_does_not_wait() {
+    let Some(world) = World::new() else { return };
+    world.task("first", "echo >> firsts", "enabled: false\non_success: {start: second}\n");
+    world.task("second", "echo >> seconds", "enabled: false\nrestart: {delay: 1h}\n");
+    world.apply(0);
+    for times in 1..=5 {
+        assert_eq!(world.opm(&["start", "first"]).code, 0);
+        world.until("the second", || world.lines("seconds").len() == times);
+        world.until_phase("second", "done");
+    }
+}
+
+#[test]
 fn a_dependency_that_comes_back_while_one_waits_for_it_clears_its_counters() {
     let Some(world) = World::new() else { return };
     world.staying("db", "restart: {delay: 1s, factor: 1}\n");

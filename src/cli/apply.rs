@@ -13,7 +13,7 @@ use super::history::list;
 use super::plan_file::PlanFile;
 use super::{Error, Exit, Outcome, changes, files, output, remote, serve, units};
 use crate::config::{self, Loaded, SourceFile};
-use crate::daemon::{SourceOptions, Started, read_source};
+use crate::daemon::{SourceOptions, Started, read_what_can_be};
 use crate::model::{FilePath, MESSAGE_BYTES_MAX, Span};
 use crate::plan::{self, Basis};
 use crate::protocol::FileToSend;
@@ -53,7 +53,19 @@ fn source_with(dir: &Path, options: &SourceOptions) -> Result<Source, Error> {
         let (name, files) = ("-".to_owned(), vec![file]);
         return Ok(Source { name, dir: None, files, profiles, sets });
     }
-    read_source(dir, options).map_err(|error| Error::new(Exit::Bad, error))
+    let read = read_what_can_be(dir, options);
+    let (source, unread) = read.map_err(|error| Error::new(Exit::Bad, error))?;
+    if unread.is_empty() {
+        return Ok(source);
+    }
+    // One file that cannot be read hides no mistake in another.
+    let loaded = source.load();
+    if config::has_errors(&loaded.diagnostics) {
+        let colour = output::stderr_is_terminal();
+        output::note(config::render(&loaded.diagnostics, &source.shown(), colour).trim_end());
+    }
+    let all: Vec<String> = unread.iter().map(ToString::to_string).collect();
+    Err(Error::new(Exit::Bad, all.join("\nopm: ")))
 }
 
 /// What is to be done where no daemon can say what would change.

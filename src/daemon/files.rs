@@ -3,19 +3,20 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs::{self, DirEntry, File, Metadata};
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::{SourceFile, drop_in_unit, source_name};
+use crate::config::{self, SourceFile, drop_in_unit, source_name};
 use crate::supervisor::Source;
 use crate::system::SystemError;
 
-/// Largest unit file that is read, in bytes; the loader says what is wrong with a larger one.
-const FILE_BYTES_MAX: u64 = 4 * 1024 * 1024;
+/// Most bytes of a file that are read; what is wrong with one of more than a unit file may have the loader
+/// says, with its place.
+const READ_BYTES_MAX: u64 = 4 * config::FILE_BYTES_MAX as u64;
 /// Most files of a source: more than it may have units. A directory with more was not meant.
 const FILES_MAX: usize = 50_000;
 /// Most directories of a source, for the same reason: `-R /` ends soon.
@@ -36,7 +37,27 @@ pub struct SourceOptions {
 
 /// Reads every `*.yaml` and `*.yml` of a directory and of the `*.d` in it, in the order of their
 /// names; of all below it where that is asked for.
+///
+/// # Errors
+/// Where the directory or any file cannot be read: all of these.
 pub fn read_source(dir: &Path, options: &SourceOptions) -> Result<Source, SystemError> {
+    let (source, mut unread) = read_what_can_be(dir, options)?;
+    let Some(first) = unread.first_mut() else { return Ok(source) };
+    let mut first = std::mem::replace(first, SystemError::new("", "", ""));
+    for other in unread.iter().skip(1) {
+        first.reason = format!("{}; {other}", first.reason);
+    }
+    Err(first)
+}
+
+/// The same as far as the files can be read, and why each of the others cannot.
+///
+/// # Errors
+/// Where a directory cannot be read, or holds too much.
+pub fn read_what_can_be(
+    dir: &Path,
+    options: &SourceOptions,
+) -> Result<(Source, Vec<SystemError>), SystemError> {
     let dir = fs::canonicalize(dir).map_err(|error| fail(dir, &error))?;
     let mut walk = Walk { recursive: options.recursive, ..Walk::default() };
     let metadata = fs::metadata(&dir).map_err(|error| fail(&dir, &error))?;
@@ -45,12 +66,15 @@ pub fn read_source(dir: &Path, options: &SourceOptions) -> Result<Source, System
     } else {
         walk.directory(&dir, &metadata, 0)?;
     }
-    let mut files = Vec::with_capacity(walk.files.len());
+    let (mut files, mut unread) = (Vec::with_capacity(walk.files.len()), Vec::new());
     for (path, is_file) in walk.files {
-        files.push(read_file(path, is_file)?);
+        match read_file(path, is_file) {
+            Ok(file) => files.push(file),
+            Err(error) => unread.push(error),
+        }
     }
     let SourceOptions { profiles, sets, .. } = options.clone();
-    Ok(Source { name: source_name(&dir), dir: None, files, profiles, sets })
+    Ok((Source { name: source_name(&dir), dir: None, files, profiles, sets }, unread))
 }
 
 fn fail(path: &Path, error: &dyn fmt::Display) -> SystemError {
@@ -64,7 +88,12 @@ fn read_file(path: PathBuf, is_file: bool) -> Result<SourceFile, SystemError> {
 }
 
 fn read_bytes(path: &Path, is_file: bool) -> Result<Vec<u8>, String> {
-    let words = |error: std::io::Error| error.to_string();
+    let words = |error: std::io::Error| match fs::read_link(path) {
+        Ok(target) if error.kind() == ErrorKind::NotFound => {
+            format!("it is a link to `{}`, which does not exist", target.display())
+        }
+        _ => error.to_string(),
+    };
     let none = || Err("it is no regular file".to_owned());
     // To open a device may do something.
     if !is_file && !fs::metadata(path).map_err(words)?.is_file() {
@@ -78,13 +107,14 @@ fn read_bytes(path: &Path, is_file: bool) -> Result<Vec<u8>, String> {
         return none();
     }
     let size = metadata.size();
-    if size > FILE_BYTES_MAX {
-        return Err(format!("it has {size} bytes, more than {FILE_BYTES_MAX}"));
+    if size > READ_BYTES_MAX {
+        let most = config::FILE_BYTES_MAX;
+        return Err(format!("it has {size} bytes, a unit file has at most {most}"));
     }
     // With room for the read that finds the end. A file that grows meanwhile is read as far as any
     // may be, and the loader says that it is too large.
     let mut text = Vec::with_capacity(usize::try_from(size).unwrap_or(0).saturating_add(1));
-    file.take(FILE_BYTES_MAX).read_to_end(&mut text).map_err(words)?;
+    file.take(READ_BYTES_MAX).read_to_end(&mut text).map_err(words)?;
     Ok(text)
 }
 

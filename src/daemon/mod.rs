@@ -20,7 +20,7 @@ use std::path::PathBuf;
 use mio::{Events, Poll, Token};
 
 pub use background::{Started, start_in_background};
-pub use files::{SourceOptions, read_source};
+pub use files::{SourceOptions, read_source, read_what_can_be};
 pub use setup::BootFailure;
 
 use crate::model::{Monotonic, Signal, Span};

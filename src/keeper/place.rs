@@ -198,7 +198,8 @@ impl Place {
                 // The time of the last write is that of the last record.
                 let written = fs::metadata(&path).or_else(|_| fs::metadata(packed_path(&path)));
                 let Ok(written) = written else { continue };
-                let written = written.mtime() * 1_000_000 + written.mtime_nsec() / 1_000;
+                let part = written.mtime_nsec() / 1_000;
+                let written = written.mtime().saturating_mul(1_000_000).saturating_add(part);
                 let end = Wall(written.saturating_add(micros(age)));
                 if end > now {
                     due = due.into_iter().chain([end]).min();

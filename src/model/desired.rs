@@ -84,9 +84,18 @@ pub struct InstanceWish {
     /// Added to the unit's epoch.
     #[serde(default)]
     pub epoch: u64,
-    /// The epoch that another unit's end asked for last, and nobody by hand.
+    /// What another unit's end asked for last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub automatic: Option<u64>,
+    pub automatic: Option<Automatic>,
+}
+
+/// A start that the end of another unit asks for, and nobody by hand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Automatic {
+    /// The epoch that it raised.
+    pub epoch: u64,
+    /// How many such starts followed one another up to this one, each unit by the end of the one before.
+    pub chain: u32,
 }
 
 /// "Stopped by hand".
@@ -125,10 +134,10 @@ impl Unit {
         self.hold.as_deref().or_else(|| self.instances.get(id)?.hold.as_deref())
     }
 
-    /// Whether the end of another unit asks for the next run of this instance, and nobody by hand.
-    pub fn is_automatic(&self, id: &InstanceId) -> bool {
+    /// What the end of another unit asked for, where nobody has asked by hand since.
+    pub fn automatic(&self, id: &InstanceId) -> Option<Automatic> {
         let asked = self.instances.get(id).and_then(|wish| wish.automatic);
-        asked == Some(self.epoch_of(id))
+        asked.filter(|asked| asked.epoch == self.epoch_of(id))
     }
 
     /// The epoch that a run of this instance has to serve.

@@ -49,7 +49,7 @@ mod time;
 mod watch;
 
 pub use agenda::{Agenda, Due, Entry};
-pub use desired::{Desired, Hold, InstanceWish, Unit};
+pub use desired::{Automatic, Desired, Hold, InstanceWish, Unit};
 pub use event::{
     Blocker, Doing, Event, Happening, Identity, Role, RunId, Rung, StopCause, Until, Verdict, Word,
 };

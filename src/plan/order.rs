@@ -88,8 +88,9 @@ fn standing_of(view: &View<'_>, unit: &Unit, id: &InstanceId, wanted: Condition)
     let is_moving = wants && !super::rests_until_due(view, id);
     let idle = if is_moving { Standing::Pending } else { Standing::Stuck };
     let Some(instance) = view.observed.get(id) else { return idle };
-    let current = instance.epoch == unit.epoch_of(id)
-        && (instance.hash == unit.hash || !wants || unit.spec.kind == Kind::Task);
+    // That another unit's end is to start it again is no more than a restart that is to come.
+    let serves = instance.epoch == unit.epoch_of(id) || unit.automatic(id).is_some();
+    let current = serves && (instance.hash == unit.hash || !wants || unit.spec.kind == Kind::Task);
     let completes = must_complete(unit, wanted);
     if current && has_completed(view, unit, id, instance) {
         return Standing::Met;
@@ -165,7 +166,8 @@ pub(super) fn is_lost(view: &View<'_>, need: &Need) -> bool {
         }
         match &instance.phase {
             Phase::Failed { .. } | Phase::Skipped { .. } => {
-                instance.epoch == unit.epoch_of(id) || !view.wants(id)
+                let is_anew = instance.epoch != unit.epoch_of(id) && unit.automatic(id).is_none();
+                !is_anew || !view.wants(id)
             }
             Phase::Stopping { cause, .. } => cause.spreads() || !view.wants(id),
             Phase::Done => !completes && !lazy::is_lazy(view, &need.unit),

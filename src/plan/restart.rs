@@ -2,15 +2,12 @@
 
 use super::{Due, View, begin, lazy, order};
 use crate::model::{
-    Action, End, Instance, InstanceId, Kind, Monotonic, Outcome, Phase, Ready, Reason,
+    Action, Automatic, End, Instance, InstanceId, Kind, Monotonic, Outcome, Phase, Ready, Reason,
     RestartPolicy, RunId, Span, Spec, StopCause, Unit, Verdict,
 };
 
 /// The shortest wait after a start that failed for want of a process or descriptor.
 const PASSING_DELAY: Span = Span::millis(100);
-
-/// The starts of this time count for the wait before one that another unit's end asks for.
-const AUTOMATIC_WITHIN: Span = Span::seconds(60);
 
 /// What an instance without a run does next.
 pub(super) enum Next {
@@ -43,9 +40,9 @@ pub(super) fn after(
 ) -> Next {
     let asked = instance.epoch != unit.epoch_of(id);
     let changed = instance.hash != unit.hash;
-    let is_automatic = asked && !changed && unit.is_automatic(id);
-    if let (true, Some(end)) = (is_automatic, &instance.last) {
-        return after_another(unit, instance, end, now);
+    let automatic = unit.automatic(id).filter(|_| asked && !changed);
+    if let (Some(Automatic { chain, .. }), Some(end)) = (automatic, &instance.last) {
+        return after_another(unit, instance, end, chain, now);
     }
     let anew = match (asked, changed) {
         (true, _) => Some(Reason::Asked),
@@ -110,21 +107,19 @@ pub(super) fn after(
 /// What one does that has run, and is to run again because another unit came to its end. That is an
 /// automatic start like any other: units that start each other in a circle wait longer and longer, and
 /// keep to their limits.
-fn after_another(unit: &Unit, instance: &Instance, end: &End, now: Monotonic) -> Next {
+fn after_another(unit: &Unit, instance: &Instance, end: &End, chain: u32, now: Monotonic) -> Next {
     let at = match &instance.phase {
         Phase::Waiting { .. } => now,
         Phase::Backoff { until } => *until,
         Phase::Down | Phase::Failed { .. } | Phase::Done | Phase::Skipped { .. } => {
-            let restart = &unit.spec.restart;
-            let window = restart.limit.map_or(AUTOMATIC_WITHIN, |limit| limit.within);
-            let is_recent = |at: &&Monotonic| now.since(**at) < window;
-            let recent = instance.starts.iter().filter(is_recent).count();
-            let attempt = u32::try_from(recent).unwrap_or(u32::MAX).max(1);
-            let rested = end.at.after(delay(&unit.spec, attempt, end.run));
+            // The first of a chain follows something else: a due time, a hand, a run that was well.
+            let attempt = chain.saturating_sub(1);
+            let wait = if attempt > 0 { delay(&unit.spec, attempt, end.run) } else { Span::ZERO };
+            let rested = end.at.after(wait);
             // The first of those that count has to be forgotten before there is room for another.
-            let full = restart.limit.and_then(|limit| {
+            let full = unit.spec.restart.limit.and_then(|limit| {
                 let over = instance.starts.len().checked_sub(limit.starts as usize)?;
-                instance.starts.get(over).map(|first| first.after(window))
+                instance.starts.get(over).map(|first| first.after(limit.within))
             });
             full.map_or(rested, |full| full.max(rested))
         }

@@ -8,8 +8,8 @@ use super::Supervisor;
 use super::keeper_unit::{is_internal, without_internal};
 use crate::config;
 use crate::model::{
-    Desired, Graph, Happening, Hold, Instance, InstanceId, Phase, Reason, Role, Signal, Step,
-    Strength, UnitName, Wall,
+    Automatic, Desired, Graph, Happening, Hold, Instance, InstanceId, Phase, Reason, Role, Signal,
+    Step, Strength, UnitName, Wall,
 };
 use crate::plan;
 use crate::system::System;
@@ -102,34 +102,36 @@ impl<S: System> Supervisor<S> {
         for target in &targets {
             lift_hold(&mut desired, target);
         }
-        self.start_in(desired, &targets, false)?;
+        self.start_in(desired, &targets, None)?;
         Ok(self.all_ids(&targets))
     }
 
-    /// Starts these as far as no hold keeps them down. `is_automatic`: nobody asks for it by hand.
+    /// Starts these as far as no hold keeps them down. `chain`: by the end of another unit, and how many
+    /// such starts came one after the other.
     fn start_in(
         &mut self,
         mut desired: Desired,
         targets: &[Target],
-        is_automatic: bool,
+        chain: Option<u32>,
     ) -> Result<(), Refusal> {
+        let by_hand = chain.is_none();
         for target in targets {
             self.want(&mut desired, target.unit());
             for id in self.ids(target) {
                 let is_due_later = plan::rests_until_due(&self.view(), &id);
                 let ended = self.observed.get(&id).is_some_and(|instance| match &instance.phase {
                     Phase::Failed { .. } | Phase::Done | Phase::Skipped { .. } => true,
-                    Phase::Backoff { .. } => !is_automatic,
+                    Phase::Backoff { .. } => by_hand,
                     // What it comes to would follow from its end, and not from what is asked for now.
                     Phase::Stopping { cause, .. } => !cause.spreads(),
-                    Phase::Waiting { fresh, .. } => !fresh && !is_automatic,
+                    Phase::Waiting { fresh, .. } => !fresh && by_hand,
                     Phase::Down | Phase::Starting | Phase::Up | Phase::Unproven { .. } => false,
                 });
                 let waits = self.waits_for_callers(&id);
                 if ended || is_due_later || waits {
                     raise_epoch(&mut desired, &id);
-                    if is_automatic {
-                        note_automatic(&mut desired, &id);
+                    if let Some(chain) = chain {
+                        note_automatic(&mut desired, &id, chain);
                     }
                 }
             }
@@ -288,11 +290,24 @@ impl<S: System> Supervisor<S> {
             return;
         }
         let targets = self.targets(&[unit.to_string()]);
+        let chain = self.chain_of(because).saturating_add(1);
         let started =
-            targets.and_then(|targets| self.start_in(self.desired.clone(), &targets, true));
+            targets.and_then(|targets| self.start_in(self.desired.clone(), &targets, Some(chain)));
         if let Err(refusal) = started {
             log::error!("{because} is to start `{unit}` at its end: {refusal}");
         }
+    }
+
+    /// How many starts by the ends of others led to the run of an instance, one after the other. A run that
+    /// was well for a while begins anew.
+    fn chain_of(&self, id: &InstanceId) -> u32 {
+        let Some(unit) = self.desired.units.get(&id.unit) else { return 0 };
+        let run = self.observed.get(id).and_then(|instance| instance.run.as_ref());
+        let now = self.system.now();
+        let stable = unit.spec.restart.reset_after;
+        let was_well =
+            run.and_then(|run| run.ready).is_some_and(|ready| now.since(ready) >= stable);
+        unit.automatic(id).filter(|_| !was_well).map_or(0, |automatic| automatic.chain)
     }
 
     /// An instance is forgotten: with the last one, a removed unit is gone.
@@ -436,10 +451,10 @@ fn lift_hold(desired: &mut Desired, target: &Target) {
 }
 
 /// Notes that what was asked for last was asked for by no hand: it clears no counters, and waits.
-fn note_automatic(desired: &mut Desired, id: &InstanceId) {
+fn note_automatic(desired: &mut Desired, id: &InstanceId, chain: u32) {
     if let Some(unit) = desired.units.get_mut(&id.unit) {
-        let epoch = unit.epoch_of(id);
-        unit.instances.entry(id.clone()).or_default().automatic = Some(epoch);
+        let automatic = Automatic { epoch: unit.epoch_of(id), chain };
+        unit.instances.entry(id.clone()).or_default().automatic = Some(automatic);
     }
 }
 

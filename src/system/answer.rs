@@ -21,12 +21,16 @@ pub fn since(millis: u64) -> String {
     format!("{ANY}{millis}\n")
 }
 
+/// Bytes that are read of what it says at once: what a pipe holds, and no more where somebody else writes
+/// on, as units without another user can.
+const READ_BYTES_MAX: u64 = 64 * 1024;
+
 /// Whether the log keeper has said that this run is ready; what it said of others is passed over. A keeper
 /// that does not know the number is believed where it looks only since the run has begun, or where that
 /// is not known: before that it heard another run.
 pub(super) fn came(fifo: &OwnedFd, run: RunId, began: Option<Monotonic>) -> bool {
     let Ok(fd) = fifo.try_clone() else { return false };
-    let mut file = File::from(fd);
+    let mut file = File::from(fd).take(READ_BYTES_MAX);
     let mut text = Vec::new();
     // It ends with an error, as there is always a writer: ourselves.
     if let Err(error) = file.read_to_end(&mut text)

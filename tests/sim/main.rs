@@ -67,7 +67,7 @@ const SEEDS: u64 = 2_000;
 const SAYS_EVERY: u64 = 10_000;
 
 /// Seeds of worlds in which a soak found a fault.
-const FOUND: [u64; 32] = [
+const FOUND: [u64; 35] = [
     77_000_000_915,
     77_000_001_022,
     77_100_021_456,
@@ -100,6 +100,9 @@ const FOUND: [u64; 32] = [
     30_126_062_604_133_436,
     30_126_062_604_136_303,
     30_126_062_604_136_427,
+    211_000_051_333,
+    213_000_008_534,
+    214_000_021_209,
 ];
 
 /// One world; `Err` says what was wrong with it.
