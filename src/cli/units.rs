@@ -76,7 +76,13 @@ pub(super) fn wait_settled(
         return Err(Error::new(Exit::TimedOut, message));
     }
     if condition == "down" {
-        return Ok(Exit::Done);
+        // Of what nobody can prove nobody can say that it is gone.
+        let left: Vec<&Row> = waited.rows.iter().filter(|row| row.phase == "unproven").collect();
+        for row in &left {
+            let why = output::plain(&row.why);
+            output::error(&format!("`{}` is {}: {why}", row.instance, row.phase));
+        }
+        return Ok(if left.is_empty() { Exit::Done } else { Exit::Failed });
     }
     Ok(report(global, &waited.rows))
 }

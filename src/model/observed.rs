@@ -645,7 +645,12 @@ impl Instance {
             };
             let is_in_vain = run.ready.is_none() && cause.is_failure();
             self.in_vain = if is_in_vain { self.in_vain.saturating_add(1) } else { 0 };
-            self.last = Some(Box::new(run.as_end(cause, stops_since, at)));
+            let end = run.as_end(cause, stops_since, at);
+            // A start that came to nothing for want of something counts towards no limit of the unit's.
+            if matches!(&end.outcome, Some(Outcome::NotStarted(error)) if error.passing) {
+                self.starts.pop_back();
+            }
+            self.last = Some(Box::new(end));
         } else if *verdict == Verdict::Down {
             self.in_vain = 0;
         }

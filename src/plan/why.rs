@@ -58,7 +58,10 @@ fn link(view: &View<'_>, id: &InstanceId, lines: &mut Vec<String>) -> Option<Ins
     let phase = view.observed.get(id).map_or("down", |instance| instance.phase.as_str());
     let phase = if phase == "backoff" { "to be restarted" } else { phase };
     let mut say = |text: String| lines.push(format!("`{id}` is {phase}: {text}"));
-    if let Some(hold) = unit.hold_of(id) {
+    let is_unproven = |instance: &Instance| matches!(instance.phase, Phase::Unproven { .. });
+    // A hold is no reason not to be gone.
+    let is_unproven = view.observed.get(id).is_some_and(is_unproven);
+    if let Some(hold) = unit.hold_of(id).filter(|_| !is_unproven) {
         say(held(hold, id));
         return None;
     }
@@ -314,7 +317,7 @@ mod tests {
             (Phase::Up, "`web` is up: it is wanted, and ready"),
             (
                 Phase::Backoff { until },
-                "`web` is to be restarted: exited 1; automatic restart number 3 is due",
+                "`web` is to be restarted: exited 1; automatic restart number 3 follows",
             ),
             (Phase::Done, "`web` is done: exited 1"),
         ] {

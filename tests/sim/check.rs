@@ -314,8 +314,13 @@ impl Check for Patience {
                         let gone = Gone { at, passing: false, spec: spec_of(scene, id) };
                         let ended = self.ended.entry(id.clone()).or_insert(gone);
                         // Whoever saw that start refused may have died before it told.
-                        ended.passing |= matches!(&notice.reason,
+                        let is_passing = matches!(&notice.reason,
                             Some(Reason::Ended(Some(Outcome::NotStarted(e)))) if e.passing);
+                        ended.passing |= is_passing;
+                        // Such a start counts towards no limit.
+                        if let Some(starts) = self.starts.get_mut(id).filter(|_| is_passing) {
+                            starts.pop_back();
+                        }
                     }
                     Happening::Settled { .. } => self.clear(id),
                     Happening::Ended { role, outcome, .. } => {

@@ -67,7 +67,7 @@ const SEEDS: u64 = 2_000;
 const SAYS_EVERY: u64 = 10_000;
 
 /// Seeds of worlds in which a soak found a fault.
-const FOUND: [u64; 35] = [
+const FOUND: [u64; 36] = [
     77_000_000_915,
     77_000_001_022,
     77_100_021_456,
@@ -103,6 +103,7 @@ const FOUND: [u64; 35] = [
     211_000_051_333,
     213_000_008_534,
     214_000_021_209,
+    215_000_022_158,
 ];
 
 /// One world; `Err` says what was wrong with it.

@@ -120,10 +120,14 @@ impl Decoder<'_, '_> {
         let Value::List(items) = &node.value else {
             let errors = self.sink.errors();
             let count = self.number(key, node, 1, i64::from(INSTANCES_MAX));
-            if self.sink.errors() > errors
-                && matches!(&node.value, Value::Text(text) if text == "0")
-            {
-                self.sink.help_last("for none write `enabled: false`");
+            if self.sink.errors() > errors {
+                let is_none = matches!(&node.value, Value::Text(text) if text == "0");
+                let help = if is_none {
+                    "for none write `enabled: false`"
+                } else {
+                    "write a number, or a list of names: `[eu, us]`"
+                };
+                self.sink.help_last(help);
             }
             return count.and_then(|count| u32::try_from(count).ok()).map(Instances::Count);
         };

@@ -124,7 +124,12 @@ impl Decoder<'_, '_> {
             Value::Map(_) => self.start_of(key, node).map_or(EndAction::None, EndAction::Start),
             Value::Null | Value::Text(_) | Value::List(_) => {
                 let words = [("none", EndAction::None), ("shutdown", EndAction::Shutdown)];
-                self.choice(key, node, &words, &[]).unwrap_or(EndAction::None)
+                let errors = self.sink.errors();
+                let chosen = self.choice(key, node, &words, &[]);
+                if self.sink.errors() > errors {
+                    self.sink.help_last("to start another unit write `{start: NAME}`");
+                }
+                chosen.unwrap_or(EndAction::None)
             }
         }
     }
