@@ -352,21 +352,23 @@ fn what_was_saved_runs_on_where_the_directory_of_the_start_cannot_be_applied() {
 }
 
 #[test]
-fn a_control_socket_that_is_removed_while_nothing_happens_is_there_again() {
-    let Some(world) = World::new() else { return };
+fn a_control_socket_that_was_removed_is_missed_with_what_brings_it_back() {
+    let Some(mut world) = World::new() else { return };
     world.staying("web", "");
     world.apply(0);
     let socket = world.root().join("run/control.sock");
-    let remove = || fs::remove_file(&socket).unwrap();
-    let rename = || fs::rename(&socket, world.path("elsewhere")).unwrap();
-    let ways: [&dyn Fn(); 2] = [&remove, &rename];
-    for take_away in ways {
-        take_away();
-        world.until("the socket", || socket.exists());
-        assert_eq!(world.opm(&["status", "web"]).code, 0);
+    fs::remove_file(&socket).unwrap();
+    let pid = world.daemon_pid().unwrap();
+    for command in [&["status"][..], &["stop", "web"], &["apply", "units"]] {
+        let said = world.opm(command);
+        assert_eq!(said.code, 3, "{said:?}");
+        assert!(said.err.contains(&format!("`kill -USR1 {pid}`")), "{said:?}");
     }
-    assert!(world.log().contains("was removed; it is made again"), "{}", world.log());
-    assert_eq!(world.starts("web"), 1);
+    world.kill("USR1", pid);
+    world.until("the socket", || socket.exists());
+    assert_eq!((world.opm(&["status", "web"]).code, world.starts("web")), (0, 1));
+    world.crash();
+    assert!(!world.opm(&["status"]).err.contains("kill"), "it is gone");
 }
 
 #[test]

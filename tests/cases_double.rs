@@ -311,7 +311,8 @@ fn case_010_a_zombie_is_dead() {
     world.kill("KILL", pid);
     world.until("a zombie", || world.status_line(pid, "State").is_some_and(|s| s.starts_with('Z')));
     let began = common::now();
-    assert_eq!(world.opm(&["restore"]).code, 0);
+    let said = world.opm(&["restore"]);
+    assert_eq!(said.code, 0, "{said:?}\n{}", world.log());
     started(&world, "web", 2);
     world.until_phase("web", "up");
     assert_ne!(world.pid("web"), Some(pid));

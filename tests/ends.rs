@@ -211,6 +211,70 @@ fn units_that_start_each_other_wait_longer_and_longer() {
 }
 
 #[test]
+fn tasks_with_schedules_that_start_each_other_wait_longer_and_longer_too() {
+    let Some(world) = World::new() else { return };
+    for (task, other) in [("a", "b"), ("b", "a")] {
+        let keys = format!("every: 1h\non_success: {{start: {other}}}\n");
+        world.task(task, "echo >> runs", &keys);
+    }
+    world.apply(0);
+    world.opm(&["start", "--no-wait", "a"]);
+    until("a few rounds", || world.lines("runs").len() >= 5);
+    watch_for(Duration::from_secs(2), || world.lines("runs").len() > 14, "they do not wait");
+}
+
+#[test]
+fn a_start_by_hand_waits_for_no_start_that_is_to_come() {
+    let Some(world) = World::new() else { return };
+    let limit = "restart: {delay: 1ms, limit: {starts: 2, within: 1h}}\n";
+    let web = "echo >> runs; [ -e well ] && exec sleep 1000; exit 1";
+    world.service("web", web, &format!("{limit}on_failure: {{start: repair}}\n"));
+    world.task("repair", "echo >> repairs", "enabled: false\non_success: {start: web}\n");
+    world.opm(&["apply", "--no-wait", "units"]);
+    until("the repair", || world.lines("repairs").len() == 1);
+    world.until_phase("repair", "done");
+    assert_eq!((world.phase("web").as_str(), world.lines("runs").len()), ("failed", 2));
+    std::fs::write(world.path("well"), "").unwrap();
+    for stop in [true, false] {
+        if stop {
+            assert_eq!(world.opm(&["stop", "web"]).code, 0);
+        }
+        assert_eq!(world.opm(&["start", "web"]).code, 0);
+        world.until_phase("web", "up");
+    }
+}
+
+#[test]
+fn more_time_that_is_asked_for_is_given_where_a_shutdown_has_it() {
+    let world = World::bare();
+    let app = "trap 'systemd-notify EXTEND_TIMEOUT_USEC=20000000; sleep 1; echo >> drained; exit' TERM; \
+               echo >> up; systemd-notify --ready; while :; do sleep 0.02; done";
+    world.service("app", app, "ready: {notify: true}\nstop: {timeout: 300ms}\n");
+    let Some((world, _)) = shut_down(world, "20s", 1) else { return };
+    assert_eq!(world.lines("drained").len(), 1, "{}", world.log());
+}
+
+#[test]
+fn a_task_that_completes_and_ends_opm_is_no_failure_for_who_waits() {
+    for (wait, more) in
+        [(&["apply", "units"][..], ""), (&["wait", "--for", "completed", "job"], "")]
+    {
+        let Some(world) = World::new() else { return };
+        world.staying("web", more);
+        world.apply(0);
+        world.task("job", "while [ ! -e go ]; do sleep 0.02; done", "on_success: shutdown\n");
+        if wait[0] == "wait" {
+            world.opm(&["apply", "--no-wait", "units"]);
+        }
+        let waiting = world.begin(wait);
+        world.until_phase("job", "up");
+        std::fs::write(world.path("go"), "").unwrap();
+        let said = Said::of_child(waiting);
+        assert_eq!(said.code, 0, "{said:?}");
+    }
+}
+
+#[test]
 fn what_is_started_after_something_else_each_time_does_not_wait() {
     let Some(world) = World::new() else { return };
     world.task("first", "echo >> firsts", "enabled: false\non_success: {start: second}\n");

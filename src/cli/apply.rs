@@ -214,12 +214,14 @@ fn trial_of(args: &Apply) -> Span {
 /// Fails where something else is in force by now: what came to rest is that.
 fn is_still_in_force(client: &mut Client, tried: u64) -> Result<(), Error> {
     let info = client.call("Info", json!({}))?;
-    let applied = info.get("applied").and_then(Value::as_u64).unwrap_or(0);
-    if applied == tried {
-        return Ok(());
+    match info.get("applied").and_then(Value::as_u64).filter(|applied| *applied != tried) {
+        None => Ok(()),
+        Some(applied) => {
+            let message =
+                format!("generation {tried} is not in force any more, generation {applied} is");
+            Err(Error::new(Exit::Failed, message))
+        }
     }
-    let message = format!("generation {tried} was taken back; generation {applied} is in force");
-    Err(Error::new(Exit::Failed, message))
 }
 
 /// Keeps what came up, and takes back what did not. Where this process ends before, the daemon does
@@ -253,7 +255,7 @@ fn back_on_failure(
     let to = reply.get("to").and_then(Value::as_u64).unwrap_or(0);
     let generation = reply.get("generation").and_then(Value::as_u64).unwrap_or(0);
     let to = if to == 0 { "nothing".to_owned() } else { format!("generation {to}") };
-    let came_back = settle_changes(global, client, &reply, args.waiting);
+    let came_back = settle_changes(global, client, &reply, waiting_of(args));
     let well = if matches!(came_back, Ok(Exit::Done)) { "" } else { ", where a unit fails too" };
     let message = format!("{reason}; taken back to {to}, as generation {generation}{well}");
     Err(Error::new(Exit::Failed, message))

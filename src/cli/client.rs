@@ -2,6 +2,7 @@
 //! difference.
 
 use std::io::{ErrorKind, Read, Write};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
@@ -61,8 +62,16 @@ pub(super) fn socket(global: &Global) -> Result<Option<UnixStream>, Error> {
 
 /// Says that no daemon runs, and what can be done instead.
 pub(super) fn nobody(global: &Global, instead: &str) -> Error {
-    let socket = dirs(global).socket();
-    let message = format!("no daemon runs (nobody listens on `{}`); {instead}", socket.display());
+    let dirs = dirs(global);
+    let socket = dirs.socket();
+    let message = match dirs.holder() {
+        None => format!("no daemon runs (nobody listens on `{}`); {instead}", socket.display()),
+        Some(pid) => format!(
+            "nobody listens on `{}`, though process {pid} lives, which was to do so; where somebody \
+             removed its socket, `kill -USR1 {pid}` has it made again",
+            socket.display()
+        ),
+    };
     Error::new(Exit::NoDaemon, message)
 }
 
@@ -96,6 +105,15 @@ impl Client {
     /// Connects, or says that no daemon runs, and what can be done instead.
     pub(super) fn connect_or(global: &Global, instead: &str) -> Result<Self, Error> {
         Self::try_connect(global)?.ok_or_else(|| nobody(global, instead))
+    }
+
+    /// Whether the daemon runs as the user of this command.
+    pub(super) fn is_own(&self) -> bool {
+        match &self.link {
+            Link::Socket(stream) => crate::system::peer_credentials(stream.as_fd())
+                .is_ok_and(|(uid, ..)| uid == crate::system::own_uid()),
+            Link::Ssh(_) => false,
+        }
     }
 
     fn send(&mut self, bytes: &[u8]) -> Result<(), Error> {
@@ -200,7 +218,8 @@ impl Client {
             }
             let end = value.get("result").and_then(Value::as_str).unwrap_or_default().to_owned();
             let why = value.get("why").and_then(Value::as_str).unwrap_or_default().to_owned();
-            return Ok(Waited { end, rows, why });
+            let is_well = value.get("code").and_then(Value::as_u64) == Some(0);
+            return Ok(Waited { end, rows, why, is_well });
         }
     }
 }
@@ -213,16 +232,23 @@ pub(super) struct Waited {
     pub(super) rows: Vec<Row>,
     /// Why opm goes down, where it does.
     pub(super) why: String,
+    /// Whether it does so because a unit that ended well says so.
+    pub(super) is_well: bool,
 }
 
 impl Waited {
-    /// Fails where opm goes down: then nothing comes up, and nobody knows whether it would have.
-    pub(super) fn unless_over(self) -> Result<Self, Error> {
-        if self.end == "shutdown" {
-            let message = format!("opm is shutting down: {}", crate::system::plain(&self.why));
-            return Err(Error::new(Exit::Failed, message));
+    /// Whether opm goes down. Then nothing comes up, and nobody knows whether it would have: that fails,
+    /// but where a unit that ended well says so.
+    pub(super) fn is_over(&self) -> Result<bool, Error> {
+        if self.end != "shutdown" {
+            return Ok(false);
         }
-        Ok(self)
+        let message = format!("opm is shutting down: {}", crate::system::plain(&self.why));
+        if self.is_well {
+            output::note(&format!("opm: {message}"));
+            return Ok(true);
+        }
+        Err(Error::new(Exit::Failed, message))
     }
 }
 

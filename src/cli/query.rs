@@ -122,7 +122,9 @@ pub(super) fn wait(global: &Global, args: &Wait) -> Outcome {
         return units::wait_settled(global, &mut client, &args.units, "settled", args.timeout);
     }
     let waited = client.wait(&args.units, &args.condition, args.timeout, false, &mut |_| {})?;
-    let waited = waited.unless_over()?;
+    if waited.is_over()? {
+        return Ok(Exit::Done);
+    }
     if global.json {
         output::json(&waited.rows)?;
     }

@@ -107,7 +107,8 @@ fn way(command: &Command) -> Way {
         Command::Proxy | Command::Probe { .. } | Command::LogKeeper(_) => {
             Way::No("it works for opm on its own machine")
         }
-        Command::Logs(_) => Way::There,
+        // The program that is to be run is there.
+        Command::Logs(_) | Command::Reexec => Way::There,
         Command::Apply(_)
         | Command::Plan(_)
         | Command::Diff(_)
@@ -129,7 +130,6 @@ fn way(command: &Command) -> Way {
         | Command::Events
         | Command::Save
         | Command::Restore
-        | Command::Reexec
         | Command::Shutdown => Way::Socket,
     }
 }

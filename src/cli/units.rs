@@ -67,7 +67,9 @@ pub(super) fn wait_settled(
     let mut progress = Progress::new(global);
     let waited = client.wait(units, condition, timeout, true, &mut |rows| progress.show(rows))?;
     progress.end();
-    let waited = waited.unless_over()?;
+    if waited.is_over()? {
+        return Ok(Exit::Done);
+    }
     if waited.end == "timeout" {
         let open = waited.rows.iter().filter(|row| !row.settled);
         let names: Vec<String> =
@@ -204,13 +206,17 @@ pub(super) fn restore(global: &Global) -> Outcome {
 
 /// `opm reexec`.
 pub(super) fn reexec(global: &Global) -> Outcome {
-    let before = Client::connect(global)?.call("Info", json!({}))?;
-    // Whatever is run in the place of pid 1 and is no opm takes everything with it.
-    let program = before.get("program").and_then(Value::as_str).unwrap_or_default();
-    is_opm(program).map_err(|reason| {
-        let message = format!("cannot run `{program}`: {reason}; the old program goes on");
-        Error::new(Exit::Refused, message)
-    })?;
+    let mut client = Client::connect(global)?;
+    let before = client.call("Info", json!({}))?;
+    // Whatever is run in the place of pid 1 and is no opm takes everything with it. What another user
+    // names is not run here, and an opm of before named nothing.
+    let program = before.get("program").and_then(Value::as_str);
+    if let Some(program) = program.filter(|_| client.is_own()) {
+        is_opm(program).map_err(|reason| {
+            let message = format!("cannot run `{program}`: {reason}; the old program goes on");
+            Error::new(Exit::Refused, message)
+        })?;
+    }
     match Client::connect(global)?.call("Reexec", json!({})) {
         // It is answered where it fails; else the connection ends with the old program.
         Err(error) if error.exit == Exit::NoDaemon => {}

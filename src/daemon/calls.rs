@@ -23,7 +23,7 @@ pub(super) enum Answer {
     Reply(Reply),
     /// The client waits; replies come with what happens.
     Later,
-    /// This reply, then the program is replaced.
+    /// The program is replaced; where that fails, the client is told.
     Reexec,
 }
 

@@ -15,7 +15,6 @@ use mio::{Interest, Registry, Token};
 use nix::sys::stat::{Mode, umask};
 
 use super::FIRST_CLIENT;
-use super::sentinel::Sentinel;
 use super::wait::Wait;
 use crate::model::{Monotonic, Span};
 use crate::protocol::{
@@ -37,7 +36,6 @@ const ACCEPT_AGAIN: Span = Span::seconds(1);
 pub(super) struct Clients {
     path: PathBuf,
     listener: UnixListener,
-    sentinel: Sentinel,
     connected: BTreeMap<Token, Client>,
     next: usize,
     /// Who may have sent more than was taken: their turn comes again without an event.
@@ -87,6 +85,8 @@ pub(super) enum Pending {
     Events,
     /// Some instances to be somewhere.
     Wait(Wait),
+    /// The program to be replaced: that it was, the end of the connection tells.
+    Reexec,
 }
 
 impl Clients {
@@ -148,9 +148,8 @@ impl Clients {
             .map_err(|error| SystemError::new("listen on", path.display(), error))?;
         let connected = BTreeMap::new();
         let busy = BTreeSet::new();
-        let sentinel = Sentinel::new(path, registry, super::SENTINEL);
         let (path, next) = (path.to_owned(), FIRST_CLIENT);
-        Ok(Self { path, listener, sentinel, connected, next, busy, heard: None, accept_at: None })
+        Ok(Self { path, listener, connected, next, busy, heard: None, accept_at: None })
     }
 
     /// Lets the socket live on over an exec of opm; returns its descriptor.
@@ -344,9 +343,17 @@ impl Clients {
         }
     }
 
-    /// Something happened to the file of the socket.
-    pub(super) fn take_warning(&self) {
-        self.sentinel.take();
+    /// Answers all who asked for the program to be replaced.
+    pub(super) fn answer_reexec(&mut self, reply: &Reply, registry: &Registry) {
+        let asks = |client: &Client| matches!(client.pending, Some(Pending::Reexec));
+        let all = self.connected.iter().filter(|(_, client)| asks(client));
+        for token in all.map(|(token, _)| *token).collect::<Vec<_>>() {
+            if let Some(client) = self.connected.get_mut(&token) {
+                client.pending = None;
+                client.queue(reply);
+            }
+            self.flush(token, registry);
+        }
     }
 
     /// Whether somebody removed the socket.
@@ -360,7 +367,7 @@ impl Clients {
         if let Err(error) = registry.deregister(&mut self.listener) {
             log::debug!("cannot stop watching the old socket: {error}");
         }
-        (self.listener, self.sentinel) = (new.listener, new.sentinel);
+        self.listener = new.listener;
         Ok(())
     }
 
@@ -373,7 +380,7 @@ impl Clients {
             .values()
             .filter_map(|client| match &client.pending {
                 Some(Pending::Wait(wait)) => wait.deadline(),
-                Some(Pending::Events) | None => None,
+                Some(Pending::Events | Pending::Reexec) | None => None,
             })
             .chain(self.accept_at)
             .min()
@@ -463,7 +470,7 @@ impl Client {
 
     fn notify(&mut self, supervisor: &Supervisor<Linux>, notices: &[Notice]) {
         let (reply, over) = match &mut self.pending {
-            None => return,
+            Some(Pending::Reexec) | None => return,
             Some(Pending::Events) => {
                 for notice in notices {
                     let own = supervisor.is_own(&notice.event.instance);

@@ -9,7 +9,6 @@ mod calls;
 mod clients;
 mod files;
 mod report;
-mod sentinel;
 mod setup;
 mod signals;
 mod wait;
@@ -27,7 +26,7 @@ use crate::model::{Monotonic, Signal, Span};
 use crate::protocol::Failure;
 use crate::supervisor::{Source, Supervisor};
 use crate::system::{Dirs, Environment, Linux, System, SystemError};
-use clients::Clients;
+use clients::{Clients, Pending};
 use signals::Signals;
 
 /// Events taken from the kernel at once.
@@ -44,14 +43,15 @@ const STRAYS_KILL_WAIT: Span = Span::seconds(1);
 /// So many panics in so long a time, and nothing is started any more.
 const PANICS_MAX: usize = 3;
 const PANICS_WITHIN: Span = Span::seconds(60);
+/// The wait before what was removed, and could not be made again, is made again once more.
+const MAKE_AGAIN: Span = Span::seconds(1);
 /// Exit code after a bug of opm's own (`EX_SOFTWARE` of sysexits(3)).
 const EXIT_BUG: u8 = 70;
 
 const SIGNALS: Token = Token(0);
 const LISTENER: Token = Token(1);
 /// First token of clients; those of the system begin at [`Linux::FIRST_TOKEN`].
-const SENTINEL: Token = Token(2);
-const FIRST_CLIENT: usize = 3;
+const FIRST_CLIENT: usize = 2;
 
 /// How the supervisor is started.
 #[derive(Debug, Clone)]
@@ -87,8 +87,8 @@ struct Daemon {
     supervisor: Supervisor<Linux>,
     clients: Option<Clients>,
     options: Options,
-    /// Who asked to run the program on disk in our place.
-    reexec: Option<Token>,
+    /// Whether the program on disk is to run in our place.
+    reexec: bool,
     /// Why the run directory could not be made again when it was last tried.
     unmade: Option<String>,
     panics: Vec<Monotonic>,
@@ -148,10 +148,10 @@ fn supervise(options: Options, ready: Ready<'_>) -> Result<u8, BootFailure> {
             }
             return Ok(code);
         }
-        if let Some(client) = daemon.reexec.take() {
+        if std::mem::take(&mut daemon.reexec) {
             let error = daemon.replace_program();
             log::error!("{error}; going on as before");
-            daemon.tell_failure(client, &error);
+            daemon.tell_failure(&error);
         }
     }
 }
@@ -167,7 +167,7 @@ impl Daemon {
             let cycle = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
                 self.turn(taken);
                 let goes_on = self.sleep(&mut kernel, &mut events);
-                if self.reexec.is_some() {
+                if self.reexec {
                     // Who ended in the same moment is reaped, and the next program cannot see it.
                     self.turn(std::mem::take(&mut events));
                 }
@@ -175,7 +175,7 @@ impl Daemon {
             }));
             match cycle {
                 Ok(true) => {}
-                Ok(false) => return self.supervisor.is_over().filter(|_| self.reexec.is_none()),
+                Ok(false) => return self.supervisor.is_over().filter(|_| !self.reexec),
                 Err(_) => {
                     if let Some(code) = self.panicked() {
                         return Some(code);
@@ -188,7 +188,7 @@ impl Daemon {
     /// Waits for the kernel, unless the loop is over, and takes what it has to tell. Returns whether
     /// the loop goes on.
     fn sleep(&mut self, kernel: &mut Events, events: &mut Vec<crate::model::Event>) -> bool {
-        if self.reexec.is_some() || self.supervisor.is_over().is_some() {
+        if self.reexec || self.supervisor.is_over().is_some() {
             return false;
         }
         // A signal that interrupts the wait has made its descriptor readable, or means nothing.
@@ -210,7 +210,6 @@ impl Daemon {
             match event.token() {
                 SIGNALS => self.take_signals(events),
                 LISTENER => self.accept(),
-                SENTINEL => self.clients.iter().for_each(Clients::take_warning),
                 Token(number) if number >= Linux::FIRST_TOKEN => {
                     events.extend(self.supervisor.system_mut().ready(Token(number)));
                 }
@@ -238,7 +237,9 @@ impl Daemon {
         let now = self.supervisor.system().now();
         let waits = self.clients.as_ref().and_then(|clients| clients.wake_at(now));
         let looks = self.supervisor.system().wake_at();
-        [self.supervisor.wake_at(), waits, looks].into_iter().flatten().min()
+        // Without a socket no client wakes us.
+        let again = self.unmade.as_ref().map(|_| now.after(MAKE_AGAIN));
+        [self.supervisor.wake_at(), waits, looks, again].into_iter().flatten().min()
     }
 
     fn turn(&mut self, events: Vec<crate::model::Event>) {
@@ -399,7 +400,12 @@ impl Daemon {
                     clients.send(token, &reply, self.poll.registry());
                 }
                 calls::Answer::Reply(_) | calls::Answer::Later => {}
-                calls::Answer::Reexec => self.reexec = Some(token),
+                calls::Answer::Reexec => {
+                    self.reexec = true;
+                    if !call.oneway {
+                        clients.set_pending(token, Pending::Reexec);
+                    }
+                }
             }
         }
         clients.flush(token, self.poll.registry());
@@ -420,11 +426,11 @@ impl Daemon {
         error
     }
 
-    /// Tells who asked for the program on disk why it does not run.
-    fn tell_failure(&mut self, client: Token, error: &SystemError) {
+    /// Tells those who asked for the program on disk why it does not run.
+    fn tell_failure(&mut self, error: &SystemError) {
         let Some(clients) = &mut self.clients else { return };
         let failure = Failure::Refused(format!("{error}; the old program goes on"));
-        clients.send(client, &failure.into(), self.poll.registry());
+        clients.answer_reexec(&failure.into(), self.poll.registry());
     }
 
     /// All runs are over: what no unit owns gets TERM and, after a while, KILL. PID 1 leaves last.

@@ -146,7 +146,7 @@ pub(super) fn build(mut options: Options) -> Result<(Daemon, Option<PassedOver>)
         supervisor,
         clients,
         options,
-        reexec: None,
+        reexec: false,
         unmade: None,
         panics: Vec::new(),
         repeats: report::Repeats::default(),

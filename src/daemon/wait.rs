@@ -312,8 +312,10 @@ impl Wait {
         touched: &BTreeSet<InstanceId>,
     ) -> (Option<Reply>, bool) {
         let late = self.deadline.is_some_and(|deadline| supervisor.system().now() >= deadline);
-        // Nothing comes up any more, and what has come goes.
-        let ends = supervisor.shutdown().filter(|_| self.goal != Goal::Down);
+        let reached = self.standings.values().all(|standing| *standing == Progress::Reached);
+        // Nothing comes up any more. Whoever waits for rest is told: all that is not wanted rests.
+        let is_moot = self.goal == Goal::Down || (reached && self.goal != Goal::Settled);
+        let ends = supervisor.shutdown().filter(|_| !is_moot);
         if self.open > 0 && !late && ends.is_none() {
             if !self.more || touched.is_empty() {
                 return (None, false);
@@ -321,7 +323,6 @@ impl Wait {
             let rows = self.rows(supervisor, touched.iter(), false);
             return (Some(Reply::one_of_more(json!({ "instances": rows }))), false);
         }
-        let reached = self.standings.values().all(|standing| *standing == Progress::Reached);
         let result = match (self.open, reached) {
             _ if ends.is_some() => "shutdown",
             (0, true) => "reached",
@@ -330,6 +331,8 @@ impl Wait {
         };
         let rows = self.rows(supervisor, self.standings.keys(), true);
         let why = ends.map(|shutdown| &shutdown.why);
-        (Some(Reply::last(json!({ "result": result, "instances": rows, "why": why }))), true)
+        let code = ends.filter(|shutdown| !shutdown.is_asked).map(|shutdown| shutdown.code);
+        let told = json!({ "result": result, "instances": rows, "why": why, "code": code });
+        (Some(Reply::last(told)), true)
     }
 }

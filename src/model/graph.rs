@@ -54,7 +54,8 @@ pub struct Node {
     pub sockets: Shared<Vec<(UnitName, Accept)>>,
     /// Whether anything brings it up: the default target, or being enabled, or `opm start`.
     pub wanted: bool,
-    /// How many stages of a shutdown begin with this unit's: 1 for one that needs nobody.
+    /// How many stages the order has from this unit's on, whether or not they run: 1 for one that needs
+    /// nobody.
     pub depth: u32,
 }
 
@@ -167,6 +168,7 @@ impl Graph {
         }
     }
 
+    /// Counts the stages of all units.
     fn measure_depth(&mut self) {
         let depths: Vec<u32> = self.stages(|_| true).into_values().collect();
         for (node, depth) in self.nodes.values_mut().zip(depths) {

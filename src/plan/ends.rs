@@ -34,9 +34,11 @@ pub(super) fn code_of_end(
     id: &InstanceId,
     instance: &Instance,
 ) -> Option<u8> {
-    let is_anew = instance.epoch != unit.epoch_of(id) || instance.hash != unit.hash;
+    // A task with a schedule does not run because it changed.
+    let is_other = instance.hash != unit.hash && unit.spec.schedule.is_none();
+    let is_anew = instance.epoch != unit.epoch_of(id) || is_other;
     let is_over = instance.run.is_none() && instance.has_ended_opm();
-    if view.shutdown.is_some() || !is_over || is_anew {
+    if view.shutdown.is_some() || !is_over || is_anew || !view.wants(id) {
         return None;
     }
     let has_failed = matches!(instance.phase, Phase::Failed { .. });

@@ -37,7 +37,7 @@ pub use fields::{conceal, fields_of};
 pub use lazy::{is_lazy, waits_at};
 pub use order::{Standing, blockers, standing};
 pub use probe::{failures, is_unhealthy};
-pub use restart::{goes_on_by_policy, has_done, verdict};
+pub use restart::{goes_on_by_policy, has_done, verdict, was_stable};
 pub use roll::{Turn, is_outdated, turn};
 pub use schedule::{MISSED_AFTER, rests_until_due};
 pub use start::reload_action;

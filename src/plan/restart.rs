@@ -40,9 +40,10 @@ pub(super) fn after(
 ) -> Next {
     let asked = instance.epoch != unit.epoch_of(id);
     let changed = instance.hash != unit.hash;
-    let automatic = unit.automatic(id).filter(|_| asked && !changed);
-    if let (Some(Automatic { chain, .. }), Some(end)) = (automatic, &instance.last) {
-        return after_another(unit, instance, end, chain, now);
+    let recovered = || order::recovered_since(view, &id.unit, instance.since);
+    let is_automatic = asked && !changed && recovered().is_none();
+    if let Some(next) = after_another(unit, id, instance, now).filter(|_| is_automatic) {
+        return next;
     }
     let anew = match (asked, changed) {
         (true, _) => Some(Reason::Asked),
@@ -61,8 +62,7 @@ pub(super) fn after(
         Phase::Waiting { fresh, .. } => {
             // Counters begin anew too where it was asked for, or changed, or what it needs came back, while
             // it waited.
-            let recovered = || order::recovered_since(view, &id.unit, instance.since).is_some();
-            let is_anew = || anew.is_some() || recovered();
+            let is_anew = || anew.is_some() || recovered().is_some();
             let fresh = *fresh || (instance.last.is_some() && is_anew());
             Next::Begin { fresh, reason: Reason::Next }
         }
@@ -70,7 +70,7 @@ pub(super) fn after(
             if let Some(reason) = anew {
                 return Next::Begin { fresh: true, reason };
             }
-            if let Some(unit) = order::recovered_since(view, &id.unit, instance.since) {
+            if let Some(unit) = recovered() {
                 return Next::Begin { fresh: true, reason: Reason::Recovered(unit) };
             }
             let end = instance.last.as_ref().filter(|end| !is_passing(end));
@@ -82,14 +82,10 @@ pub(super) fn after(
             }
             Next::Stay(Some(*until))
         }
-        Phase::Failed { .. } => {
-            let recovered =
-                || order::recovered_since(view, &id.unit, instance.since).map(Reason::Recovered);
-            match anew.or_else(recovered) {
-                Some(reason) => Next::Begin { fresh: true, reason },
-                None => Next::Stay(None),
-            }
-        }
+        Phase::Failed { .. } => match anew.or_else(|| recovered().map(Reason::Recovered)) {
+            Some(reason) => Next::Begin { fresh: true, reason },
+            None => Next::Stay(None),
+        },
         Phase::Done | Phase::Skipped { .. } => match anew {
             Some(reason) => Next::Begin { fresh: true, reason },
             None if instance.phase == Phase::Done => match lazy::again_at(view, id, instance) {
@@ -104,33 +100,41 @@ pub(super) fn after(
     }
 }
 
-/// What one does that has run, and is to run again because another unit came to its end. That is an
-/// automatic start like any other: units that start each other in a circle wait longer and longer, and
-/// keep to their limits.
-fn after_another(unit: &Unit, instance: &Instance, end: &End, chain: u32, now: Monotonic) -> Next {
+/// What one does that has run, and is to run again because another unit came to its end; `None` where
+/// nothing asks for that. It is an automatic start like any other: units that start each other in a circle
+/// wait longer and longer, and keep to their limits.
+pub(super) fn after_another(
+    unit: &Unit,
+    id: &InstanceId,
+    instance: &Instance,
+    now: Monotonic,
+) -> Option<Next> {
+    let (Automatic { chain, .. }, end) = (unit.automatic(id)?, instance.last.as_ref()?);
     let at = match &instance.phase {
-        Phase::Waiting { .. } => now,
         Phase::Backoff { until } => *until,
-        Phase::Down | Phase::Failed { .. } | Phase::Done | Phase::Skipped { .. } => {
+        Phase::Down
+        | Phase::Waiting { .. }
+        | Phase::Failed { .. }
+        | Phase::Done
+        | Phase::Skipped { .. } => {
             // The first of a chain follows something else: a due time, a hand, a run that was well.
             let attempt = chain.saturating_sub(1);
             let wait = if attempt > 0 { delay(&unit.spec, attempt, end.run) } else { Span::ZERO };
-            let rested = end.at.after(wait);
             // The first of those that count has to be forgotten before there is room for another.
-            let full = unit.spec.restart.limit.and_then(|limit| {
+            let room = unit.spec.restart.limit.and_then(|limit| {
                 let over = instance.starts.len().checked_sub(limit.starts as usize)?;
                 instance.starts.get(over).map(|first| first.after(limit.within))
             });
-            full.map_or(rested, |full| full.max(rested))
+            end.at.after(wait).max(room.unwrap_or_default())
         }
         Phase::Starting | Phase::Up | Phase::Stopping { .. } | Phase::Unproven { .. } => {
-            return Next::Stay(None);
+            return None;
         }
     };
     if now < at {
-        return Next::Stay(Some(at));
+        return Some(Next::Stay(Some(at)));
     }
-    Next::Begin { fresh: false, reason: Reason::Follows }
+    Some(Next::Begin { fresh: false, reason: Reason::Follows })
 }
 
 /// What follows from the end of a run.
@@ -169,12 +173,16 @@ pub fn verdict(unit: &Unit, instance: &Instance, end: &End, wanted: bool) -> Ver
             return Verdict::Failed { at_limit: true };
         }
     }
-    // A task is ready when it has completed: however long one runs that fails, it was not.
-    let was_there = unit.spec.kind != Kind::Task || is_success(&unit.spec, end);
-    let stable = was_there && end.ready_for.is_some_and(|span| span >= restart.reset_after);
-    let attempt = if stable { 1 } else { instance.attempt.saturating_add(1) };
+    let attempt = if was_stable(unit, end) { 1 } else { instance.attempt.saturating_add(1) };
     let delay = delay(&unit.spec, attempt, end.run);
     Verdict::Backoff { until: end.at.after(delay), attempt }
+}
+
+/// Whether a run was well for long enough that what follows it begins anew.
+pub fn was_stable(unit: &Unit, end: &End) -> bool {
+    // A task is ready when it has completed: however long one runs that fails, it was not.
+    let was_there = unit.spec.kind != Kind::Task || is_success(&unit.spec, end);
+    was_there && end.ready_for.is_some_and(|span| span >= unit.spec.restart.reset_after)
 }
 
 /// The verdict on a run that ended by itself and after which no other comes.

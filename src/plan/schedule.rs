@@ -63,6 +63,10 @@ pub(super) fn idle(
         Call::Rest(alarm) => (None, alarm),
     };
     let due = match (anew, &instance.phase) {
+        (Some(Reason::Asked), _) if unit.automatic(id).is_some() && instance.last.is_some() => {
+            let next = restart::after_another(unit, id, instance, now);
+            next.map_or(Due::NOTHING, |next| next.due(view, id, instance))
+        }
         (_, Phase::Waiting { fresh, .. }) => begin(view, id, instance, *fresh, Reason::Next),
         (Some(reason), _) => begin(view, id, instance, true, reason),
         // A run that failed may be tried again before the next due time.

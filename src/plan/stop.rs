@@ -111,8 +111,8 @@ impl Stopping<'_> {
             (self.since.after(wait).max(extended.unwrap_or_default()), Reason::StopTimedOut)
         });
         let share = self.stage_end(view).map(|end| {
-            let rest = end.since(self.since);
-            (self.since.after(part(rest, wait, &self.waits_ahead(spec))), Reason::ShareSpent)
+            let (rest, ahead) = (end.since(self.since), self.waits_ahead(view, spec));
+            (self.since.after(part(rest, wait, &ahead)), Reason::ShareSpent)
         });
         [own, share].into_iter().flatten().min_by_key(|(at, _)| *at)
     }
@@ -121,13 +121,14 @@ impl Stopping<'_> {
     /// for all stages that were to come then.
     fn stage_end(&self, view: &View<'_>) -> Option<Monotonic> {
         let shutdown = view.shutdown?;
-        let stages = shutdown.stages.get(&self.id.unit).copied().unwrap_or(1);
+        let ordered = shutdown.hurry == Hurry::Ordered;
+        let stages = shutdown.stages.get(&self.id.unit).copied().filter(|_| ordered).unwrap_or(1);
         let began = self.own_since.max(shutdown.began);
         Some(began.after(shutdown.end()?.since(began).share(stages)))
     }
 
     /// The waits of this rung and of all that may follow, each in its own time.
-    fn waits_ahead(&self, spec: &Spec) -> Vec<Span> {
+    fn waits_ahead(&self, view: &View<'_>, spec: &Spec) -> Vec<Span> {
         let helpers = |hooks: usize, done: u16| {
             let left = hooks.saturating_sub(usize::from(done));
             std::iter::repeat_n(helper_time(spec), left)
@@ -141,7 +142,9 @@ impl Stopping<'_> {
         };
         let pre = pre.into_iter().flat_map(|done| helpers(spec.hooks.pre_stop.len(), done));
         let steps = spec.stop.steps.iter().skip(usize::from(steps)).map(|step| step.wait);
-        pre.chain(steps).chain(helpers(spec.hooks.post_stop.len(), post)).collect()
+        let is_followed = view.hurry() == Hurry::Ordered;
+        let hooks = if is_followed { spec.hooks.post_stop.len() } else { 0 };
+        pre.chain(steps).chain(helpers(hooks, post)).collect()
     }
 
     /// Look again at the end of the wait, or when the whole shutdown is over.
@@ -215,13 +218,13 @@ impl Stopping<'_> {
     }
 }
 
-/// What of the time that is left is for one of these waits: all it asks for, or, where that is not
-/// there for all, in proportion to what each could use.
+/// What of the time that is left is for one of these waits: all that the others leave, or, where there is
+/// not enough for all, in proportion to what each could use.
 fn part(rest: Span, wait: Span, ahead: &[Span]) -> Span {
     let could_use = |wait: Span| wait.min(rest).as_nanos();
     let all = ahead.iter().fold(0, |all: u64, wait| all.saturating_add(could_use(*wait)));
     if all <= rest.as_nanos() {
-        return wait.min(rest);
+        return rest.less(Span::nanos(all.saturating_sub(could_use(wait))));
     }
     #[expect(clippy::cast_precision_loss, reason = "a wait needs no nanosecond")]
     rest.scale(could_use(wait) as f64 / all as f64)
@@ -235,7 +238,7 @@ mod tests {
     fn what_is_left_of_a_stage_is_shared_among_its_waits() {
         let seconds = Span::seconds;
         for (rest, ahead, most) in [
-            (10, vec![4, 3], 4),
+            (10, vec![4, 3], 7),
             (7, vec![4, 3], 4),
             (6, vec![6, 3], 4),
             (9, vec![10], 9),

@@ -141,10 +141,11 @@ method Reload(units: []string) -> (instances: []string)
 method Kill(units: []string, signal: string, all: ?bool) -> (instances: []string)
 
 # Wait until all instances are up, ready, down, completed or settled. With more: every change on
-# the way. The result is reached, failed, timeout, or shutdown where opm goes down. With brief the last reply leaves out instances
+# the way. The result is reached, failed, timeout, or shutdown where opm goes down; the code is that of
+# the unit because of which it does. With brief the last reply leaves out instances
 # that are at rest and are up or done, or not to be up
 method Wait(units: []string, condition: string, timeout_ms: ?int, brief: ?bool) -> (
-  result: ?string, instances: []Instance, why: ?string
+  result: ?string, instances: []Instance, why: ?string, code: ?int
 )
 
 # With more, which it needs: everything that happens from now on

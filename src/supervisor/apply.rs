@@ -214,7 +214,8 @@ impl<S: System> Supervisor<S> {
                 needs.find(|need| need.strength == Strength::Requires && gone.contains(&need.unit));
             if let Some(need) = lost {
                 return Err(Refusal::Impossible(format!(
-                    "`{}` of source `{}` requires `{}`, which is not declared any more",
+                    "`{}` of source `{}` requires `{}`, which is not declared any more; apply that \
+                     source without the requirement first",
                     unit.spec.name, unit.source, need.unit
                 )));
             }

@@ -44,7 +44,7 @@ use wakes::Wakes;
 use crate::config::Cache;
 use crate::model::{
     Action, Desired, Event, Graph, Happening, Instance, InstanceId, Monotonic, Observed, Phase,
-    Reason, Rung, Span, Step, StopCause, UnitName, Wall, Word,
+    Reason, Rung, Span, Step, StopCause, Unit, UnitName, Wall, Word,
 };
 use crate::plan::{self, Hurry, Shutdown, View};
 use crate::system::System;
@@ -402,12 +402,16 @@ impl<S: System> Supervisor<S> {
             return;
         }
         let began = self.system.now();
-        let keeper = keeper_unit::instance();
-        let keeps = self.observed.get(&keeper).is_some_and(|keeper| keeper.run.is_some());
+        let keeps = self.desired.units.values().any(|unit| unit.spec.needs_keeper());
         let reserve = budget.filter(|_| keeps).map(|budget| budget.share(KEEPER_SHARE));
+        // What has no process is gone at once, and what cannot be proven nobody waits for.
         let runs = |unit: &UnitName| {
-            let mut instances = self.observed.of_unit(unit);
-            instances.any(|(_, instance)| instance.run.is_some())
+            let is_bare = |unit: &Unit| unit.spec.process.is_none();
+            let is_there = |instance: &Instance| {
+                instance.run.is_some() && !matches!(instance.phase, Phase::Unproven { .. })
+            };
+            !self.desired.units.get(unit).is_some_and(is_bare)
+                && self.observed.of_unit(unit).any(|(_, instance)| is_there(instance))
         };
         let stages = self.graph.stages(runs).into_iter();
         self.shutdown = Some(Shutdown {
@@ -419,7 +423,7 @@ impl<S: System> Supervisor<S> {
             is_asked,
             code,
             why,
-            spared: [keeper.unit].into(),
+            spared: [keeper_unit::instance().unit].into(),
         });
         self.touch_all();
         self.last_stage();

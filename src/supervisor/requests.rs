@@ -127,8 +127,10 @@ impl<S: System> Supervisor<S> {
                     Phase::Waiting { fresh, .. } => !fresh && by_hand,
                     Phase::Down | Phase::Starting | Phase::Up | Phase::Unproven { .. } => false,
                 });
+                // Whoever asks by hand does not wait as an automatic start does.
+                let waits_its_turn = by_hand && self.waits_its_turn(&id);
                 let waits = self.waits_for_callers(&id);
-                if ended || is_due_later || waits {
+                if ended || is_due_later || waits_its_turn || waits {
                     raise_epoch(&mut desired, &id);
                     if let Some(chain) = chain {
                         note_automatic(&mut desired, &id, chain);
@@ -298,16 +300,30 @@ impl<S: System> Supervisor<S> {
         }
     }
 
-    /// How many starts by the ends of others led to the run of an instance, one after the other. A run that
-    /// was well for a while begins anew.
+    /// Whether the end of another unit has asked for a start that is still to come.
+    fn waits_its_turn(&self, id: &InstanceId) -> bool {
+        let unit = self.desired.units.get(&id.unit);
+        let asked = unit.and_then(|unit| unit.automatic(id)).map(|automatic| automatic.epoch);
+        let served = self.observed.get(id).map(|instance| instance.epoch);
+        asked.is_some() && asked != served
+    }
+
+    /// How many starts by the ends of others led to the run of an instance that comes to its end, one
+    /// after the other. A run that was well for a while begins anew.
     fn chain_of(&self, id: &InstanceId) -> u32 {
-        let Some(unit) = self.desired.units.get(&id.unit) else { return 0 };
-        let run = self.observed.get(id).and_then(|instance| instance.run.as_ref());
-        let now = self.system.now();
-        let stable = unit.spec.restart.reset_after;
-        let was_well =
-            run.and_then(|run| run.ready).is_some_and(|ready| now.since(ready) >= stable);
-        unit.automatic(id).filter(|_| !was_well).map_or(0, |automatic| automatic.chain)
+        let (unit, instance) = (self.desired.units.get(&id.unit), self.observed.get(id));
+        let (Some(unit), Some(instance)) = (unit, instance) else { return 0 };
+        let Some(automatic) = unit.automatic(id) else { return 0 };
+        let was_well = match (&instance.phase, &instance.run) {
+            (Phase::Stopping { cause, .. }, Some(run)) => {
+                let end = run.as_end(cause.clone(), instance.since, self.system.now());
+                plan::was_stable(unit, &end)
+            }
+            _ => false,
+        };
+        // What was begun on purpose since has nothing to do with it.
+        let is_automatic = instance.restarts > 0 && !was_well;
+        if is_automatic { automatic.chain } else { 0 }
     }
 
     /// An instance is forgotten: with the last one, a removed unit is gone.

@@ -68,6 +68,16 @@ impl Dirs {
         self.run.join("control.sock")
     }
 
+    /// The process that took the state directory last, where it lives and may be opm.
+    pub fn holder(&self) -> Option<i32> {
+        let pid = holder(&self.state.join(HOLDER))?;
+        let lives = super::process::stat(pid).is_some_and(|stat| !stat.is_dead());
+        // Of another user's process nobody knows what it runs.
+        let runs = fs::read_link(format!("/proc/{pid}/exe"));
+        let may_be = runs.map_or(true, |path| path.to_string_lossy().contains("opm"));
+        (lives && may_be).then_some(pid)
+    }
+
     /// Where the units' output FIFOs are.
     pub fn fifos(&self) -> PathBuf {
         self.run.join("log")

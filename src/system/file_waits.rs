@@ -89,6 +89,7 @@ impl FileWaits {
         } else {
             None
         };
+        self.take((run, tells));
         let place = self.watch(&path);
         self.waits.insert((run, tells), FileWait { path, before, place: None });
         self.put((run, tells), place);

@@ -472,7 +472,8 @@ fn missing_interpreter(path: &Path) -> Option<String> {
 /// Whether anybody may run a file.
 fn is_executable(path: &Path) -> bool {
     use std::os::unix::fs::PermissionsExt;
-    std::fs::metadata(path).is_ok_and(|file| file.permissions().mode() & 0o111 != 0)
+    // Of one that we may not look at nobody knows.
+    std::fs::metadata(path).map_or(true, |file| file.permissions().mode() & 0o111 != 0)
 }
 
 fn resource_number(resource: Resource) -> u32 {
