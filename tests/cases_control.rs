@@ -380,7 +380,8 @@ fn opm_s_own_log_says_when_and_as_much_whoever_started_the_daemon() {
         world.until("its restart", || world.lines("n").len() == 2);
         world.until_phase("web", "up");
         world.until("its line", || world.log().contains("exited 3"));
-        for line in world.log().lines() {
+        let log = fs::read_to_string(world.root().join("log/opm.log")).unwrap();
+        for line in log.lines() {
             let (time, rest) = line.split_once(' ').unwrap();
             assert!(time.starts_with("20") && time.ends_with('Z') && time.len() == 27, "{line}");
             assert!(rest.starts_with("opm: "), "{line}");

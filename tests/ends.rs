@@ -122,8 +122,10 @@ fn an_end_before_a_unit_was_made_essential_is_no_reason_to_go_down() {
     world.service("other", "exec sleep 1000", "");
     world.service("web", "exit 7", "restart: never\n");
     world.task("job", "true", "");
-    world.apply(1);
-    world.until_phase("job", "done");
+    world.opm(&["apply", "--no-wait", "units"]);
+    for (unit, phase) in [("job", "done"), ("web", "failed"), ("other", "up")] {
+        world.until_phase(unit, phase);
+    }
     let pid = world.pid("other");
     world.staying("web", "restart: never\nessential: true\non_failure: shutdown\n");
     world.task("job", "true", "on_success: shutdown\n");

@@ -498,3 +498,36 @@ fn gunicorn_serves_behind_a_socket_unit() {
     assert!(get().ends_with("served"));
     assert_eq!(world.opm(&["shutdown"]).code, 0);
 }
+
+#[test]
+fn who_looks_whether_a_path_is_taken_calls_nobody() {
+    let Some(mut world) = world() else { return };
+    let listener = std::os::unix::net::UnixListener::bind(world.path("taken.sock")).unwrap();
+    listener.set_nonblocking(true).unwrap();
+    server(&world, "");
+    let at = format!("{{unix: {}}}", world.path("taken.sock").display());
+    socket(&world, "web-sock", &at, "");
+    world.run();
+    world.until_phase("web-sock", "backoff");
+    let why = world.opm(&["why", "web-sock"]).out;
+    assert!(why.contains("somebody listens there already"), "{why}");
+    assert_eq!(listener.accept().unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+    // One that nobody has open any more is in nobody's way.
+    drop(listener);
+    world.until_phase("web-sock", "up");
+}
+
+#[test]
+fn a_plan_says_that_a_service_goes_on_without_the_socket_that_it_had() {
+    let Some(mut world) = world() else { return };
+    server(&world, "");
+    socket(&world, "web-sock", &tcp(free_port()), "accept: eager\n");
+    world.run();
+    world.until_phase("web", "up");
+    world.remove_unit("web-sock");
+    world.service("web", "exec sleep 1000", "");
+    let plan = world.opm(&["plan", "units"]).out;
+    assert!(plan.contains("± web (restart") && plan.contains("- web-sock (remove)"), "{plan}");
+    world.apply(0);
+    assert_eq!(world.phase("web"), "up");
+}

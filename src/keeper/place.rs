@@ -128,7 +128,10 @@ impl Place {
         };
         let file = file.map_err(Failure::of("open log"))?;
         let metadata = file.metadata().map_err(Failure::of("look at log"))?;
-        let regular = metadata.is_file();
+        // What a link leads to is somebody else's, as standard output is by `/dev/stdout`: its name
+        // stays, and so does the link.
+        let is_link = fs::symlink_metadata(&self.path).is_ok_and(|file| file.is_symlink());
+        let regular = metadata.is_file() && !is_link;
         let mut open = Open {
             file,
             id: FileId::of(&metadata),
@@ -316,24 +319,38 @@ fn last_of(open: &Open) -> io::Result<(Option<RunId>, Option<i64>)> {
     Ok((run, last))
 }
 
-/// Cuts off what a killed keeper left of a record; how many bytes that were.
+/// Cuts off what a killed keeper left of a record; how many bytes that were. What is no piece of one, as a
+/// line of a log that was raw before, gets the end that it lacks.
 fn mend(open: &mut Open) -> io::Result<u64> {
     let torn = torn_bytes(open)?;
-    let mut first = [0];
-    if torn > 0 {
-        open.file.read_exact_at(&mut first, open.length.saturating_sub(torn))?;
-    }
-    let most = if first == *b"{" { TORN_JSON_BYTES_MAX } else { TORN_BYTES_MAX };
+    let head = usize::try_from(torn).unwrap_or(STAMP_FORM.len()).min(STAMP_FORM.len());
+    let mut head = vec![0; head];
+    open.file.read_exact_at(&mut head, open.length.saturating_sub(torn))?;
+    let most = match head.first() {
+        None => return Ok(0),
+        Some(b'{') => TORN_JSON_BYTES_MAX,
+        Some(_) if begins_with_stamp(&head) => TORN_BYTES_MAX,
+        Some(_) => 0,
+    };
     if torn > most {
         open.file.write_all(b"\n")?;
         open.length += 1;
         return Ok(0);
     }
-    if torn > 0 {
-        open.length = open.length.saturating_sub(torn);
-        open.file.set_len(open.length)?;
-    }
+    open.length = open.length.saturating_sub(torn);
+    open.file.set_len(open.length)?;
     Ok(torn)
+}
+
+/// What a stamp looks like: a digit for each zero.
+const STAMP_FORM: &[u8] = b"0000-00-00T00:00:00.000000Z";
+
+/// Whether bytes are a stamp as far as they go.
+fn begins_with_stamp(head: &[u8]) -> bool {
+    head.iter().zip(STAMP_FORM).all(|(byte, form)| match form {
+        b'0' => byte.is_ascii_digit(),
+        _ => byte == form,
+    })
 }
 
 /// How many bytes stand behind the last newline; not counted far beyond [`TORN_JSON_BYTES_MAX`].

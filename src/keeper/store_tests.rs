@@ -252,6 +252,28 @@ fn a_torn_record_is_cut_off_and_foreign_text_is_not() {
     put(&mut store, &[b"two\n"]);
     let text = fs::read_to_string(dir.join("current")).unwrap();
     assert_eq!(text, format!("{foreign}\n{STAMP} stdout F two\n"));
+    // The last words of a log that was raw, short as they are, and what is left of a stamp.
+    for (tail, kept) in [("last words", true), ("7 words", true), ("2026-", false), ("2", false)] {
+        fs::write(dir.join("current"), format!("{whole}{tail}")).unwrap();
+        let mut store = Store::new("web", &instruction(&dir, Destination::File, 10_000_000, 5));
+        put(&mut store, &[b"two\n"]);
+        let text = fs::read_to_string(dir.join("current")).unwrap();
+        let tail = if kept { format!("{tail}\n") } else { String::new() };
+        assert_eq!(text, format!("{whole}{tail}{STAMP} stdout F two\n"));
+    }
+}
+
+#[test]
+fn a_link_stays_and_what_it_leads_to_is_not_rotated() {
+    let (root, dir) = place();
+    let (link, real) = (root.path().join("stdout"), root.path().join("real"));
+    std::os::unix::fs::symlink(&real, &link).unwrap();
+    let to = Destination::Path(FilePath::from(link.as_path()));
+    let mut store = Store::new("web", &instruction(&dir, to, 10, 2));
+    put(&mut store, &[b"one two three\n", b"four five six\n", b"seven\n"]);
+    assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+    assert_eq!(fs::read(&real).unwrap(), b"one two three\nfour five six\nseven\n");
+    assert_eq!(names(root.path()).iter().filter(|name| name.starts_with("stdout")).count(), 1);
 }
 
 #[test]

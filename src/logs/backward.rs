@@ -151,7 +151,15 @@ impl Backward {
             return Ok(false);
         }
         let mut block = vec![0; usize::try_from(length).unwrap_or(0)];
-        at.segment.read_exact_at(&mut block, self.base - length)?;
+        match at.segment.read_exact_at(&mut block, self.base - length) {
+            // Whoever reads it from its begin says that it is damaged; older files may be whole.
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                self.block.clear();
+                self.base = 0;
+                return Ok(false);
+            }
+            read => read?,
+        }
         block.append(&mut self.block);
         self.block = block;
         self.base -= length;

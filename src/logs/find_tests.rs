@@ -176,9 +176,31 @@ fn a_compressed_file_counts_once_and_a_damaged_one_is_told() {
         assert_eq!(texts(&selecting(root.path(), between(Some(1), Some(1)))).last().unwrap(), "3.");
         let query = Query { lines: Some(2), ..all.clone() };
         assert_eq!(texts(&query), ["2.", "3."]);
+        // More than there are behind it: they are shown all the same, and what is missing is told.
+        let query = Query { lines: Some(5), ..all.clone() };
+        assert!(
+            texts(&query).ends_with(&["2.".to_owned(), "3.".to_owned()]),
+            "{:?}",
+            texts(&query)
+        );
     }
     let gaps = Select { whose: Whose::Gaps, ..Select::default() };
     assert_eq!(texts(&selecting(root.path(), gaps)), [told]);
+}
+
+#[test]
+fn what_is_no_file_in_a_log_hides_nothing_and_stops_nobody() {
+    let root = tempfile::tempdir().unwrap();
+    write(&root.path().join("a/00000002.log"), &[(1, "1.")]);
+    nix::unistd::mkfifo(&root.path().join("a/current"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    fs::create_dir_all(root.path().join("a/00000001.log")).unwrap();
+    fs::create_dir_all(root.path().join("b/current")).unwrap();
+    write(&root.path().join("c/current"), &[(2, "2.")]);
+    let all = Query::of(root.path(), &[]);
+    for lines in [None, Some(1), Some(9)] {
+        let found = texts(&Query { lines, ..all.clone() });
+        assert_eq!(found.last().unwrap(), "2.", "{found:?}");
+    }
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::ffi::OsStr;
 use std::fs::{self, File, Metadata};
 use std::io::{self, ErrorKind};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
@@ -97,6 +97,13 @@ pub(super) fn stamp(time: Timestamp) -> String {
     time.strftime("%Y-%m-%dT%H:%M:%S%.6fZ").to_string()
 }
 
+/// Opens a file of a log; `None` where something of that name is no regular file, which opm has not made:
+/// whoever opens a FIFO waits for somebody to write.
+fn open_file(path: &Path) -> io::Result<Option<File>> {
+    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    Ok(file.metadata()?.is_file().then_some(file))
+}
+
 /// An open file of a log.
 #[derive(Debug)]
 pub(super) struct Segment {
@@ -122,18 +129,20 @@ impl Segment {
             None => dir.join(CURRENT),
             Some(number) => finished_path(dir, number),
         };
-        match File::open(&path) {
+        match open_file(&path) {
             Err(error) if error.kind() == ErrorKind::NotFound => {}
-            file => return Self::plain(file?, number).map(Some),
+            Ok(None) => return Ok(None),
+            file => return file?.map(|file| Self::plain(file, number)).transpose(),
         }
         if number.is_none() {
             return Ok(None);
         }
         // The compressed one is there before the other is removed.
-        let file = match File::open(packed_path(&path)) {
+        let file = match open_file(&packed_path(&path)) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             file => file?,
         };
+        let Some(file) = file else { return Ok(None) };
         let id = FileId::of(&file.metadata()?);
         let body = Body::Packed(Box::new(Packed::open(file)?));
         Ok(Some(Self { body, id, number }))

@@ -85,6 +85,8 @@ fn others_come(unit: &Unit, observed: &Observed) -> bool {
 fn loss(change: &Change, new: &Desired, observed: &Observed) -> Option<Loss> {
     let unit = new.units.get(&change.unit);
     match change.effect {
+        // A service goes on without the socket that it had.
+        Effect::Remove if unit.is_some_and(|unit| unit.spec.socket.is_some()) => Some(Loss::Whole),
         Effect::Remove | Effect::Stop => Some(Loss::Good),
         Effect::Restart => {
             let others_come = unit.is_some_and(|unit| others_come(unit, observed));

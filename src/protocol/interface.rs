@@ -52,6 +52,8 @@ type Instance (
   description: ?string,
   labels: [string]string,
   awaits_connection: ?bool,
+  next_run: ?string,
+  last_run: ?string,
   settled: bool
 )
 

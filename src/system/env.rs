@@ -31,27 +31,45 @@ pub(super) fn inheritable(all: Environment) -> Environment {
 }
 
 /// The variables of an env file: `NAME=value` lines, `#` comments, an optional `export`, and values
-/// in single quotes (as they are) or double quotes (`\"`, `\\`, `\$`, `\n` known). Returns the
-/// number of the first line that is none of these.
-pub(super) fn parse_file(bytes: &[u8]) -> Result<Environment, usize> {
+/// in single quotes (as they are) or double quotes (`\"`, `\\`, `\$`, `\n` known).
+///
+/// # Errors
+/// What is wrong with the first line that is none of these; nothing of what stands there, which may be
+/// secret.
+pub(super) fn parse_file(bytes: &[u8]) -> Result<Environment, String> {
     let mut found = Environment::new();
+    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
     for (number, line) in (1..).zip(bytes.split(|byte| *byte == b'\n')) {
         let line = line.trim_ascii();
         if line.is_empty() || line.starts_with(b"#") {
             continue;
         }
-        let line = line.strip_prefix(b"export ").unwrap_or(line);
-        let equals = line.iter().position(|byte| *byte == b'=').ok_or(number)?;
-        let (name, value) = line.split_at_checked(equals).ok_or(number)?;
-        let name = name.trim_ascii();
-        if name.is_empty() || name.contains(&b' ') {
-            return Err(number);
-        }
-        let value = value.get(1..).unwrap_or_default().trim_ascii();
-        let value = unquote(value).ok_or(number)?;
+        let (name, value) = variable(line).map_err(|what| format!("line {number} {what}"))?;
         found.insert(OsStr::from_bytes(name).to_owned(), OsString::from_vec(value));
     }
     Ok(found)
+}
+
+/// The name and the value on a line.
+fn variable(line: &[u8]) -> Result<(&[u8], Vec<u8>), &'static str> {
+    const NONE: &str = "is no `NAME=value`";
+    let exported = line
+        .strip_prefix(b"export")
+        .filter(|rest| rest.starts_with(b" ") || rest.starts_with(b"\t"));
+    let line = exported.unwrap_or(line);
+    let equals = line.iter().position(|byte| *byte == b'=').ok_or(NONE)?;
+    let (name, value) = line.split_at_checked(equals).ok_or(NONE)?;
+    let name = name.trim_ascii();
+    if name.is_empty() || !name.iter().all(u8::is_ascii_graphic) {
+        return Err(NONE);
+    }
+    if value.contains(&0) {
+        return Err("holds a NUL byte, which no program can be given");
+    }
+    let value = value.get(1..).unwrap_or_default().trim_ascii();
+    let value =
+        unquote(value).ok_or("has a quote that is not closed, or text behind one that is")?;
+    Ok((name, value))
 }
 
 fn unquote(value: &[u8]) -> Option<Vec<u8>> {
@@ -100,8 +118,23 @@ mod tests {
 
     #[test]
     fn a_line_that_is_no_variable_is_named() {
-        for (text, line) in [(&b"A=1\nnonsense"[..], 2), (b"=x", 1), (b"A=\"x", 1), (b"A B=x", 1)] {
-            assert_eq!(parse_file(text), Err(line));
+        for (text, what) in [
+            (&b"A=1\nnonsense"[..], "line 2 is no `NAME=value`"),
+            (b"=x", "line 1 is no `NAME=value`"),
+            (b"A B=x", "line 1 is no `NAME=value`"),
+            (b"A\xc3\xa4=x", "line 1 is no `NAME=value`"),
+            (b"A=\"x", "line 1 has a quote that is not closed, or text behind one that is"),
+            (b"A=\"x\" # y", "line 1 has a quote that is not closed, or text behind one that is"),
+            (b"SECRET=x\0y", "line 1 holds a NUL byte, which no program can be given"),
+        ] {
+            assert_eq!(parse_file(text), Err(what.to_owned()));
         }
+    }
+
+    #[test]
+    fn what_editors_put_before_a_file_or_a_name_is_no_part_of_the_name() {
+        let found = parse_file(b"\xef\xbb\xbfA=1\nexport\tB=2\nexported=3\n").unwrap();
+        let names: Vec<_> = found.keys().map(|name| name.to_str().unwrap()).collect();
+        assert_eq!(names, ["A", "B", "exported"]);
     }
 }

@@ -420,7 +420,7 @@ fn read_env_file(path: &Path, optional: bool) -> Result<Environment, StartError>
     }
     let bytes =
         std::fs::read(path).map_err(|error| shortage(Stage::EnvFile, path.display(), &error))?;
-    env::parse_file(&bytes).map_err(|line| fail(format!("line {line} is no `NAME=value`")))
+    env::parse_file(&bytes).map_err(fail)
 }
 
 /// The file that a command's name stands for: a name with a slash is relative to the working

@@ -10,7 +10,6 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use mio::Token;
@@ -190,19 +189,17 @@ fn clear_the_way(path: &Path) -> Result<(), String> {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
             fs::remove_file(path).map_err(|error| reason(&error))
         }
-        // A full queue refuses too, and somebody listens.
         Ok(()) | Err(_) => Err("somebody listens there already".to_owned()),
     }
 }
 
-/// Connects without waiting.
+/// Asks whether a socket is open, so that nobody who listens is called: where it is one for connections it
+/// has the wrong type, `EPROTOTYPE`, and a dead one refuses (`unix_find_bsd` in the kernel's `af_unix.c`).
 fn knock(path: &Path) -> io::Result<()> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let none = None::<SockProtocol>;
-    let fd = socket(AddressFamily::Unix, SockType::Stream, flags, none)?;
-    nix::sys::socket::connect(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
-    drop(UnixStream::from(fd));
-    Ok(())
+    let fd = socket(AddressFamily::Unix, SockType::Datagram, flags, none)?;
+    Ok(nix::sys::socket::connect(fd.as_raw_fd(), &UnixAddr::new(path)?)?)
 }
 
 /// Device and inode of a file.

@@ -395,10 +395,17 @@ impl World {
         }
     }
 
-    /// What opm itself said.
+    /// What opm itself said, without the times.
     pub fn log(&self) -> String {
         let background = fs::read(self.root().join("log/opm.log")).unwrap_or_default();
-        format!("{}{}", self.read("opm.out"), String::from_utf8_lossy(&background))
+        let text = format!("{}{}", self.read("opm.out"), String::from_utf8_lossy(&background));
+        let bare = |line: &str| match line.split_once(' ') {
+            Some((time, rest)) if rest.starts_with("opm: ") && time.ends_with('Z') => {
+                format!("{rest}\n")
+            }
+            _ => format!("{line}\n"),
+        };
+        text.lines().map(bare).collect()
     }
 
     /// The ledger's file.

@@ -192,7 +192,10 @@ impl Check for Stops {
                 self.goes_down(scene, owner.run, &owner.instance);
             }
             Seen::Noticed(notice) => match notice.event.what {
-                Happening::Rung { run, rung } if rung != Rung::Dependents => {
+                // What follows the first hook after it follows that.
+                Happening::Rung { run, rung }
+                    if !matches!(rung, Rung::Dependents | Rung::PostStop(1..)) =>
+                {
                     self.goes_down(scene, run, &notice.event.instance);
                 }
                 // It went down under a supervisor that died before it let the command of the step go.

@@ -37,12 +37,18 @@ impl Check for Edits {
             Seen::AllEnd => *self = Self::default(),
             Seen::Noticed(notice) => {
                 let what = &notice.event.what;
-                let told = match what {
+                let told = self.told.get(&notice.event.instance).copied();
+                let is_heeded = match what {
                     Happening::Reloaded { .. } | Happening::StopBegan { .. } => {
-                        self.told.remove(&notice.event.instance)
+                        // What could not be written the next supervisor does not know, and heeds it again;
+                        // and what is told now may have come after it, in the same turn.
+                        scene.is_written && told.is_some_and(|(_, last)| last < notice.event.at)
                     }
-                    _ => None,
+                    _ => false,
                 };
+                if is_heeded {
+                    self.told.remove(&notice.event.instance);
+                }
                 let Happening::StopBegan { run, cause: StopCause::Touched } = what else {
                     return Ok(());
                 };

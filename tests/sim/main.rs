@@ -67,7 +67,7 @@ const SEEDS: u64 = 2_000;
 const SAYS_EVERY: u64 = 10_000;
 
 /// Seeds of worlds in which a soak found a fault.
-const FOUND: [u64; 36] = [
+const FOUND: [u64; 39] = [
     77_000_000_915,
     77_000_001_022,
     77_100_021_456,
@@ -104,6 +104,9 @@ const FOUND: [u64; 36] = [
     213_000_008_534,
     214_000_021_209,
     215_000_022_158,
+    217_000_012_942,
+    217_000_052_942,
+    218_000_027_027,
 ];
 
 /// One world; `Err` says what was wrong with it.
