@@ -69,7 +69,7 @@ fn what_follows_a_stop_that_was_cut_short_has_its_time_too_and_so_has_the_log_ke
     let Some((world, took)) = shut_down(world, "3s", 1) else { return };
     assert_eq!(world.lines("after").len(), 1, "{}", world.log());
     assert!(!world.log().contains("_opm-log-keeper ("), "{}", world.log());
-    assert!(took < Duration::from_secs(4), "{took:?}");
+    assert!(took < Duration::from_secs(8), "{took:?}");
 }
 
 #[test]
@@ -78,7 +78,8 @@ fn what_no_unit_owns_takes_no_time_beyond_that_for_the_shutdown() {
     let stray = "(setsid env -i sh -c \"trap '' TERM; while :; do sleep 0.02; done\" &); ";
     world.service("app", &format!("{stray}{STUBBORN}"), "stop: {timeout: 60s}\n");
     let Some((world, took)) = shut_down(world, "2s", 1) else { return };
-    assert!(took < Duration::from_secs(3), "{took:?}\n{}", world.log());
+    // A while for a busy machine; their own two seconds would come on top of the two.
+    assert!(took < Duration::from_millis(3_700), "{took:?}\n{}", world.log());
 }
 
 #[test]

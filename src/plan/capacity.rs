@@ -173,4 +173,19 @@ mod tests {
         assert!(said.contains("are 100 processes, and the system has numbers for 100"), "{said}");
         assert!(said.contains("kernel.pid_max"), "{said}");
     }
+
+    #[test]
+    fn each_way_in_which_a_run_is_heard_takes_a_descriptor() {
+        for (ready, takes) in [
+            (Ready::Started, 1),
+            (Ready::Notify, 2),
+            (Ready::Fd(3), 2),
+            (Ready::Log("up".to_owned()), 2),
+        ] {
+            let mut spec = service("web", 1);
+            let process = spec.process.as_mut().unwrap();
+            process.ready = ready.into();
+            assert_eq!(of_a_run(process), takes, "{:?}", process.ready);
+        }
+    }
 }
