@@ -416,6 +416,41 @@ fn a_socket_that_is_added_to_a_service_makes_it_restart_and_one_that_is_removed_
     assert_eq!(world.opm(&["shutdown"]).code, 0);
 }
 
+/// Every way in which an address can go from one unit to another in one apply.
+#[test]
+fn an_address_that_goes_to_another_unit_is_there_at_once() {
+    let Some(mut world) = world() else { return };
+    let (port, other) = (free_port(), free_port());
+    let unix = "{unix: server.sock}";
+    server(&world, "");
+    socket(&world, "m-sock", &format!("{}, {unix}", tcp(port)), "");
+    world.run();
+    world.until_phase("m-sock", "up");
+    let failed = |world: &World| world.log().contains("already");
+    // To a unit that is looked at before, and after.
+    for (old, new) in [("m-sock", "a-sock"), ("a-sock", "z-sock")] {
+        world.remove_unit(old);
+        socket(&world, new, &format!("{}, {unix}", tcp(port)), "");
+        world.apply(0);
+        assert_eq!((world.phase(new).as_str(), ask(port).as_str()), ("up", "served"), "{new}");
+        assert!(UnixStream::connect(world.path("units/server.sock")).is_ok(), "{new}");
+        assert!(!failed(&world), "{}", world.log());
+    }
+    // Part of what a unit has, to one that is new; then two units change places.
+    socket(&world, "z-sock", &tcp(port), "");
+    socket(&world, "b-sock", &format!("{unix}, {}", tcp(other)), "");
+    world.apply(0);
+    assert!(connect(port).is_ok() && connect(other).is_ok());
+    socket(&world, "z-sock", &format!("{unix}, {}", tcp(other)), "");
+    socket(&world, "b-sock", &tcp(port), "");
+    world.apply(0);
+    assert!(connect(port).is_ok() && connect(other).is_ok());
+    assert!(UnixStream::connect(world.path("units/server.sock")).is_ok());
+    assert!(!failed(&world), "{}", world.log());
+    assert_eq!(world.opm(&["shutdown"]).code, 0);
+    assert!(!world.path("units/server.sock").exists());
+}
+
 #[test]
 fn who_waits_for_a_connection_does_so_over_a_reexec_and_a_crash() {
     let Some(mut world) = world() else { return };

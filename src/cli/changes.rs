@@ -5,7 +5,9 @@
 //! stays as it is over versions: scripts search in it.
 
 use serde_json::Value;
-use similar::{Algorithm, ChangeTag, TextDiff, capture_diff_slices};
+use similar::algorithms::{Capture, Replace, myers};
+use similar::udiff::UnifiedHunkHeader;
+use similar::{ChangeTag, DiffOp, group_diff_ops};
 
 use super::{Error, output};
 
@@ -115,11 +117,12 @@ impl Paint {
         let shown = |value: &Value| value.to_string();
         let (old, new): (Vec<String>, Vec<String>) =
             (old.iter().map(shown).collect(), new.iter().map(shown).collect());
+        let [old, new] = [&old, &new].map(|all| all.iter().map(String::as_str).collect::<Vec<_>>());
         let mut words = Vec::new();
-        for part in capture_diff_slices(Algorithm::Myers, &old, &new) {
+        for part in operations(&old, &new) {
             for change in part.iter_changes(&old, &new) {
                 words.push(match change.tag() {
-                    ChangeTag::Equal => change.value(),
+                    ChangeTag::Equal => change.value().to_owned(),
                     ChangeTag::Delete => self.taken(&format!("[-{}-]", change.value())),
                     ChangeTag::Insert => self.added(&format!("{{+{}+}}", change.value())),
                 });
@@ -130,11 +133,11 @@ impl Paint {
 
     /// A text of several lines as a unified difference.
     fn lines(&self, old: &str, new: &str) -> String {
-        let difference = TextDiff::from_lines(old, new);
+        let [old, new] = [old, new].map(|text| text.split_inclusive('\n').collect::<Vec<_>>());
         let mut text = String::new();
-        for hunk in difference.unified_diff().context_radius(CONTEXT_LINES).iter_hunks() {
-            text.extend(["        ", &hunk.header().to_string(), "\n"]);
-            for change in hunk.iter_changes() {
+        for hunk in group_diff_ops(operations(&old, &new), CONTEXT_LINES) {
+            text.extend(["        ", &UnifiedHunkHeader::new(&hunk).to_string(), "\n"]);
+            for change in hunk.iter().flat_map(|part| part.iter_changes(&old, &new)) {
                 let line = output::plain(change.value().trim_end_matches('\n'));
                 let line = match change.tag() {
                     ChangeTag::Equal => format!(" {line}"),
@@ -146,6 +149,14 @@ impl Paint {
         }
         text
     }
+}
+
+/// What makes one list of the other: by one algorithm, where the library's own choice compiles all.
+fn operations(old: &[&str], new: &[&str]) -> Vec<DiffOp> {
+    let mut hook = Replace::new(Capture::new());
+    // A hook that notes cannot fail.
+    let Ok(()) = myers::diff(&mut hook, old, 0..old.len(), new, 0..new.len());
+    hook.into_inner().into_ops()
 }
 
 #[cfg(test)]

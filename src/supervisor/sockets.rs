@@ -19,8 +19,15 @@ impl<S: System> Supervisor<S> {
         let before = before.map(|run| run.bound.clone()).unwrap_or_default();
         let holders = if before.is_empty() { Vec::new() } else { self.runs_of(&socket.service) };
         let (before, holders) = (before.as_slice(), holders.as_slice());
-        let what = match self.system.listen(&Listening { instance: id, run, spec, before, holders })
-        {
+        let (desired, observed) = (&self.desired, &self.observed);
+        let leaves = |other: &InstanceId| {
+            let unit = desired.units.get(&other.unit).filter(|unit| !unit.removed);
+            let hash = observed.get(other).map(|instance| instance.hash);
+            unit.is_none_or(|unit| hash.is_some_and(|hash| hash != unit.hash))
+        };
+        let leaves = &leaves;
+        let listening = Listening { instance: id, run, spec, before, holders, leaves };
+        let what = match self.system.listen(&listening) {
             Ok(bound) => Happening::Listens { run, bound },
             Err(error) => {
                 let outcome = Outcome::NotStarted(error);

@@ -131,7 +131,6 @@ pub struct RunRef {
 }
 
 /// A socket unit that is to listen.
-#[derive(Debug)]
 pub struct Listening<'a> {
     /// Its instance.
     pub instance: &'a InstanceId,
@@ -143,6 +142,16 @@ pub struct Listening<'a> {
     pub before: &'a [Bound],
     /// The runs that may have those sockets still.
     pub holders: &'a [RunRef],
+    /// Whether a socket unit that listens is to do so no more as it does: an address of its may be taken
+    /// over.
+    pub leaves: &'a dyn Fn(&InstanceId) -> bool,
+}
+
+impl fmt::Debug for Listening<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { instance, run, spec, before, holders, leaves: _ } = self;
+        f.debug_tuple("Listening").field(&(instance, run, &spec.name, before, holders)).finish()
+    }
 }
 
 /// What is known of a process that the ledger names.

@@ -126,7 +126,7 @@ impl Linux {
 
     /// All sockets of a unit in their order, or those that were kept and why there are no others.
     fn open_all(
-        &self,
+        &mut self,
         listening: &Listening<'_>,
         places: &[Place],
         kept: &mut Vec<Open>,
@@ -169,9 +169,10 @@ impl Linux {
         (all.into_iter().flatten().collect(), None)
     }
 
-    /// A socket that is not open here: from a process that has it still, or a new one.
+    /// A socket that the unit does not have: from a unit that leaves it, from a process that has it still,
+    /// or a new one.
     fn open_socket(
-        &self,
+        &mut self,
         listening: &Listening<'_>,
         place: &Place,
         one: &Listen,
@@ -180,6 +181,14 @@ impl Linux {
             let (stage, subject) = (Stage::Listen, place.to_string());
             StartError { stage, subject, reason, passing }
         };
+        if let Some(open) = self.take_from_other(listening, place) {
+            if let Place::Unix(path) = place
+                && let Err(reason) = sockets::set_owner(path, one)
+            {
+                log::warn!("{}: {place}: {reason}", listening.instance);
+            }
+            return Ok(open);
+        }
         if !self.descriptors.for_start(self.null.as_fd()) {
             return Err(fail(errno_words(libc::EMFILE), true));
         }
@@ -192,6 +201,22 @@ impl Linux {
             log::warn!("{}: {at} could not be kept; it is opened anew", listening.instance);
         }
         sockets::open(place, one).map_err(|reason| fail(reason, false))
+    }
+
+    /// A socket of another unit, which is about to close it: nobody who connects meanwhile is refused.
+    fn take_from_other(&mut self, listening: &Listening<'_>, place: &Place) -> Option<Open> {
+        let is_it = |open: &Open| open.place == *place;
+        let leaves = |other: &InstanceId| other != listening.instance && (listening.leaves)(other);
+        let mut others = self.sockets.iter();
+        let (other, held) = others.find(|(id, held)| held.open.iter().any(is_it) && leaves(id))?;
+        let (other, watched) = (other.clone(), !held.tokens.is_empty());
+        self.watch_sockets_of(&other, false);
+        let held = self.sockets.get_mut(&other)?;
+        let number = held.open.iter().position(is_it)?;
+        let open = held.open.remove(number);
+        self.watch_sockets_of(&other, watched);
+        log::info!("{}: took {place} over from {other}", listening.instance);
+        Some(open)
     }
 
     /// A socket of an earlier supervisor, from a process of the runs that were given it.
