@@ -117,6 +117,10 @@ fn what_makes_no_sense_is_refused() {
         assert_eq!(said.code, code, "{args:?}: {said:?}");
         assert!(said.err.starts_with(message), "{args:?}: {said:?}");
     }
+    // What there is of the others comes before.
+    let said = world.opm(&["logs", "none", "db", "never"]);
+    assert_eq!((said.code, said.out.lines().count() > 0), (4, true), "{said:?}");
+    assert!(said.err.starts_with("opm: no log of `none`, `never` in "), "{said:?}");
     // Who waits for one that may come is told so.
     let mut command = world.command(OPM);
     command.arg("--root").arg(world.root()).args(["logs", "-f", "none"]);

@@ -35,11 +35,11 @@ pub(super) fn logs(global: &Global, args: &Logs) -> Outcome {
         run: args.run.as_deref().map(run).transpose()?,
         names_runs: global.json || args.form.output == Some(LogOutput::Json),
     };
-    if let Some(unknown) = args.units.iter().find(|name| !is_known(&dirs, name)) {
-        let message = format!("no log of `{unknown}` in {}", dirs.logs.display());
-        if !args.follow {
-            return Err(Error::new(Exit::Refused, message));
-        }
+    let unknown: Vec<&str> =
+        args.units.iter().map(String::as_str).filter(|name| !is_known(&dirs, name)).collect();
+    let no_log = (!unknown.is_empty())
+        .then(|| format!("no log of `{}` in {}", unknown.join("`, `"), dirs.logs.display()));
+    if let Some(message) = no_log.as_ref().filter(|_| args.follow) {
         output::error(&format!("{message}; waiting for one"));
     }
     let form = Form {
@@ -63,7 +63,8 @@ pub(super) fn logs(global: &Global, args: &Logs) -> Outcome {
     match result {
         Ok(()) => match flushed {
             Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(failed(&error)),
-            _ => Ok(Exit::Done),
+            // After what there is of the others.
+            _ => no_log.map_or(Ok(Exit::Done), |message| Err(Error::new(Exit::Refused, message))),
         },
         Err(LogsError::Output(error)) if error.kind() == ErrorKind::BrokenPipe => Ok(Exit::Done),
         Err(LogsError::Read { error, .. }) if error.kind() == ErrorKind::NotFound => {

@@ -152,8 +152,14 @@ fn variable(inside: &str) -> Result<Variable, String> {
     };
     if let Some(rest) = inside.strip_prefix("env:") {
         let (name, default) = rest.split_once(":-").unwrap_or((rest, ""));
-        if name.is_empty() || name.contains(['=', ':']) {
-            return Err(format!("`${{{shown}}}` names no environment variable"));
+        let is_odd = |c: char| "=:$?+-{".contains(c) || c.is_whitespace() || c.is_control();
+        if name.is_empty() || name.contains(is_odd) {
+            return Err(format!(
+                "`${{{shown}}}` names no environment variable; write env:NAME or env:NAME:-default"
+            ));
+        }
+        if default.contains("${") {
+            return Err(format!("`${{{shown}}}`: a default is text, with no `${{` in it"));
         }
         return Ok(Variable::Env { name: name.to_owned(), default: default.to_owned() });
     }
@@ -228,6 +234,10 @@ mod tests {
     fn a_wrong_variable_is_refused_where_it_stands() {
         for (raw, at) in [("ab${", 2), ("${x}", 0), ("ü ${env:}", 3), ("${unit.state_dir}", 0)] {
             assert_eq!(Template::parse(raw).unwrap_err().at, at, "{raw}");
+        }
+        // What other languages have in such places is none here.
+        for inside in ["A-b", "A:+b", "A:?b", "A b", "$A", "A:-${env:B", "A=b", ":-b", "A\n"] {
+            assert!(Template::parse(&format!("${{env:{inside}}}")).is_err(), "{inside}");
         }
     }
 
