@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use crate::model::{Condition, DEFAULT_TARGET, InstanceId, Kind, Strength, UnitName};
+use crate::model::{Condition, DEFAULT_TARGET, Gather, InstanceId, Kind, Strength, UnitName};
 
 /// Deepest branch of the tree. What hangs below it is a tree of its own further down: the lines of a
 /// chain of a thousand units would be wider than any terminal.
@@ -176,7 +176,7 @@ impl Picture {
 
     /// The units at which trees begin: those that nobody waits for, the default target first.
     fn roots(&self) -> Vec<&UnitName> {
-        let needed: BTreeSet<&UnitName> = self.ties.values().flatten().map(|tie| &tie.to).collect();
+        let needed: BTreeSet<&UnitName> = self.ties.values().flatten().map(|tie| &tie.to).gather();
         let mut roots: Vec<&UnitName> =
             self.units.keys().filter(|name| !needed.contains(name)).collect();
         roots.sort_by_key(|name| {

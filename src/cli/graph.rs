@@ -9,7 +9,7 @@ use super::args;
 use super::draw::{self, How, Picture, Shown, Tie};
 use super::{Error, Exit, Outcome, apply, output, world};
 use crate::config;
-use crate::model::{Graph, Instance, InstanceId, Phase, Unit, UnitName};
+use crate::model::{Gather, Graph, Instance, InstanceId, Phase, Unit, UnitName};
 use crate::supervisor::State;
 
 /// `opm graph`.
@@ -83,7 +83,7 @@ fn picture(state: &State, is_live: bool) -> Picture {
 
 fn shown(state: &State, graph: &Graph, unit: &Unit, is_live: bool) -> Shown {
     let name = &unit.spec.name;
-    let mut ids: BTreeSet<InstanceId> = unit.spec.instance_ids().into_iter().collect();
+    let mut ids: BTreeSet<InstanceId> = unit.spec.instance_ids().into_iter().gather();
     let known = state.instances.keys().filter(|id| id.unit == *name);
     ids.extend(known.cloned());
     let phase = |id: &InstanceId| {
@@ -97,7 +97,7 @@ fn shown(state: &State, graph: &Graph, unit: &Unit, is_live: bool) -> Shown {
         held_by: unit.hold.as_ref().map(|hold| hold.by.clone()),
         stage: graph.node(name).map_or(1, |node| node.depth.max(1)),
         instances: ids.len(),
-        phases: if is_live { ids.iter().map(phase).collect() } else { BTreeMap::new() },
+        phases: if is_live { ids.iter().map(phase).gather() } else { BTreeMap::new() },
     }
 }
 

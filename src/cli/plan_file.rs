@@ -111,7 +111,7 @@ impl PlanFile {
             let message = format!("cannot read plan `{}`: {reason}", path.display());
             Error::new(Exit::Bad, message)
         };
-        let plan: Self = serde_json::from_str(&text).map_err(|error| fail(&error))?;
+        let plan: Self = serde_json::from_slice(text.as_bytes()).map_err(|error| fail(&error))?;
         if plan.opm_plan > VERSION {
             let reason = format!("it is of version {}, this opm knows {VERSION}", plan.opm_plan);
             return Err(fail(&reason));

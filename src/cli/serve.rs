@@ -4,7 +4,7 @@ use super::args::{Daemon, Global, LogKeeper, Run};
 use super::{Error, Exit, client, output};
 use crate::daemon::{self, BootFailure, Options, SourceOptions, Started};
 use crate::keeper;
-use crate::model::Span;
+use crate::model::{Gather, Span};
 use crate::system::{Environment, LockError};
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -31,7 +31,7 @@ pub(super) fn run(global: &Global, run: &Run) -> Result<u8, Error> {
         console: !run.quiet,
         colour: output::is_terminal(),
         log_quota: run.log_quota,
-        env: std::env::vars_os().collect(),
+        env: std::env::vars_os().gather(),
         arguments: std::env::args_os().collect(),
     };
     daemon::run(options, &mut |_| {}).map_err(|failure| boot_error(&failure))

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use super::args::{Global, Simulate};
 use super::client::refused;
 use super::{Error, Exit, Outcome, output, world};
+use crate::model::Gather;
 use crate::simulate::{self, End, Line, MOMENTS_MAX, Question, Scene, Wish};
 
 /// Most instances of one phase that the last line names; of more it gives the number.
@@ -142,7 +143,7 @@ fn as_json(scene: &Scene) -> Value {
         End::Unknown => ("unknown", Value::Null),
     };
     let phases: BTreeMap<String, &str> =
-        scene.phases.iter().map(|(id, phase)| (id.to_string(), *phase)).collect();
+        scene.phases.iter().map(|(id, phase)| (id.to_string(), *phase)).gather();
     json!({
         "wish": wish(scene), "happens": scene.lines, "shares": scene.shares,
         "end": { "state": state, "detail": detail, "at_ns": scene.at, "phases": phases },

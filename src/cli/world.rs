@@ -14,8 +14,8 @@ pub(super) fn live(global: &Global) -> Result<State, Error> {
     let instead = "start one, or give a directory of unit files";
     let reply = Client::connect_or(global, instead)?.call("State", json!({}))?;
     let state = reply.get("state").cloned().unwrap_or_default();
-    // By its text, as it is read from disk: reading it as it is here would be compiled once more.
-    serde_json::from_str(&state.to_string()).map_err(|error| {
+    // By its text, as it is read from disk: each way of reading is compiled for itself.
+    serde_json::from_slice(state.to_string().as_bytes()).map_err(|error| {
         let message = format!("the daemon's state is not that of this opm: {error}");
         Error::new(Exit::Failed, message)
     })

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use super::decode::Decoded;
 use super::source::SourceFile;
-use crate::model::{Spec, UnitName};
+use crate::model::{Gather, Spec, UnitName};
 
 /// Two independent 64-bit hashes of path and bytes. That two files of one life of a supervisor have
 /// both in common is less likely than a fault of its memory.
@@ -57,7 +57,7 @@ impl Cache {
 
     /// The load is over: what it did not use is forgotten.
     pub(super) fn finish(&mut self) {
-        self.known = std::mem::take(&mut self.used).into_iter().collect();
+        self.known = std::mem::take(&mut self.used).into_iter().gather();
     }
 
     /// Keeps the same copy of each spec as somebody else who has it: a unit is in memory once.

@@ -14,8 +14,8 @@ use super::diagnostic::{Diagnostic, Spot, quoted};
 use super::source::MISTAKES_MAX;
 use super::{shippers, sockets, suggest};
 use crate::model::{
-    Condition, DEFAULT_TARGET, Dependency, Desired, Graph, InstanceId, Kind, LogTarget, Spec,
-    Template, Unit, UnitName, Variable, find_loop, needs_of,
+    Condition, DEFAULT_TARGET, Dependency, Desired, Gather, Graph, InstanceId, Kind, LogTarget,
+    Spec, Template, Unit, UnitName, Variable, find_loop, needs_of,
 };
 
 /// Most loops told at once: each may have thousands of places.
@@ -56,7 +56,7 @@ impl<'a> Set<'a> {
     ) -> BTreeMap<&'s UnitName, &'s Spec> {
         let others = self.other_specs.iter().filter(|spec| !units.contains_key(&spec.name));
         let own = units.values().filter_map(|unit| unit.spec.as_deref());
-        others.copied().chain(own).map(|spec| (&spec.name, spec)).collect()
+        others.copied().chain(own).map(|spec| (&spec.name, spec)).gather()
     }
 
     /// Every mistake of the set, whose units are these by name.
@@ -101,7 +101,7 @@ impl<'a> Set<'a> {
     /// References to units that are nowhere, or to the unit itself; not more than are told of a file.
     fn unknown(&self, units: &BTreeMap<&UnitName, &Decoded>, found: &mut Vec<Diagnostic>) {
         let other_names = || self.other_specs.iter().map(|spec| &spec.name);
-        let elsewhere: BTreeSet<&UnitName> = self.others.keys().chain(other_names()).collect();
+        let elsewhere: BTreeSet<&UnitName> = self.others.keys().chain(other_names()).gather();
         let mut told = 0;
         // What a unit takes from the one it extends is one mistake.
         let mut spots: BTreeSet<&Spot> = BTreeSet::new();
@@ -190,7 +190,7 @@ impl<'a> Set<'a> {
         let all = others
             .chain(own)
             .map(|spec| (spec.name.clone(), Unit::new(Arc::new(spec.clone()), "")));
-        Graph::build(&Desired { units: all.collect(), ..Desired::default() })
+        Graph::build(&Desired { units: all.gather(), ..Desired::default() })
     }
 
     /// Files that two instances would write.
@@ -238,7 +238,7 @@ fn to_itself(name: &UnitName, reference: &Reference) -> Diagnostic {
 /// The first unit of each name.
 pub(super) fn by_name(units: &[Arc<Decoded>]) -> BTreeMap<&UnitName, &Decoded> {
     // Of several with one name the last that comes is taken.
-    units.iter().rev().filter_map(|unit| Some((unit.name.as_ref()?, &**unit))).collect()
+    units.iter().rev().filter_map(|unit| Some((unit.name.as_ref()?, &**unit))).gather()
 }
 
 /// A spec that says only how the unit is ordered; so a unit with mistakes has one too. Nothing of one
@@ -292,7 +292,7 @@ fn log_paths(spec: &Spec) -> Vec<(InstanceId, PathBuf)> {
     };
     let base = process.base_dir.as_path();
     let ids = spec.instance_ids();
-    ids.into_iter().map(|id| (id.clone(), log_path(template, base, spec, &id))).collect()
+    ids.into_iter().map(|id| (id.clone(), log_path(template, base, spec, &id))).gather()
 }
 
 /// The file of one instance. What the environment brings is the same for all, so its name stands

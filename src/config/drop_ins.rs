@@ -12,7 +12,7 @@ use super::layers::is_profile;
 use super::source::At;
 use super::suggest;
 use super::yaml::{Tree, Value};
-use crate::model::FilePath;
+use crate::model::{FilePath, Gather};
 
 /// A file that is laid over a unit.
 #[derive(Debug)]
@@ -75,7 +75,7 @@ impl Reader<'_> {
 
     /// The chosen profiles: what is no name of one, and those that nothing is for.
     fn profiles(&mut self, drop_ins: &[DropIn<'_>]) {
-        let known: BTreeSet<&str> = drop_ins.iter().filter_map(|drop_in| drop_in.profile).collect();
+        let known: BTreeSet<&str> = drop_ins.iter().filter_map(|drop_in| drop_in.profile).gather();
         let mut start = self.sink.start().start;
         for name in self.layers.profiles {
             let at = At::new(start, name.len());

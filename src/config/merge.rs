@@ -9,7 +9,7 @@ use super::keys::{self, Key};
 use super::source::At;
 use super::suggest;
 use super::yaml::{Entry, Node, Value};
-use crate::model::Kind;
+use crate::model::{Gather, Kind};
 
 /// Keys of one map of which only those of one side can be given.
 struct Exclusive {
@@ -101,7 +101,7 @@ impl Merged {
             give_way(lower, upper, group);
         }
         let mut over: BTreeMap<&str, &Entry> =
-            upper.iter().map(|entry| (entry.key.as_str(), entry)).collect();
+            upper.iter().map(|entry| (entry.key.as_str(), entry)).gather();
         lower.retain_mut(|low| {
             let Some(entry) = over.remove(low.key.as_str()) else { return true };
             let path = join(parent, &low.key);

@@ -50,7 +50,7 @@ pub use source::{FILE_BYTES_MAX, MISTAKES_MAX, SourceFile};
 pub use suggest::nearest;
 pub use yaml::{ALIASES_MAX, DEPTH_MAX, DOCUMENTS_MAX, NODES_MAX};
 
-use crate::model::{FilePath, Spec, UnitName};
+use crate::model::{FilePath, Gather, Spec, UnitName};
 use check::Set;
 use compose::Composed;
 use decode::Decoded;
@@ -78,7 +78,7 @@ impl Loaded {
     /// Where each unit is declared, those with a mistake too.
     pub fn places(&self) -> BTreeMap<UnitName, Place> {
         let first = check::by_name(&self.declared).into_iter();
-        first.map(|(name, unit)| (name.clone(), unit.spot.place.clone())).collect()
+        first.map(|(name, unit)| (name.clone(), unit.spot.place.clone())).gather()
     }
 }
 

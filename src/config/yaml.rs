@@ -14,6 +14,7 @@ use serde_yaml::granit_parser::{self, ErrorKind, Event, Parser, ScalarStyle, Sca
 use super::diagnostic::quoted;
 use super::source::{At, FILE_BYTES_MAX, Sink};
 use super::syntax;
+use crate::model::Gather;
 
 /// Deepest nesting of lists and maps. Units need five; the rest of the file is not read.
 pub const DEPTH_MAX: usize = 64;
@@ -397,7 +398,7 @@ fn refuse_duplicates(sink: &mut Sink<'_>, entries: &mut Vec<Entry>) {
         sink.error(*at, message).label("again here").related(first, "first here");
     }
     if !again.is_empty() {
-        let again: BTreeSet<At> = again.into_iter().map(|(at, _)| at).collect();
+        let again: BTreeSet<At> = again.into_iter().map(|(at, _)| at).gather();
         entries.retain(|entry| !again.contains(&entry.key_at));
     }
 }

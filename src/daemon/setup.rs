@@ -15,8 +15,8 @@ use super::files::read_source;
 use super::signals::Signals;
 use super::{Daemon, LISTENER, Options, PassedOver, SIGNALS, report};
 use crate::model::{
-    Author, Command, FilePath, Kind, Output, ProcessSpec, RestartPolicy, Spec, Stdin, Template,
-    Unit, UnitName,
+    Author, Command, FilePath, Gather, Kind, Output, ProcessSpec, RestartPolicy, Spec, Stdin,
+    Template, Unit, UnitName,
 };
 use crate::plan::Capacity;
 use crate::supervisor::{Boot, COMMAND_SOURCE, KeeperOptions, Manner};
@@ -273,7 +273,7 @@ pub(super) fn exec_again(
     let numbers = locks.into_iter().chain(listener).map(|(name, fd)| (name, fd.to_string()));
     let sockets = (SOCKET_FDS, linux.hand_over_sockets());
     let notify = (NOTIFY_FDS, linux.hand_over_notify());
-    let handed: BTreeMap<&str, String> = numbers.chain([sockets, notify]).collect();
+    let handed: BTreeMap<&str, String> = numbers.chain([sockets, notify]).gather();
     let values = handed.iter().map(|(name, value)| (OsString::from(name), value.into()));
     let env: Result<Vec<CString>, _> = std::env::vars_os()
         .filter(|(known, _)| known.to_str().is_none_or(|known| !handed.contains_key(known)))

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::json;
 
-use crate::model::{Blocker, InstanceId, Kind, Monotonic, Phase, UnitName, Until};
+use crate::model::{Blocker, Gather, InstanceId, Kind, Monotonic, Phase, UnitName, Until};
 use crate::plan::{self, View};
 use crate::protocol::Reply;
 use crate::supervisor::{Notice, Row, Supervisor};
@@ -191,7 +191,7 @@ impl Wait {
         brief: bool,
     ) -> Self {
         let open = ids.len();
-        let standings = ids.into_iter().map(|id| (id, Progress::Open)).collect();
+        let standings = ids.into_iter().map(|id| (id, Progress::Open)).gather();
         let (waiting, still) = (BTreeSet::new(), BTreeSet::new());
         Self { goal, deadline, more, brief, fresh: true, standings, waiting, still, open }
     }
@@ -209,16 +209,16 @@ impl Wait {
     ) -> (Option<Reply>, bool) {
         let is_first = std::mem::take(&mut self.fresh);
         let mut touched: BTreeSet<InstanceId> = if is_first {
-            self.standings.keys().cloned().collect()
+            self.standings.keys().cloned().gather()
         } else {
-            notices.iter().map(|notice| notice.event.instance.clone()).collect()
+            notices.iter().map(|notice| notice.event.instance.clone()).gather()
         };
         let view = supervisor.view();
         // What happens to one says whose turn it is, and whether a turn comes at all.
         let is_rolling =
             |id: &&InstanceId| view.unit(id).is_some_and(|unit| unit.rolling.is_some());
         let rolling: BTreeSet<&UnitName> =
-            touched.iter().filter(is_rolling).map(|id| &id.unit).collect();
+            touched.iter().filter(is_rolling).map(|id| &id.unit).gather();
         let siblings: Vec<InstanceId> =
             rolling.into_iter().flat_map(|unit| view.instances(unit)).collect();
         touched.extend(siblings);
@@ -228,7 +228,7 @@ impl Wait {
                 let known = futures.view.observed.iter().map(|(id, _)| id.clone());
                 let units = futures.view.desired.units.values();
                 let wanted = units.flat_map(|unit| unit.spec.instance_ids());
-                self.note_still(&mut futures, &known.chain(wanted).collect())
+                self.note_still(&mut futures, &known.chain(wanted).gather())
             } else {
                 self.note_still(&mut futures, &touched)
             };

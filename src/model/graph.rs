@@ -1,5 +1,6 @@
 //! How units hang together: who waits for whom, who is wanted at all, and loops.
 
+use super::gather::Gather;
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::desired::Desired;
@@ -100,7 +101,7 @@ impl Graph {
             node.dependents.shrink_to_fit();
         }
         // A map that is made of what is in order has no room to spare.
-        let nodes = nodes.into_iter().collect();
+        let nodes = nodes.into_iter().gather();
         let mut graph = Self { nodes, is_stale: false };
         graph.mark_wanted(desired);
         graph.measure_depth();
@@ -181,10 +182,10 @@ impl Graph {
     pub fn stages(&self, takes_one: impl Fn(&UnitName) -> bool) -> BTreeMap<&UnitName, u32> {
         let own = |unit| u32::from(takes_one(unit));
         let mut stages: BTreeMap<&UnitName, u32> =
-            self.nodes.keys().map(|unit| (unit, own(unit))).collect();
+            self.nodes.keys().map(|unit| (unit, own(unit))).gather();
         // Without recursion: units in order of readiness.
         let mut open: BTreeMap<&UnitName, usize> =
-            self.nodes.iter().map(|(unit, node)| (unit, node.needs.len())).collect();
+            self.nodes.iter().map(|(unit, node)| (unit, node.needs.len())).gather();
         let mut ready: Vec<&UnitName> =
             open.iter().filter(|(_, left)| **left == 0).map(|(unit, _)| *unit).collect();
         while let Some(unit) = ready.pop() {

@@ -30,6 +30,7 @@
 mod agenda;
 mod desired;
 mod event;
+mod gather;
 mod graph;
 mod history;
 mod logs;
@@ -53,6 +54,7 @@ pub use desired::{Automatic, Desired, Hold, InstanceWish, Unit};
 pub use event::{
     Blocker, Doing, Event, Happening, Identity, Role, RunId, Rung, StopCause, Until, Verdict, Word,
 };
+pub use gather::Gather;
 pub use graph::{DEFAULT_TARGET, Graph, Need, Node, Strength, find_loop, needs_of};
 pub use history::{Author, Cause, KeptFile, MESSAGE_BYTES_MAX, Record, Revision, Sources, Trial};
 pub use logs::{

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::Plan;
-use crate::model::{Desired, InstanceId, Observed};
+use crate::model::{Desired, Gather, InstanceId, Observed};
 
 /// Most differences that a refusal names.
 const NAMED_MAX: usize = 5;
@@ -24,7 +24,7 @@ impl Basis {
     pub fn of(plan: &Plan, desired: &Desired, observed: &Observed) -> Self {
         let touched = plan.changes.iter().flat_map(|change| observed.of_unit(&change.unit));
         let phases = touched.map(|(id, known)| (id.clone(), known.phase.as_str().to_owned()));
-        Self { generation: desired.generation, phases: phases.collect() }
+        Self { generation: desired.generation, phases: phases.gather() }
     }
 
     /// Whether things are as they were; else what moved. `plan` is what the same source would change

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::fields::{Fields, conceal, fields_of};
 use super::ripple;
-use crate::model::{Desired, Graph, Kind, Observed, Phase, Span, Spec, Unit, UnitName};
+use crate::model::{Desired, Gather, Graph, Kind, Observed, Phase, Span, Spec, Unit, UnitName};
 
 /// What an apply will do.
 #[derive(Debug, Clone, PartialEq, Serialize, Default)]
@@ -117,7 +117,7 @@ pub fn plan(old: &Desired, new: &Desired, observed: &Observed) -> Plan {
     }
     let (was, graph) = (Graph::build(old), Graph::build(new));
     let wanted = |name: &UnitName| (was.is_wanted(name), graph.is_wanted(name));
-    let names: BTreeSet<&UnitName> = old.units.keys().chain(new.units.keys()).collect();
+    let names: BTreeSet<&UnitName> = old.units.keys().chain(new.units.keys()).gather();
     let mut changes: Vec<Change> = names
         .into_iter()
         .filter_map(|name| change(old, new, observed, name, wanted(name)))
@@ -244,7 +244,7 @@ fn fields_that_differ(old: &Spec, new: &Spec) -> Vec<FieldChange> {
     // Whether the log keeper reads the output is fixed at a start, and where it writes it is not.
     let is_rewired = output(old) != output(new);
     let (old, new) = (fields_of(old), fields_of(new));
-    let keys: BTreeSet<&String> = old.keys().chain(new.keys()).collect();
+    let keys: BTreeSet<&String> = old.keys().chain(new.keys()).gather();
     let keys = keys.into_iter();
     let changed = keys
         .filter(|key| {

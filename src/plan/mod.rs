@@ -46,8 +46,8 @@ pub use why::{few, health, waited_for, why};
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::model::{
-    Action, Agenda, Desired, Graph, Instance, InstanceId, Monotonic, Observed, Phase, Reason, Rung,
-    Span, Spec, Step, Unit, UnitName, Wall,
+    Action, Agenda, Desired, Gather, Graph, Instance, InstanceId, Monotonic, Observed, Phase,
+    Reason, Rung, Span, Spec, Step, Unit, UnitName, Wall,
 };
 
 /// Everything a decision may look at.
@@ -151,7 +151,7 @@ impl<'a> View<'a> {
     /// All instances of a unit that are wanted or known.
     pub fn instances(&self, unit: &UnitName) -> Vec<InstanceId> {
         let mut ids: BTreeSet<InstanceId> =
-            self.observed.of_unit(unit).map(|(id, _)| id.clone()).collect();
+            self.observed.of_unit(unit).map(|(id, _)| id.clone()).gather();
         if let Some(unit) = self.desired.units.get(unit).filter(|unit| !unit.removed) {
             ids.extend(unit.spec.instance_ids());
         }
@@ -184,7 +184,7 @@ pub fn reconcile(view: &View<'_>, now: Monotonic) -> Due {
     let mut all = Due::default();
     let known = view.observed.iter().map(|(id, _)| id.clone());
     let wanted = view.desired.units.values().flat_map(|unit| unit.spec.instance_ids());
-    let ids: BTreeSet<InstanceId> = known.chain(wanted).collect();
+    let ids: BTreeSet<InstanceId> = known.chain(wanted).gather();
     for id in ids {
         let due = decide(view, &id, now);
         all.steps.extend(due.steps);

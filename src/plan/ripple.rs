@@ -5,7 +5,9 @@
 use std::collections::BTreeMap;
 
 use super::changes::{Change, Effect};
-use crate::model::{Desired, Graph, Need, Observed, OnDependencyRestart, Strength, Unit, UnitName};
+use crate::model::{
+    Desired, Gather, Graph, Need, Observed, OnDependencyRestart, Strength, Unit, UnitName,
+};
 
 /// Units that have to go down and come back because one that they require does, or because they go
 /// along with its restarts.
@@ -20,9 +22,9 @@ pub(super) fn add_dependents(
         .iter()
         .filter_map(|change| Some((change.unit.clone(), loss(change, new, observed)?)))
         .collect();
-    let mut known: BTreeMap<UnitName, Loss> = queue.iter().cloned().collect();
+    let mut known: BTreeMap<UnitName, Loss> = queue.iter().cloned().gather();
     let place = |(place, change): (usize, &Change)| (change.unit.clone(), place);
-    let mut places: BTreeMap<UnitName, usize> = changes.iter().enumerate().map(place).collect();
+    let mut places: BTreeMap<UnitName, usize> = changes.iter().enumerate().map(place).gather();
     while let Some((cause, loss)) = queue.pop() {
         let dependents = graph.node(&cause).map(|node| node.dependents.clone()).unwrap_or_default();
         for Need { unit, strength, .. } in dependents {

@@ -11,7 +11,7 @@ use std::collections::BTreeSet;
 
 pub use tell::{Line, Share};
 
-use crate::model::{Instance, InstanceId, Kind, Phase, Rung, Signal, Span, UnitName};
+use crate::model::{Gather, Instance, InstanceId, Kind, Phase, Rung, Signal, Span, UnitName};
 use crate::supervisor::{Boot, Refusal, State, Supervisor};
 use crate::system::{Loaded, Replay};
 use imagined::Imagined;
@@ -342,7 +342,7 @@ impl Play {
             .sort_by(|a, b| (a.from, b.stage, &a.instance).cmp(&(b.from, a.stage, &b.instance)));
         Scene {
             wish,
-            phases: ids.into_iter().map(phase).collect(),
+            phases: ids.into_iter().map(phase).gather(),
             end,
             at: self.teller.since_begin(at),
             shares: std::mem::take(&mut self.teller.shares),

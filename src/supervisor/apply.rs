@@ -10,8 +10,8 @@ use super::requests::{Refusal, raise_epoch};
 use super::source::Source;
 use crate::config::{self, Diagnostic, Loaded, SourceFile};
 use crate::model::{
-    Author, Cause, Desired, Instance, InstanceId, KeptFile, Phase, Revision, Role, Span, Spec,
-    StopCause, Strength, Unit, UnitName, find_loop, needs_of,
+    Author, Cause, Desired, Gather, Instance, InstanceId, KeptFile, Phase, Revision, Role, Span,
+    Spec, StopCause, Strength, Unit, UnitName, find_loop, needs_of,
 };
 use crate::plan::{self, Plan};
 use crate::system::System;
@@ -114,7 +114,7 @@ impl<S: System> Supervisor<S> {
             .iter()
             .filter(|(_, unit)| foreign(unit))
             .map(|(name, unit)| (name.clone(), unit.source.to_string()))
-            .collect();
+            .gather();
         let specs: Vec<_> =
             self.desired.units.values().filter(foreign).map(|unit| &*unit.spec).collect();
         let is_applied = |name: &str| self.desired.sources.contains_key(name);
@@ -164,7 +164,7 @@ impl<S: System> Supervisor<S> {
             .iter()
             .filter(|spec| spec.schedule.is_some())
             .map(|spec| spec.name.clone())
-            .collect();
+            .gather();
         let mut units: Vec<_> = loaded.specs.iter().map(|spec| spec.name.clone()).collect();
         let is_same = only.is_empty() && self.is_declared(&source.name, &loaded.specs);
         let desired = if is_same || config::has_errors(&diagnostics) {
@@ -204,7 +204,7 @@ impl<S: System> Supervisor<S> {
         };
         let goes = |name: &UnitName| is_there(&self.desired, name) && !is_there(desired, name);
         let gone: BTreeSet<&UnitName> =
-            self.desired.units.keys().filter(|name| goes(name)).collect();
+            self.desired.units.keys().filter(|name| goes(name)).gather();
         if gone.is_empty() {
             return Ok(());
         }
@@ -241,9 +241,9 @@ impl<S: System> Supervisor<S> {
         let mut all: BTreeMap<UnitName, Arc<Spec>> = declared(&self.desired, source)
             .into_iter()
             .map(|spec| (spec.name.clone(), spec))
-            .collect();
+            .gather();
         let mut new: BTreeMap<UnitName, Arc<Spec>> =
-            specs.into_iter().map(|spec| (spec.name.clone(), spec)).collect();
+            specs.into_iter().map(|spec| (spec.name.clone(), spec)).gather();
         for name in only {
             // One that the files do not have any more goes.
             let old = all.remove(name);
@@ -264,7 +264,7 @@ impl<S: System> Supervisor<S> {
     /// stays.
     pub(super) fn declaring(&self, all: Vec<Declared>, rolling: Option<u32>) -> Desired {
         let mut desired = self.desired.clone();
-        let sources: BTreeSet<String> = all.iter().map(|one| one.source.clone()).collect();
+        let sources: BTreeSet<String> = all.iter().map(|one| one.source.clone()).gather();
         let mut kept: BTreeSet<UnitName> = BTreeSet::new();
         for Declared { source, specs } in all {
             let source: Arc<str> = source.into();
@@ -286,7 +286,7 @@ impl<S: System> Supervisor<S> {
         desired.units = std::mem::take(&mut desired.units)
             .into_iter()
             .filter(|(name, unit)| stays(name, unit))
-            .collect();
+            .gather();
         if let Some(keeper) = &self.keeper {
             keeper_unit::add_to(&mut desired, keeper);
         }

@@ -13,8 +13,8 @@ use super::requests::Refusal;
 use super::source::Source;
 use crate::config::Origins;
 use crate::model::{
-    Author, Cause, Desired, Monotonic, Observed, Record, Revision, Sources, Span, Trial, Unit,
-    UnitName,
+    Author, Cause, Desired, Gather, Monotonic, Observed, Record, Revision, Sources, Span, Trial,
+    Unit, UnitName,
 };
 use crate::plan::{self, Class, Effect, Plan};
 use crate::system::System;
@@ -251,7 +251,7 @@ impl<S: System> Supervisor<S> {
         let untold: BTreeSet<&str> = units
             .map(|unit| &*unit.source)
             .filter(|source| !self.desired.sources.contains_key(*source))
-            .collect();
+            .gather();
         if untold.is_empty() {
             return Ok(());
         }

@@ -43,8 +43,8 @@ use wakes::Wakes;
 
 use crate::config::Cache;
 use crate::model::{
-    Action, Desired, Event, Graph, Happening, Instance, InstanceId, Monotonic, Observed, Phase,
-    Reason, Rung, Span, Step, StopCause, Unit, UnitName, Wall, Word,
+    Action, Desired, Event, Gather, Graph, Happening, Instance, InstanceId, Monotonic, Observed,
+    Phase, Reason, Rung, Span, Step, StopCause, Unit, UnitName, Wall, Word,
 };
 use crate::plan::{self, Hurry, Shutdown, View};
 use crate::system::System;
@@ -418,7 +418,7 @@ impl<S: System> Supervisor<S> {
             began,
             deadline: budget.map(|budget| began.after(budget)),
             reserve: reserve.map_or(Span::ZERO, |reserve| reserve.min(KEEPER_TIME_MAX)),
-            stages: stages.map(|(unit, stages)| (unit.clone(), stages)).collect(),
+            stages: stages.map(|(unit, stages)| (unit.clone(), stages)).gather(),
             hurry: Hurry::Ordered,
             is_asked,
             code,

@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 use super::Supervisor;
 use super::keeper_unit::is_internal;
 use crate::model::{
-    Command, Desired, Hooks, Instance, InstanceId, Monotonic, Observed, ProcessSpec, Question,
-    Ready, Reload, Shared, Span, Spec, StopAction, StopStep, Unit, UnitName, Wall,
+    Command, Desired, Gather, Hooks, Instance, InstanceId, Monotonic, Observed, ProcessSpec,
+    Question, Ready, Reload, Shared, Span, Spec, StopAction, StopStep, Unit, UnitName, Wall,
 };
 use crate::system::System;
 
@@ -36,7 +36,7 @@ impl State {
     pub fn of_specs(specs: Vec<Arc<Spec>>, source: &str) -> Self {
         let source: Arc<str> = source.into();
         let unit = |spec: Arc<Spec>| Unit::new(spec, Arc::clone(&source));
-        let units = specs.into_iter().map(|spec| (spec.name.clone(), unit(spec))).collect();
+        let units = specs.into_iter().map(|spec| (spec.name.clone(), unit(spec))).gather();
         Self { desired: Desired { generation: 1, units, ..Desired::default() }, ..Self::default() }
     }
 
@@ -59,10 +59,10 @@ impl<S: System> Supervisor<S> {
             .iter()
             .filter(|(_, unit)| !is_internal(unit))
             .map(|(name, unit)| (name.clone(), bare(unit)))
-            .collect();
+            .gather();
         let known = self.observed.iter().filter(|(id, _)| !self.is_own(id));
         State {
-            instances: known.map(|(id, instance)| (id.clone(), instance.clone())).collect(),
+            instances: known.map(|(id, instance)| (id.clone(), instance.clone())).gather(),
             desired: Desired { generation: self.desired.generation, units, ..Desired::default() },
             now: self.system.now(),
             wall: self.system.wall(),

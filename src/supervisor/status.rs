@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Supervisor;
 use super::keeper_unit::is_internal;
-use crate::model::{InstanceId, Kind, Life, Phase, Run, Unit, Wall};
+use crate::model::{Gather, InstanceId, Kind, Life, Phase, Run, Unit, Wall};
 use crate::plan;
 use crate::system::System;
 
@@ -228,7 +228,7 @@ impl<S: System> Supervisor<S> {
     pub fn all_ids_known(&self, internal: bool) -> Vec<InstanceId> {
         let view = self.view();
         let mut ids: std::collections::BTreeSet<InstanceId> =
-            self.observed.iter().map(|(id, _)| id.clone()).collect();
+            self.observed.iter().map(|(id, _)| id.clone()).gather();
         for unit in self.desired.units.values() {
             ids.extend(view.instances(&unit.spec.name));
         }

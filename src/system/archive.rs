@@ -14,7 +14,7 @@ use serde::de::DeserializeOwned;
 use super::SystemError;
 use super::disk::{Disk, Files};
 use super::seal::{BYTES_MAX, checksum, seal, unseal};
-use crate::model::{Record, Revision, Sources};
+use crate::model::{Gather, Record, Revision, Sources};
 
 /// Records that are kept. With one apply an hour that is two days, with one a day seven weeks.
 pub const RECORDS_MAX: usize = 50;
@@ -90,10 +90,8 @@ impl<D: Disk> Archive<D> {
             return;
         }
         let sources = records.iter().map(|record| &record.sources).chain(pinned);
-        let mut needed: BTreeSet<String> = sources
-            .flatten()
-            .map(|(source, generation)| source_name(source, *generation))
-            .collect();
+        let mut needed: BTreeSet<String> =
+            sources.flatten().map(|(source, generation)| source_name(source, *generation)).gather();
         needed.extend(records.iter().map(|record| record_name(record.generation)));
         let found = self.disk.names(&self.dir).unwrap_or_default();
         let is_ours = |name: &str| name.ends_with(".record") || name.ends_with(".source");

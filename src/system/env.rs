@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
+use crate::model::Gather;
+
 /// Variables of the supervisor that say something about the supervisor itself.
 const OWN: [&str; 14] = [
     "OPM_RUN",
@@ -27,7 +29,7 @@ pub type Environment = BTreeMap<OsString, OsString>;
 
 /// What units inherit of the supervisor's environment.
 pub(super) fn inheritable(all: Environment) -> Environment {
-    all.into_iter().filter(|(name, _)| !OWN.iter().any(|own| *name == **own)).collect()
+    all.into_iter().filter(|(name, _)| !OWN.iter().any(|own| *name == **own)).gather()
 }
 
 /// The variables of an env file: `NAME=value` lines, `#` comments, an optional `export`, and values

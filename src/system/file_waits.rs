@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
 
 use super::inotify;
-use crate::model::{RunId, Wall};
+use crate::model::{Gather, RunId, Wall};
 
 /// How often a file's directory is looked for again while directories come one after the other.
 const WATCHED_AGAIN_MAX: usize = 16;
@@ -196,7 +196,7 @@ impl FileWaits {
     /// The runs whose file is there now, of those to whose file something happened, or of all.
     pub(super) fn look(&mut self, everything: bool) -> Vec<Waiter> {
         let stirred = self.stirred();
-        let stirred = if everything { self.waits.keys().copied().collect() } else { stirred };
+        let stirred = if everything { self.waits.keys().copied().gather() } else { stirred };
         // The directory may have come only now: watch before looking, so that nothing is missed.
         for waiter in &stirred {
             let Some(wait) = self.waits.get(waiter) else { continue };

@@ -14,8 +14,8 @@ use std::path::{Path, PathBuf};
 use super::child::Prepared;
 use super::{Environment, Launch, accounts, env, errno_words, plain, tree};
 use crate::model::{
-    Command, Hook, InheritEnv, InstanceId, Limit, ProcessSpec, Question, Ready, Reload, Resource,
-    Role, Spec, Stage, StartError, Stdin, StopAction, Template, Variable,
+    Command, Gather, Hook, InheritEnv, InstanceId, Limit, ProcessSpec, Question, Ready, Reload,
+    Resource, Role, Spec, Stage, StartError, Stdin, StopAction, Template, Variable,
 };
 
 /// Where programs are looked for when the unit and the supervisor have no PATH.
@@ -274,7 +274,7 @@ impl Launcher<'_> {
                     let name = OsStr::new(name);
                     Some((name.to_owned(), self.origin.env.get(name)?.clone()))
                 })
-                .collect(),
+                .gather(),
         };
         if !env.contains_key(OsStr::new("PATH")) {
             env.insert("PATH".into(), DEFAULT_PATH.into());

@@ -15,7 +15,7 @@ use std::rc::Rc;
 
 use super::RunRef;
 use super::process::{self, Stat};
-use crate::model::{Identity, RunId};
+use crate::model::{Gather, Identity, RunId};
 
 /// The variable that marks the processes of a run.
 pub(super) const COOKIE: &str = "OPM_RUN";
@@ -221,8 +221,8 @@ fn in_session(stat: &Stat, run: &RunRef, ends: &Ends) -> bool {
 /// The leaders' sessions in which one of these members lives: all of such a session is of the run,
 /// since its number was not given away.
 fn sessions(run: &RunRef, members: &BTreeMap<i32, Stat>) -> BTreeSet<i32> {
-    let leaders: BTreeSet<i32> = run.leaders.iter().map(|(_, leader)| leader.pid).collect();
-    members.values().map(|stat| stat.session).filter(|session| leaders.contains(session)).collect()
+    let leaders: BTreeSet<i32> = run.leaders.iter().map(|(_, leader)| leader.pid).gather();
+    members.values().map(|stat| stat.session).filter(|session| leaders.contains(session)).gather()
 }
 
 /// The run whose number a process has in its environment.
@@ -257,7 +257,7 @@ impl Everybody {
         let all = pids
             .filter(|pid| *pid != own)
             .filter_map(|pid| Some((pid, process::stat(pid)?)))
-            .collect();
+            .gather();
         Self { all, by_cookie: OnceCell::new() }
     }
 
@@ -285,7 +285,7 @@ impl Everybody {
                 || in_session(stat, run, ends)
         };
         let roots = self.all.iter().filter(|(pid, stat)| is_root(pid, stat));
-        let mut members: BTreeMap<i32, Stat> = roots.map(|(pid, stat)| (*pid, *stat)).collect();
+        let mut members: BTreeMap<i32, Stat> = roots.map(|(pid, stat)| (*pid, *stat)).gather();
         loop {
             let before = members.len();
             let sessions = sessions(run, &members);

@@ -14,7 +14,7 @@ use super::super::process::Found;
 use super::super::tree::{Everybody, Member, Members};
 use super::super::{RunRef, process, sys, tree};
 use super::{Kept, Linux, System, Token, Watched};
-use crate::model::{Identity, Role, RunId, Signal};
+use crate::model::{Gather, Identity, Role, RunId, Signal};
 
 /// Processes without a role that are watched in one tree. When these are gone it is counted anew,
 /// and others are watched: more would only take descriptors.
@@ -165,7 +165,7 @@ impl Linux {
         if !run.adopted && !has_begun {
             return 0;
         }
-        let leaders: BTreeSet<i32> = run.leaders.iter().map(|(_, leader)| leader.pid).collect();
+        let leaders: BTreeSet<i32> = run.leaders.iter().map(|(_, leader)| leader.pid).gather();
         let nobody = !run.adopted
             && leaders.iter().all(|pid| !sys::group_exists(*pid))
             && self.strays().is_some_and(|strays| strays.is_empty());
