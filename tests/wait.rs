@@ -179,3 +179,46 @@ fn who_waited_in_vain_does_so_no_more_when_the_other_one_is_started() {
     std::fs::write(slow, "").unwrap();
     assert_eq!(reply(&mut both)["parameters"]["result"], "reached");
 }
+
+#[test]
+fn a_reload_ends_with_its_command_and_as_that_does() {
+    let Some(mut world) = World::new() else { return };
+    let command = "reload: {command: [sh, -c, 'echo begun >> reloads; until [ -e go ]; do sleep 0.02; done; exit $(cat code)']}\n";
+    world.service("web", "exec sleep 1000", command);
+    world.service("hup", "trap : HUP; while :; do sleep 0.02; done", "reload: {signal: HUP}\n");
+    world.run();
+    let put = |name: &str, text: &str| std::fs::write(world.path(name), text).unwrap();
+    world.until_phase("web", "up");
+    world.until_phase("hup", "up");
+    assert_eq!(world.opm(&["reload", "hup"]).code, 0);
+    // Nobody has to wait, and nobody waits longer than they say.
+    assert_eq!(world.opm(&["reload", "--no-wait", "web"]).code, 0);
+    world.until("the command", || world.lines("reloads").len() == 1);
+    let said = world.opm(&["reload", "web"]);
+    assert_eq!((said.code, said.err.as_str()), (4, "opm: `web` is reloading already\n"));
+    put("code", "0");
+    put("go", "");
+    world.until("its end", || world.opm(&["reload", "web"]).code == 0);
+    std::fs::remove_file(world.path("go")).unwrap();
+    let said = world.opm(&["reload", "--timeout", "50ms", "web"]);
+    assert_eq!(said.code, 5, "{said:?}");
+    put("code", "3");
+    put("go", "");
+    // What it came to is told, also with what went well, and stays to be seen until the next one.
+    world.until("its end", || world.row("web")["why"] == "its last reload failed: exited 3");
+    let said = world.opm(&["reload", "web", "hup"]);
+    let failed = "opm: `web` is up: its last reload failed: exited 3\n";
+    assert_eq!((said.code, said.err.as_str()), (1, failed));
+    assert!(world.opm(&["why", "web"]).out.contains("its last reload failed: exited 3"));
+    put("code", "0");
+    assert_eq!(world.opm(&["reload", "web"]).code, 0);
+    assert_eq!(world.row("web")["why"], "");
+    // One that cannot be run at all, after one that could.
+    world.service("web", "exec sleep 1000", "reload: {command: [./none]}\n");
+    world.apply(0);
+    for _ in 0..2 {
+        let said = world.opm(&["reload", "web"]);
+        assert!(said.code == 1 && said.err.contains("its last reload failed: "), "{said:?}");
+    }
+    assert_eq!(world.opm(&["shutdown"]).code, 0);
+}

@@ -87,7 +87,7 @@ pub(super) enum Command {
     /// Restart units
     Restart(Restart),
     /// Tell units to read their configuration again
-    Reload(Names),
+    Reload(Change),
     /// Send a signal to units
     Kill(Kill),
     /// Lift holds, and let go of what could not be proven

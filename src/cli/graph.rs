@@ -71,9 +71,9 @@ fn picture(state: &State, is_live: bool) -> Picture {
         }
     }
     for ties in picture.ties.values_mut() {
-        ties.sort_by(|a, b| (&a.to, a.condition, a.how).cmp(&(&b.to, b.condition, b.how)));
+        ties.sort_unstable_by(|a, b| (&a.to, a.condition, a.how).cmp(&(&b.to, b.condition, b.how)));
         ties.dedup_by(|a, b| a.to == b.to && a.condition == b.condition);
-        ties.sort_by(|a, b| (a.how, &a.to).cmp(&(b.how, &b.to)));
+        ties.sort_unstable_by(|a, b| (a.how, &a.to).cmp(&(b.how, &b.to)));
     }
     for name in missing {
         picture.units.entry(name).or_insert_with(Shown::missing);

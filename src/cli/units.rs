@@ -65,7 +65,13 @@ pub(super) fn wait_settled(
 ) -> Outcome {
     progress::tell_at_interrupt();
     let mut progress = Progress::new(global);
-    let waited = client.wait(units, condition, timeout, true, &mut |rows| progress.show(rows))?;
+    // Who reloads stays up on the way.
+    let mut show = |rows: &[Row]| {
+        if condition != "reloaded" {
+            progress.show(rows);
+        }
+    };
+    let waited = client.wait(units, condition, timeout, true, &mut show)?;
     progress.end();
     if waited.is_over()? {
         return Ok(Exit::Done);
@@ -85,6 +91,13 @@ pub(super) fn wait_settled(
             output::error(&format!("`{}` is {}: {why}", row.instance, row.phase));
         }
         return Ok(if left.is_empty() { Exit::Done } else { Exit::Failed });
+    }
+    if condition == "reloaded" {
+        for row in &waited.rows {
+            let why = output::plain(&row.why);
+            output::error(&format!("`{}` is {}: {why}", row.instance, row.phase));
+        }
+        return Ok(if waited.end == "reached" { Exit::Done } else { Exit::Failed });
     }
     Ok(report(global, &waited.rows))
 }
@@ -134,9 +147,8 @@ fn last_lines(global: &Global, instance: &str, place: usize) -> Vec<String> {
 }
 
 /// `opm reload`.
-pub(super) fn reload(global: &Global, args: &Names) -> Outcome {
-    Client::connect(global)?.call("Reload", json!({ "units": args.units }))?;
-    Ok(Exit::Done)
+pub(super) fn reload(global: &Global, args: &Change) -> Outcome {
+    change(global, "Reload", json!({ "units": args.units }), args, "reloaded")
 }
 
 /// `opm release`.

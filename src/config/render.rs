@@ -57,7 +57,7 @@ fn summary(diagnostics: &[Diagnostic]) -> String {
     let errors = diagnostics.iter().filter(|d| d.is_error()).count();
     let warnings = diagnostics.len().saturating_sub(errors);
     let mut files: Vec<&FilePath> = diagnostics.iter().map(|d| &d.file).collect();
-    files.sort();
+    files.sort_unstable();
     files.dedup();
     let files = plural(files.len(), "file");
     match (errors, warnings) {

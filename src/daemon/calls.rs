@@ -9,7 +9,9 @@ use super::Options;
 use super::clients::{Clients, Pending};
 use super::wait::{Goal, Wait};
 use crate::config::{self, SourceFile};
-use crate::model::{Author, FilePath, InstanceId, MESSAGE_BYTES_MAX, Signal, Span, UnitName, Wall};
+use crate::model::{
+    Author, FilePath, Gather, InstanceId, MESSAGE_BYTES_MAX, Signal, Span, UnitName, Wall,
+};
 use crate::plan;
 use crate::protocol::{
     CONTROL, CONTROL_DESCRIPTION, Call, Failure, FileText, Reply, SERVICE, SERVICE_DESCRIPTION,
@@ -198,12 +200,12 @@ fn show(supervisor: &Supervisor<Linux>, name: &str, origin: bool) -> Result<Valu
     let fields: Map<String, Value> = plan::fields_of(&unit.spec)
         .into_iter()
         .map(|(key, (value, _))| (key.clone(), plan::conceal(&key, value)))
-        .collect();
+        .gather();
     let rows: Vec<Row> = ids.iter().map(|id| supervisor.row(id)).collect();
     let origins: Option<Map<String, Value>> = if origin {
         let origins = supervisor.origins(&unit.spec.name)?;
         let place = |key: &String| origins.of(key).map(|at| format!("{}:{}", at.file, at.line));
-        Some(fields.keys().map(|key| (key.clone(), json!(place(key)))).collect())
+        Some(fields.keys().map(|key| (key.clone(), json!(place(key)))).gather())
     } else {
         None
     };
@@ -301,7 +303,7 @@ fn wait(
         // What is gone is down.
         let ids = match goal {
             Goal::Down => supervisor.select_known(&parameters.units()?)?,
-            Goal::Up | Goal::Ready | Goal::Completed | Goal::Settled => {
+            Goal::Up | Goal::Ready | Goal::Completed | Goal::Reloaded | Goal::Settled => {
                 supervisor.select(&parameters.units()?)?
             }
         };

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::json;
 
-use crate::model::{Blocker, Gather, InstanceId, Kind, Monotonic, Phase, UnitName, Until};
+use crate::model::{Blocker, Gather, InstanceId, Kind, Monotonic, Phase, Role, UnitName, Until};
 use crate::plan::{self, View};
 use crate::protocol::Reply;
 use crate::supervisor::{Notice, Row, Supervisor};
@@ -21,6 +21,8 @@ pub(super) enum Goal {
     Ready,
     Down,
     Completed,
+    /// Told to read its configuration again, by a command that has ended well.
+    Reloaded,
     Settled,
 }
 
@@ -42,6 +44,7 @@ impl Goal {
             "ready" => Self::Ready,
             "down" => Self::Down,
             "completed" => Self::Completed,
+            "reloaded" => Self::Reloaded,
             "settled" => Self::Settled,
             _ => return None,
         })
@@ -63,7 +66,7 @@ impl Goal {
                 | Phase::Backoff { .. }
                 | Phase::Unproven { .. } => false,
             },
-            Self::Settled => return Progress::Open,
+            Self::Reloaded | Self::Settled => return Progress::Open,
         };
         match (reached, future) {
             (true, _) => Progress::Reached,
@@ -72,6 +75,19 @@ impl Goal {
             (false, Future::Stays) if self == Self::Down && *phase == Phase::Up => Progress::Open,
             (false, Future::Stays) => Progress::Hopeless,
         }
+    }
+}
+
+/// How the command stands that reloads an instance. Where its run goes away nothing comes of it.
+fn reload_of(view: &View<'_>, id: &InstanceId) -> Progress {
+    let up = view.observed.get(id).filter(|instance| instance.phase == Phase::Up);
+    let Some(run) = up.and_then(|instance| instance.run.as_ref()) else {
+        return Progress::Hopeless;
+    };
+    match run.process(Role::Reload) {
+        Some(reload) if reload.is_alive() => Progress::Open,
+        _ if run.failed_reload().is_some() => Progress::Hopeless,
+        _ => Progress::Reached,
     }
 }
 
@@ -223,7 +239,7 @@ impl Wait {
             rolling.into_iter().flat_map(|unit| view.instances(unit)).collect();
         touched.extend(siblings);
         let mut futures = Futures { view, known: BTreeMap::new() };
-        let is_news = self.goal != Goal::Settled
+        let is_news = !matches!(self.goal, Goal::Settled | Goal::Reloaded)
             && if is_first {
                 let known = futures.view.observed.iter().map(|(id, _)| id.clone());
                 let units = futures.view.desired.units.values();
@@ -265,6 +281,7 @@ impl Wait {
         let kind = futures.view.unit(id).map(|unit| unit.spec.kind);
         let new = match self.goal {
             Goal::Settled if settled => Progress::Reached,
+            Goal::Reloaded => reload_of(&futures.view, id),
             goal @ (Goal::Settled | Goal::Up | Goal::Ready | Goal::Down | Goal::Completed) => {
                 goal.standing(phase, kind, futures.of(id))
             }
@@ -296,7 +313,7 @@ impl Wait {
             let is_there =
                 known.is_some_and(|known| matches!(known.phase, Phase::Up | Phase::Done));
             let is_settled = || match (self.goal, self.standings.get(id)) {
-                (Goal::Settled, Some(standing)) => *standing == Progress::Reached,
+                (Goal::Settled | Goal::Reloaded, Some(standing)) => *standing == Progress::Reached,
                 _ => supervisor.is_settled(id),
             };
             (is_there || !view.wants(id)) && is_settled()

@@ -22,7 +22,7 @@ impl Quota {
     pub(super) fn keep(&self) -> io::Result<()> {
         let mut files = self.finished()?;
         let mut total: u64 = files.iter().map(|(_, _, bytes)| bytes).sum();
-        files.sort();
+        files.sort_unstable();
         for (_, path, bytes) in files {
             if total <= self.bytes {
                 break;

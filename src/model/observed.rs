@@ -326,6 +326,12 @@ impl Run {
         self.helper.as_deref().filter(|(_, process)| process.is_alive()).map(|(role, _)| *role)
     }
 
+    /// How the last command ended that reloads it, unless well.
+    pub fn failed_reload(&self) -> Option<&Outcome> {
+        let outcome = self.process(Role::Reload).and_then(Process::outcome);
+        outcome.filter(|outcome| **outcome != Outcome::Exited(0))
+    }
+
     /// Whether a process of this spec has yet to name its main one: it may have forked away, and who
     /// goes on in its name is not known.
     pub fn awaits_main(&self, spec: &Spec) -> bool {
@@ -760,8 +766,8 @@ impl Run {
             }
             // That it was the main one once is not known: it has no role.
             None if matches!(role, Role::Former(_)) => return false,
-            // A question is put again and again; this time it could not be.
-            Some(_) if !(never_began && role.is_probe()) => return false,
+            // A question is put again and again, as is a reload asked for; this time it could not be.
+            Some(_) if !never_began || !(role.is_probe() || role == Role::Reload) => return false,
             Some(_) | None => {
                 let process = Process { identity: None, state: Life::Ended(outcome.clone()) };
                 self.set(role, process, at);

@@ -2,7 +2,7 @@
 
 use super::{BLOCKERS_MAX, View, blockers, restart};
 use crate::model::{
-    Blocker, End, Hold, Instance, InstanceId, Outcome, Phase, Question, Ready, Role, Run,
+    Blocker, End, Hold, Instance, InstanceId, Outcome, Phase, Question, Ready, Role, Run, Spec,
     StopCause, Unit, Until,
 };
 
@@ -94,7 +94,7 @@ fn link(view: &View<'_>, id: &InstanceId, lines: &mut Vec<String>) -> Option<Ins
             });
         }
         Phase::Starting => say(starting(unit, instance)),
-        Phase::Up => say(health(view, id).unwrap_or_else(|| is_well(unit))),
+        Phase::Up => say(unwell(view, id).unwrap_or_else(|| is_well(unit))),
         Phase::Stopping { cause, rung, .. } => {
             say(format!("{cause} ({rung})"));
             if let StopCause::Dependency(unit) | StopCause::DependencyRestarted(unit) = cause {
@@ -193,11 +193,16 @@ fn unwanted(view: &View<'_>, id: &InstanceId) -> String {
     }
 }
 
-/// What is wrong with the health of an instance that is up, if anything is.
-pub fn health(view: &View<'_>, id: &InstanceId) -> Option<String> {
-    let spec = &view.unit(id)?.spec;
-    let health = spec.health.as_ref()?;
+/// What is wrong with an instance that is up, if anything is: its health, its last reload.
+pub fn unwell(view: &View<'_>, id: &InstanceId) -> Option<String> {
     let run = view.observed.get(id)?.run.as_ref()?;
+    let reload = run.failed_reload().map(|outcome| format!("its last reload failed: {outcome}"));
+    let all: Vec<String> = health(&view.unit(id)?.spec, run).into_iter().chain(reload).collect();
+    (!all.is_empty()).then(|| all.join("; "))
+}
+
+fn health(spec: &Spec, run: &Run) -> Option<String> {
+    let health = spec.health.as_ref()?;
     let count = super::failures(health, run);
     let how = if count >= health.retries { "unhealthy" } else { "doubtful" };
     let words = health.probe.question.words();

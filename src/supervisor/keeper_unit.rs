@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::model::{
-    Command, Desired, FilePath, InstanceId, Kind, Output, ProcessSpec, RestartPolicy, Span, Spec,
-    Template, Unit, UnitName,
+    Command, Desired, FilePath, Gather, InstanceId, Kind, Output, ProcessSpec, RestartPolicy, Span,
+    Spec, Template, Unit, UnitName,
 };
 
 /// Its name; unit files cannot have names like this.
@@ -90,7 +90,7 @@ pub(super) fn without_internal(desired: &Desired) -> Desired {
     let units = desired.units.iter().filter(|(_, unit)| saved(unit));
     Desired {
         generation: desired.generation,
-        units: units.map(|(name, unit)| (name.clone(), unit.clone())).collect(),
+        units: units.map(|(name, unit)| (name.clone(), unit.clone())).gather(),
         sources: desired.sources.clone(),
         applied: desired.applied,
         trial: desired.trial.clone(),

@@ -114,7 +114,7 @@ impl<S: System> Supervisor<S> {
         let last = instance.and_then(|instance| instance.last.as_ref());
         let wanted = view.wants(id);
         let why = match phase {
-            Phase::Up => plan::health(&view, id).unwrap_or_default(),
+            Phase::Up => plan::unwell(&view, id).unwrap_or_default(),
             Phase::Down
             | Phase::Waiting { .. }
             | Phase::Starting

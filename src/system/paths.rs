@@ -66,7 +66,7 @@ impl Paths {
         self.remove(run);
         let mut roots: Vec<PathBuf> = paths.iter().flat_map(|path| links(path)).collect();
         roots.extend(paths.iter().map(|path| real(path)));
-        roots.sort();
+        roots.sort_unstable();
         roots.dedup();
         let (given, dirs) = (paths.to_vec(), BTreeSet::new());
         let watched = Watched { given, roots: roots.clone(), dirs, is_partial: false };

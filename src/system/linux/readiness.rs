@@ -10,7 +10,7 @@ use super::super::notify::NotifySocket;
 use super::super::run_mark::Begin;
 use super::super::{Launch, child, fifo, process, set_inheritable, sockets};
 use super::{Linux, Watched, owner_of, prepare_error};
-use crate::model::{Identity, Monotonic, ProcessSpec, Ready, RunId, Stage, StartError};
+use crate::model::{Gather, Identity, Monotonic, ProcessSpec, Ready, RunId, Stage, StartError};
 use crate::system::System;
 
 /// Most bytes of the variable that hands notify sockets over; the kernel takes 128 KiB, execve(2). The
@@ -138,7 +138,7 @@ impl Linux {
     /// Takes the notify sockets that the program before us handed over by this value. They are for the
     /// runs that are adopted.
     pub fn take_notify(&mut self, handed: &str) {
-        self.handed_notify = sockets::inherited_descriptors(handed).into_iter().collect();
+        self.handed_notify = sockets::inherited_descriptors(handed).into_iter().gather();
     }
 
     fn notify_sockets(&self) -> impl Iterator<Item = (RunId, &NotifySocket)> {
