@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::event::RunId;
 use super::name::InstanceId;
+use super::run::RunId;
 use super::spec::SpecHash;
 use super::time::Wall;
 

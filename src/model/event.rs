@@ -8,89 +8,11 @@ use serde::{Deserialize, Serialize};
 
 use super::name::{InstanceId, UnitName};
 use super::outcome::Outcome;
+use super::relations::Condition;
+use super::run::{Identity, Role, RunId};
 use super::socket::Bound;
-use super::spec::{Condition, SpecHash};
+use super::spec::SpecHash;
 use super::time::{Monotonic, Span, Wall};
-
-/// One life of an instance's processes: a random number, never used twice.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct RunId(pub u64);
-
-impl fmt::Display for RunId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:016x}", self.0)
-    }
-}
-
-/// Who a process is within this boot and pid namespace: never mistaken for another.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Identity {
-    /// Its number, which another process may have later.
-    pub pid: i32,
-    /// When the kernel started it, in clock ticks since boot: field 22 of `/proc/PID/stat`.
-    pub start: u64,
-    /// The inode of its pidfd, where that is unique (Linux 6.9 and later).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub inode: Option<u64>,
-}
-
-/// What a process is for within its run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Role {
-    /// The command of `conditions`.
-    Condition,
-    /// A hook before the main process, by its place in the list.
-    PreStart(u16),
-    /// The main process.
-    Main,
-    /// A hook once the run is ready.
-    PostStart(u16),
-    /// The command that reloads.
-    Reload,
-    /// A hook before a stop that was asked for.
-    PreStop(u16),
-    /// The command of a stop step.
-    Stop(u16),
-    /// A hook after all processes are gone.
-    PostStop(u16),
-    /// It asks whether the run is ready.
-    ReadyProbe,
-    /// It asks whether the run is healthy.
-    HealthProbe,
-    /// It was the main process until the run named another one; by how many had been named before.
-    Former(u16),
-}
-
-impl Role {
-    /// Whether it puts a question; what it says is no word of the unit's.
-    pub fn is_probe(self) -> bool {
-        matches!(self, Self::ReadyProbe | Self::HealthProbe)
-    }
-}
-
-impl fmt::Display for Role {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (name, place) = match self {
-            Self::Condition => ("condition command", None),
-            Self::PreStart(n) => ("pre_start", Some(n)),
-            Self::Main => ("command", None),
-            Self::PostStart(n) => ("post_start", Some(n)),
-            Self::Reload => ("reload command", None),
-            Self::PreStop(n) => ("pre_stop", Some(n)),
-            Self::Stop(n) => ("stop step", Some(n)),
-            Self::PostStop(n) => ("post_stop", Some(n)),
-            Self::ReadyProbe => ("readiness check", None),
-            Self::HealthProbe => ("health check", None),
-            Self::Former(_) => ("former main process", None),
-        };
-        match place {
-            None => f.write_str(name),
-            Some(n) => write!(f, "{name} {}", n.saturating_add(1)),
-        }
-    }
-}
 
 /// Why a run is being ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

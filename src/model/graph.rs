@@ -5,9 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::desired::Desired;
 use super::name::UnitName;
+use super::relations::{Condition, Dependency};
 use super::shared::Shared;
 use super::socket::Accept;
-use super::spec::{Condition, Spec};
+use super::spec::Spec;
 
 /// The target that boot brings up, where there is one.
 pub const DEFAULT_TARGET: &str = "default";
@@ -209,7 +210,7 @@ impl Graph {
 
 /// Every order edge that a spec declares, as (the unit that waits, what it waits for).
 pub fn needs_of(spec: &Spec) -> impl Iterator<Item = (UnitName, Need)> + '_ {
-    let own = |list: &'_ [super::spec::Dependency], strength| {
+    let own = |list: &'_ [Dependency], strength| {
         let needs: Vec<_> = list
             .iter()
             .map(|dependency| Need {
@@ -293,7 +294,7 @@ mod tests {
 
     use super::*;
     use crate::model::desired::Unit;
-    use crate::model::spec::{Dependency, Kind};
+    use crate::model::spec::Kind;
 
     fn name(text: &str) -> UnitName {
         UnitName::parse(text).unwrap()

@@ -39,21 +39,24 @@ mod observed;
 mod outcome;
 mod path;
 mod probe;
+mod process;
+mod relations;
+mod restart;
+mod run;
 mod schedule;
 mod shared;
 mod signal;
 mod socket;
 mod spec;
 mod step;
+mod stop;
 mod template;
 mod time;
 mod watch;
 
 pub use agenda::{Agenda, Due, Entry};
 pub use desired::{Automatic, Desired, Hold, InstanceWish, Unit};
-pub use event::{
-    Blocker, Doing, Event, Happening, Identity, Role, RunId, Rung, StopCause, Until, Verdict, Word,
-};
+pub use event::{Blocker, Doing, Event, Happening, Rung, StopCause, Until, Verdict, Word};
 pub use gather::Gather;
 pub use graph::{DEFAULT_TARGET, Graph, Need, Node, Strength, find_loop, needs_of};
 pub use history::{Author, Cause, KeptFile, MESSAGE_BYTES_MAX, Record, Revision, Sources, Trial};
@@ -62,23 +65,25 @@ pub use logs::{
     SyslogForm,
 };
 pub use name::{InstanceId, NAME_BYTES_MAX, NameError, UnitName};
-pub use observed::{
-    Asked, End, Instance, Life, Observed, Phase, Process, Run, STATUS_BYTES_MAX, Words,
-};
+pub use observed::{Instance, Observed, Phase};
 pub use outcome::{EXIT_NEVER_STARTED, ExitMatch, Outcome, Stage, StartError};
 pub use path::FilePath;
 pub use probe::{Health, HealthAction, Probe, Question, RETRIES_MAX};
+pub use process::{
+    Command, EnvFile, InheritEnv, Limit, Output, ProcessSpec, Ready, Resource, Stdin,
+};
+pub use relations::{Condition, Dependency, OnDependencyRestart, Relations};
+pub use restart::{AtLimit, Restart, RestartPolicy, StartLimit};
+pub use run::{Asked, End, Identity, Life, Process, Role, Run, RunId, STATUS_BYTES_MAX, Words};
 pub use schedule::{Calendar, Cron, EVERY_MIN, Overlap, Schedule, ScheduleError, When};
 pub use shared::Shared;
 pub use signal::Signal;
 pub use socket::{Accept, Address, Bound, LISTEN_MAX, Listen, Socket, UNIX_MODE};
 pub use spec::{
-    AtLimit, Command, Condition, Conditions, Dependency, EndAction, EnvFile, Hook, Hooks,
-    INSTANCES_MAX, InheritEnv, Instances, Kind, Limit, OnDependencyRestart, Output, ProcessSpec,
-    Ready, Relations, Reload, Resource, Restart, RestartPolicy, Spec, SpecHash, StartLimit, Stdin,
-    Stop, StopAction, StopStep, StopTo,
+    Conditions, EndAction, Hook, Hooks, INSTANCES_MAX, Instances, Kind, Reload, Spec, SpecHash,
 };
 pub use step::{Action, Reason, Step};
+pub use stop::{Stop, StopAction, StopStep, StopTo};
 pub use template::{Template, TemplateError, Variable};
 pub use time::{Monotonic, Span, SpanError, Wall};
 pub use watch::{Watch, WatchAction};

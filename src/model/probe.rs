@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::path::FilePath;
-use super::spec::Command;
+use super::process::Command;
 use super::template::Template;
 use super::time::Span;
 

@@ -10,13 +10,14 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::logs::Logs;
 use super::name::UnitName;
-use super::observed::Words;
 use super::outcome::ExitMatch;
+use super::process::{EnvFile, InheritEnv, Limit, Ready, Resource, Stdin};
+use super::relations::Relations;
+use super::restart::Restart;
+use super::run::Words;
 use super::socket::{Accept, Bound};
-use super::spec::{
-    Conditions, EndAction, EnvFile, Hooks, InheritEnv, Instances, Limit, Ready, Relations,
-    Resource, Restart, Stdin, Stop,
-};
+use super::spec::{Conditions, EndAction, Hooks, Instances};
+use super::stop::Stop;
 use super::template::Template;
 use super::time::Monotonic;
 

@@ -2,9 +2,10 @@
 
 use std::fmt;
 
-use super::event::{Blocker, Role, RunId, Rung, StopCause, Verdict};
+use super::event::{Blocker, Rung, StopCause, Verdict};
 use super::name::{InstanceId, UnitName};
 use super::outcome::Outcome;
+use super::run::{Role, RunId};
 
 /// Something that is due for an instance, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
