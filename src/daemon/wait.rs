@@ -8,8 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::json;
 
-use crate::model::{Blocker, Gather, InstanceId, Kind, Monotonic, Phase, Role, UnitName, Until};
-use crate::plan::{self, View};
+use crate::model::{Gather, InstanceId, Kind, Monotonic, Phase, Role, UnitName};
+use crate::plan::{self, Outlook, Outlooks, View};
 use crate::protocol::Reply;
 use crate::supervisor::{Notice, Row, Supervisor};
 use crate::system::{Linux, System};
@@ -50,7 +50,7 @@ impl Goal {
         })
     }
 
-    fn standing(self, phase: &Phase, kind: Option<Kind>, future: Future) -> Progress {
+    fn standing(self, phase: &Phase, kind: Option<Kind>, outlook: Outlook) -> Progress {
         let is_task = kind == Some(Kind::Task);
         let reached = match self {
             Self::Up => matches!(phase, Phase::Up | Phase::Done),
@@ -59,7 +59,7 @@ impl Goal {
             // Whoever waits for one that does not come has no process and gets none.
             Self::Down => match phase {
                 Phase::Done | Phase::Failed { .. } | Phase::Skipped { .. } => true,
-                Phase::Down | Phase::Waiting { .. } => future == Future::Stays,
+                Phase::Down | Phase::Waiting { .. } => outlook == Outlook::Stays,
                 Phase::Starting
                 | Phase::Up
                 | Phase::Stopping { .. }
@@ -68,12 +68,12 @@ impl Goal {
             },
             Self::Reloaded | Self::Settled => return Progress::Open,
         };
-        match (reached, future) {
+        match (reached, outlook) {
             (true, _) => Progress::Reached,
-            (false, Future::Moves) => Progress::Open,
+            (false, Outlook::Moves) => Progress::Open,
             // It may end, or somebody may stop it.
-            (false, Future::Stays) if self == Self::Down && *phase == Phase::Up => Progress::Open,
-            (false, Future::Stays) => Progress::Hopeless,
+            (false, Outlook::Stays) if self == Self::Down && *phase == Phase::Up => Progress::Open,
+            (false, Outlook::Stays) => Progress::Hopeless,
         }
     }
 }
@@ -88,94 +88,6 @@ fn reload_of(view: &View<'_>, id: &InstanceId) -> Progress {
         Some(reload) if reload.is_alive() => Progress::Open,
         _ if run.failed_reload().is_some() => Progress::Hopeless,
         _ => Progress::Reached,
-    }
-}
-
-/// What becomes of an instance if nobody does anything.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Future {
-    /// It will be elsewhere: something is under way, or time will tell.
-    Moves,
-    /// It is where it will be.
-    Stays,
-}
-
-/// The futures of instances, each worked out once.
-struct Futures<'a> {
-    view: View<'a>,
-    known: BTreeMap<InstanceId, Future>,
-}
-
-impl Futures<'_> {
-    fn of(&mut self, id: &InstanceId) -> Future {
-        if let Some(known) = self.known.get(id) {
-            return *known;
-        }
-        // Units do not wait in a circle; if they did, nothing would come of it.
-        self.known.insert(id.clone(), Future::Stays);
-        let future = if self.stays(id) { Future::Stays } else { Future::Moves };
-        self.known.insert(id.clone(), future);
-        future
-    }
-
-    fn stays(&mut self, id: &InstanceId) -> bool {
-        let wanted = self.view.wants(id);
-        if plan::rests_until_due(&self.view, id) {
-            return true;
-        }
-        let Some(instance) = self.view.observed.get(id) else { return !wanted };
-        let unit = self.view.unit(id);
-        let anew = wanted
-            && unit.is_some_and(|unit| {
-                instance.epoch != unit.epoch_of(id) || instance.hash != unit.hash
-            });
-        match &instance.phase {
-            Phase::Down => !wanted,
-            Phase::Waiting { on, .. } => {
-                let is_stuck = wanted && on.iter().any(|blocker| blocker.stuck);
-                // What is noted may stand for others.
-                let all = if is_stuck { plan::blockers(&self.view, &id.unit) } else { Vec::new() };
-                let stuck = all.iter().chain(on).filter(|blocker| blocker.stuck);
-                is_stuck && stuck.into_iter().any(|blocker| self.does_not_come(blocker))
-            }
-            Phase::Starting | Phase::Stopping { .. } | Phase::Backoff { .. } => false,
-            Phase::Up => unit.is_none_or(|unit| unit.spec.kind != Kind::Task),
-            Phase::Failed { .. } | Phase::Done | Phase::Skipped { .. } => !anew,
-            Phase::Unproven { .. } => true,
-        }
-    }
-
-    /// Whether a unit that is waited for stays where it is.
-    fn does_not_come(&mut self, blocker: &Blocker) -> bool {
-        let Some(unit) = self.view.desired.units.get(&blocker.unit) else { return true };
-        match blocker.until {
-            Until::Is(_) => {
-                let ids = unit.spec.instance_ids();
-                unit.removed || ids.iter().any(|id| self.of(id) == Future::Stays && !self.is_up(id))
-            }
-            Until::Connection => true,
-            // Of two that conflict, a task makes room by coming to its end.
-            Until::Down => {
-                let ids = self.view.instances(&blocker.unit);
-                unit.spec.kind != Kind::Task || ids.iter().any(|id| self.of(id) == Future::Stays)
-            }
-        }
-    }
-
-    /// Whether nothing comes of it for whoever waits for it: it stays where it is, neither up nor done.
-    fn is_still(&mut self, id: &InstanceId) -> bool {
-        let is_task = self.view.unit(id).is_some_and(|unit| unit.spec.kind == Kind::Task);
-        let phase = self.view.observed.get(id).map(|instance| &instance.phase);
-        let is_there = match phase {
-            Some(Phase::Up) => true,
-            Some(Phase::Done) => is_task,
-            _ => false,
-        };
-        !is_there && self.of(id) == Future::Stays
-    }
-
-    fn is_up(&self, id: &InstanceId) -> bool {
-        self.view.observed.get(id).is_some_and(|instance| instance.phase == Phase::Up)
     }
 }
 
@@ -238,33 +150,34 @@ impl Wait {
         let siblings: Vec<InstanceId> =
             rolling.into_iter().flat_map(|unit| view.instances(unit)).collect();
         touched.extend(siblings);
-        let mut futures = Futures { view, known: BTreeMap::new() };
+        let mut outlooks = Outlooks::of_all(view);
         let is_news = !matches!(self.goal, Goal::Settled | Goal::Reloaded)
             && if is_first {
-                let known = futures.view.observed.iter().map(|(id, _)| id.clone());
-                let units = futures.view.desired.units.values();
+                let known = outlooks.view.observed.iter().map(|(id, _)| id.clone());
+                let units = outlooks.view.desired.units.values();
                 let wanted = units.flat_map(|unit| unit.spec.instance_ids());
-                self.note_still(&mut futures, &known.chain(wanted).gather())
+                self.note_still(&mut outlooks, &known.chain(wanted).gather())
             } else {
-                self.note_still(&mut futures, &touched)
+                self.note_still(&mut outlooks, &touched)
             };
         touched.retain(|id| self.standings.contains_key(id));
         for id in &touched {
-            self.look(&mut futures, id, supervisor.is_settled(id));
+            let is_settled = plan::is_settled(&outlooks.view, id);
+            self.look(&mut outlooks, id, is_settled);
         }
         if is_news {
             for id in self.waiting.difference(&touched).cloned().collect::<Vec<_>>() {
-                self.look(&mut futures, &id, false);
+                self.look(&mut outlooks, &id, false);
             }
         }
         self.tell(supervisor, &touched)
     }
 
     /// Takes note of which of these others wait for in vain. Returns whether that changed for any.
-    fn note_still(&mut self, futures: &mut Futures<'_>, ids: &BTreeSet<InstanceId>) -> bool {
+    fn note_still(&mut self, outlooks: &mut Outlooks<'_>, ids: &BTreeSet<InstanceId>) -> bool {
         let mut changed = false;
         for id in ids {
-            let is_still = futures.is_still(id);
+            let is_still = outlooks.is_still(id);
             changed |= is_still != self.still.contains(id);
             if is_still {
                 self.still.insert(id.clone());
@@ -275,15 +188,15 @@ impl Wait {
         changed
     }
 
-    fn look(&mut self, futures: &mut Futures<'_>, id: &InstanceId, settled: bool) {
+    fn look(&mut self, outlooks: &mut Outlooks<'_>, id: &InstanceId, settled: bool) {
         let blank = Phase::Down;
-        let phase = futures.view.observed.get(id).map_or(&blank, |instance| &instance.phase);
-        let kind = futures.view.unit(id).map(|unit| unit.spec.kind);
+        let phase = outlooks.view.observed.get(id).map_or(&blank, |instance| &instance.phase);
+        let kind = outlooks.view.unit(id).map(|unit| unit.spec.kind);
         let new = match self.goal {
             Goal::Settled if settled => Progress::Reached,
-            Goal::Reloaded => reload_of(&futures.view, id),
+            Goal::Reloaded => reload_of(&outlooks.view, id),
             goal @ (Goal::Settled | Goal::Up | Goal::Ready | Goal::Down | Goal::Completed) => {
-                goal.standing(phase, kind, futures.of(id))
+                goal.standing(phase, kind, outlooks.of(id))
             }
         };
         if matches!(phase, Phase::Waiting { .. }) {
@@ -314,7 +227,7 @@ impl Wait {
                 known.is_some_and(|known| matches!(known.phase, Phase::Up | Phase::Done));
             let is_settled = || match (self.goal, self.standings.get(id)) {
                 (Goal::Settled | Goal::Reloaded, Some(standing)) => *standing == Progress::Reached,
-                _ => supervisor.is_settled(id),
+                _ => plan::is_settled(&view, id),
             };
             (is_there || !view.wants(id)) && is_settled()
         };

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Supervisor;
 use super::keeper_unit::is_internal;
-use crate::model::{Gather, InstanceId, Kind, Life, Phase, Run, Unit, Wall};
+use crate::model::{Gather, InstanceId, Life, Phase, Run, Unit, Wall};
 use crate::plan;
 use crate::system::System;
 
@@ -163,19 +163,7 @@ impl<S: System> Supervisor<S> {
             awaits_connection: instance.is_some_and(|i| plan::waits_at(i).next().is_some()),
             description: unit.map(|unit| unit.spec.description.clone()).unwrap_or_default(),
             labels: unit.map(|unit| (*unit.spec.labels).clone()).unwrap_or_default(),
-            settled: self.is_settled(id),
-        }
-    }
-
-    /// Whether nothing will happen to an instance by itself, apart from time passing in a backoff.
-    pub fn is_settled(&self, id: &InstanceId) -> bool {
-        let view = self.view();
-        let phase = view.observed.get(id).map_or(&Phase::Down, |instance| &instance.phase);
-        match plan::turn(&view, id) {
-            Some(turn) => turn == plan::Turn::Halted,
-            None => {
-                plan::rests_until_due(&view, id) || settled(phase, view.wants(id), view.unit(id))
-            }
+            settled: plan::is_settled(&view, id),
         }
     }
 
@@ -234,22 +222,5 @@ impl<S: System> Supervisor<S> {
         }
         ids.retain(|id| internal || view.unit(id).is_none_or(|unit| !is_internal(unit)));
         ids.into_iter().collect()
-    }
-}
-
-/// Whether nothing is under way. A unit that waits for one that is stuck has come to rest too; a task
-/// that runs has not.
-fn settled(phase: &Phase, wanted: bool, unit: Option<&Unit>) -> bool {
-    let is_task = unit.is_some_and(|unit| unit.spec.kind == Kind::Task);
-    match phase {
-        Phase::Down => !wanted,
-        Phase::Waiting { on, .. } => on.iter().any(|blocker| blocker.stuck),
-        Phase::Starting | Phase::Stopping { .. } => false,
-        Phase::Up => !is_task,
-        Phase::Backoff { .. }
-        | Phase::Failed { .. }
-        | Phase::Done
-        | Phase::Skipped { .. }
-        | Phase::Unproven { .. } => true,
     }
 }
