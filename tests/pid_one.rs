@@ -35,12 +35,20 @@ fn the_command_s_exit_code_is_opm_s() {
 }
 
 #[test]
-fn a_command_that_is_not_there_is_127() {
+fn a_command_that_is_not_there_is_127_and_one_that_cannot_be_run_126() {
     let world = World::bare();
-    let output = world.command(OPM).args(["run", "--", "no-such-program"]).output().unwrap();
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(127), "{said}");
-    assert!(said.contains("cannot find program `no-such-program`"), "{said}");
+    std::fs::write(world.path("data"), "").unwrap();
+    for (program, code, words) in [
+        ("no-such-program", 127, "cannot find program `no-such-program`"),
+        ("/no/such/program", 127, "cannot find program `/no/such/program`"),
+        ("./none", 127, "cannot find program `"),
+        ("./data", 126, "it is not executable"),
+    ] {
+        let output = world.command(OPM).args(["run", "--", program]).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(code), "{program}: {said}");
+        assert!(said.contains(words), "{program}: {said}");
+    }
 }
 
 #[test]
@@ -66,6 +74,32 @@ fn signals_go_to_the_group_of_the_command() {
     let mut got = world.lines("got");
     got.sort();
     assert_eq!(got, ["child", "term", "usr1"]);
+}
+
+#[test]
+fn every_signal_that_can_be_passed_on_is() {
+    let Some(world) = World::new() else { return };
+    // What comes of a signal that another handler of the shell's would hide; it notes each by its number.
+    let script = "import os, signal, sys\n\
+                  passed = [n for n in range(1, 65) if n not in (4, 5, 6, 7, 8, 9, 11, 13, 17, 19, 31, 32, 33)]\n\
+                  def note(number, _): os.write(1, f'{number}\\n'.encode())\n\
+                  for n in passed: signal.signal(n, note)\n\
+                  os.write(1, b'ready\\n')\n\
+                  while True: signal.pause()\n";
+    std::fs::write(world.path("note.py"), script).unwrap();
+    let out = std::fs::File::create(world.path("got")).unwrap();
+    let mut command = world.command(OPM);
+    let mut opm = command.args(["run", "--", "python3", "note.py"]).stdout(out).spawn().unwrap();
+    world.until("the program", || world.lines("got") == ["ready"]);
+    let own = until_child(opm.id());
+    let reserved = [4, 5, 6, 7, 8, 9, 11, 13, 17, 19, 31, 32, 33];
+    for number in (1..=64).filter(|number| !reserved.contains(number)) {
+        signal(own, &number.to_string());
+        let text = number.to_string();
+        world.until(&format!("signal {number}"), || world.lines("got").last() == Some(&text));
+    }
+    signal(own, "KILL");
+    opm.wait().unwrap();
 }
 
 /// The process in the namespace behind an nsenter.

@@ -132,6 +132,7 @@ pub(super) fn start(mut options: Options) -> Result<Started, Error> {
     let fail = |error: &dyn std::fmt::Display| {
         Error::new(Exit::Failed, format!("cannot start the daemon: {error}"))
     };
+    crate::system::take_usual_umask();
     for moved in options.dirs.prepare().map_err(|error| fail(&error))? {
         log::warn!("{moved}");
     }

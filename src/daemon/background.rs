@@ -1,6 +1,7 @@
 //! A daemon in the background: a session of its own, a clean environment, and a word to whoever
 //! started it once it can be reached.
 
+use std::ffi::OsStr;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 
@@ -33,6 +34,7 @@ pub fn start_in_background(options: Options, log_to: &std::path::Path) -> Starte
         Err(error) => Started::Failed(error.to_string()),
         Ok(true) => {
             drop(ours);
+            system::forget_environment(is_kept);
             Started::Over(be_daemon(options, &mut theirs))
         }
         Ok(false) => {
@@ -44,6 +46,13 @@ pub fn start_in_background(options: Options, log_to: &std::path::Path) -> Starte
             }
         }
     }
+}
+
+/// Whether the daemon keeps a variable of its caller: by those it finds its directories again at a
+/// `reexec`. Schedules, among others, are not to depend on the shell of whoever started it.
+fn is_kept(name: &OsStr) -> bool {
+    let name = name.as_encoded_bytes();
+    name == b"HOME" || [&b"OPM_"[..], b"XDG_", b"RUST_"].iter().any(|begin| name.starts_with(begin))
 }
 
 /// What the daemon says of its start.

@@ -122,6 +122,7 @@ pub type Ready<'a> = &'a mut (dyn FnMut(Option<PassedOver>) + Send);
 /// can be made, as in containers whose filter refuses clone3(2), the first one does it all.
 pub fn run(options: Options, ready: Ready<'_>) -> Result<u8, BootFailure> {
     crate::system::keep_memory_small();
+    crate::system::take_usual_umask();
     signals::block_all();
     let mut options = Some(options);
     let mut begin = || options.take().map(|options| supervise(options, &mut *ready));

@@ -106,7 +106,7 @@ pub(super) fn build(mut options: Options) -> Result<(Daemon, Option<PassedOver>)
     }
     let nofile = system::raise_descriptor_limit();
     let poll = Poll::new().map_err(|error| fail("make a poll for", &error))?;
-    let signals = Signals::install(poll.registry(), SIGNALS)
+    let signals = Signals::install(poll.registry(), SIGNALS, options.stateless)
         .map_err(|error| fail("install signal handlers for", &error))?;
     if !options.stateless {
         for moved in options.dirs.prepare()? {

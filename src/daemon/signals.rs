@@ -9,8 +9,7 @@ use signal_hook_mio::v1_0::Signals as Source;
 /// A child ended, or stopped.
 pub(super) const CHILD: i32 = libc::SIGCHLD;
 
-/// Signals that the supervisor of one command passes on, and that else have a meaning for opm or
-/// none: with a handler they end nothing.
+/// Signals that have a meaning for opm or none: with a handler they end nothing.
 const TAKEN: [i32; 12] = [
     libc::SIGCHLD,
     libc::SIGTERM,
@@ -25,14 +24,42 @@ const TAKEN: [i32; 12] = [
     libc::SIGTSTP,
     libc::SIGTTOU,
 ];
+/// The last signal there is.
+const LAST: i32 = 64;
+/// Signals that the supervisor of one command leaves alone: nobody can take the first two; those that
+/// follow say of opm itself that it has made a mistake; PIPE is ignored by Rust's runtime; and glibc keeps
+/// two for itself.
+const LEFT: [i32; 12] = [
+    libc::SIGKILL,
+    libc::SIGSTOP,
+    libc::SIGILL,
+    libc::SIGTRAP,
+    libc::SIGABRT,
+    libc::SIGBUS,
+    libc::SIGFPE,
+    libc::SIGSEGV,
+    libc::SIGSYS,
+    libc::SIGPIPE,
+    32,
+    33,
+];
 
 /// The installed handlers.
 pub(super) struct Signals(Source);
 
 impl Signals {
-    /// Installs handlers, then lets signals through: whatever mask we were started with.
-    pub(super) fn install(registry: &mio::Registry, token: mio::Token) -> io::Result<Self> {
-        let mut source = Source::new(TAKEN)?;
+    /// Installs handlers, then lets signals through: whatever mask we were started with. `passes_on`:
+    /// for all signals that the supervisor of one command can pass on.
+    pub(super) fn install(
+        registry: &mio::Registry,
+        token: mio::Token,
+        passes_on: bool,
+    ) -> io::Result<Self> {
+        let mut source = if passes_on {
+            Source::new((1..=LAST).filter(|number| !LEFT.contains(number)))?
+        } else {
+            Source::new(TAKEN)?
+        };
         registry.register(&mut source, token, mio::Interest::READABLE)?;
         unblock_all();
         Ok(Self(source))

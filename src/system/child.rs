@@ -37,7 +37,7 @@ pub(super) struct Prepared {
     pub(super) args: Vec<CString>,
     /// Its environment, `NAME=value`.
     pub(super) env: Vec<CString>,
-    /// Where it runs: before or after the change of user.
+    /// Where it runs: it is entered as the user.
     pub(super) dir: CString,
     /// Whether `dir` was asked for: then it must be open to the user, else `/` will do.
     pub(super) dir_asked: bool,
@@ -313,11 +313,6 @@ fn write_file(path: &CStr, text: &CStr) -> Result<(), i32> {
 }
 
 fn identity_of_group(prepared: &Prepared, _gate: RawFd) -> Result<(), Failure> {
-    if !prepared.dir_asked {
-        raw::chdir(&prepared.dir)
-            .or_else(|_| raw::chdir(c"/"))
-            .map_err(failure(Stage::WorkingDir, 0))?;
-    }
     if let Some(groups) = &prepared.groups {
         raw::setgroups(groups).map_err(failure(Stage::Groups, 0))?;
     }
@@ -331,9 +326,9 @@ fn user(prepared: &Prepared, _gate: RawFd) -> Result<(), Failure> {
     if let Some(uid) = prepared.uid {
         raw::setuid(uid).map_err(failure(Stage::Uid, 0))?;
     }
-    if prepared.dir_asked {
-        raw::chdir(&prepared.dir).map_err(failure(Stage::WorkingDir, 0))?;
-    }
+    let entered = raw::chdir(&prepared.dir);
+    let entered = if prepared.dir_asked { entered } else { entered.or_else(|_| raw::chdir(c"/")) };
+    entered.map_err(failure(Stage::WorkingDir, 0))?;
     Ok(())
 }
 

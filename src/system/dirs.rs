@@ -4,7 +4,7 @@ use std::fmt;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, AsRawFd, RawFd};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
@@ -129,16 +129,24 @@ impl Dirs {
                 *dir = found;
             }
         }
-        make(&self.fifos(), 0o700)?;
-        make(&self.notify(), 0o711)?;
+        self.make_inner()?;
         Ok(moved)
     }
 
     /// Makes those of a run anew that somebody removed while we run.
     pub fn make_run_again(&self) -> Result<(), SystemError> {
         make(&self.run, 0o755)?;
-        make(&self.fifos(), 0o700)?;
-        make(&self.notify(), 0o711)
+        self.make_inner()
+    }
+
+    /// Those in the run directory, with the modes that they are to have: whoever made them.
+    fn make_inner(&self) -> Result<(), SystemError> {
+        for (dir, mode) in [(self.fifos(), 0o700), (self.notify(), 0o711)] {
+            make(&dir, mode)?;
+            fs::set_permissions(&dir, fs::Permissions::from_mode(mode))
+                .map_err(|error| SystemError::new("set the mode of", dir.display(), error))?;
+        }
+        Ok(())
     }
 
     /// The directories as a daemon that could not make the usual ones will have chosen them, also where

@@ -367,6 +367,10 @@ impl Launcher<'_> {
             | Stage::Listen
             | Stage::Descriptors => String::new(),
         };
+        // Of a script it means the interpreter.
+        let is_missing = (stage, errno) == (Stage::Exec, libc::ENOENT);
+        let stage =
+            if is_missing && !Path::new(&subject).exists() { Stage::Resolve } else { stage };
         let reason = match (stage, errno) {
             (Stage::Exec, libc::ENOENT) => missing_interpreter(Path::new(&subject)),
             (Stage::Exec, libc::EACCES) if Path::new(&subject).is_dir() => {

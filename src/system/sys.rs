@@ -135,6 +135,21 @@ pub fn keep_memory_small() {
     }
 }
 
+/// Makes files and directories with the modes that are asked for, whatever mask we were started with.
+pub fn take_usual_umask() {
+    let usual = nix::sys::stat::Mode::from_bits_truncate(0o022);
+    let _before = nix::sys::stat::umask(usual);
+}
+
+/// Keeps of the environment only what `keep` says. To be called while there is one thread.
+pub fn forget_environment(keep: impl Fn(&OsStr) -> bool) {
+    let all: Vec<_> = std::env::vars_os().map(|(name, _)| name).collect();
+    for name in all.iter().filter(|name| !keep(name)) {
+        // SAFETY: nobody else reads or changes it meanwhile, as there is one thread.
+        unsafe { std::env::remove_var(name) };
+    }
+}
+
 /// Gives memory that is not used back to the kernel.
 pub fn give_back_memory() {
     // SAFETY: the allocator looks at its own free blocks.
