@@ -298,7 +298,7 @@ fn log_paths(spec: &Spec) -> Vec<(InstanceId, PathBuf)> {
 /// The file of one instance. What the environment brings is the same for all, so its name stands
 /// for it.
 fn log_path(template: &Template, base: &Path, spec: &Spec, id: &InstanceId) -> PathBuf {
-    let index = spec.instance_index(id).unwrap_or(1).to_string();
+    let index = spec.index_of(id).to_string();
     let filled = template.fill(&|variable| match variable {
         Variable::Env { name, .. } => OsString::from(format!("${{env:{name}}}")),
         Variable::UnitName => OsString::from(id.unit.as_str()),

@@ -281,7 +281,10 @@ pub(super) fn exec_again(
         .map(|(name, value)| CString::new([name.as_bytes(), b"=", value.as_bytes()].concat()))
         .collect();
     let (Ok(args), Ok(env)) = (args, env) else { return error(&"an argument holds a NUL byte") };
+    // The next one raises it again, and has to know what the units are to have.
+    system::lower_descriptor_limit(linux.limit_of_descriptors());
     let reason = system::exec_again(program.as_os_str(), &args, &env);
+    system::raise_descriptor_limit();
     linux.take_back_lock();
     linux.take_back_sockets();
     linux.take_back_notify();

@@ -184,6 +184,36 @@ impl Spec {
         }
     }
 
+    /// The number that an instance's processes are told; of one that the unit asks for no more the one that
+    /// its label says, else 1.
+    pub fn index_of(&self, id: &InstanceId) -> u32 {
+        let by_label = || id.label().and_then(|label| label.parse().ok());
+        self.instance_index(id).or_else(by_label).unwrap_or(1)
+    }
+
+    /// Those instances whose number among them is another one than in `old`, where a process is told it.
+    pub fn renumbered(&self, old: &Self) -> Vec<InstanceId> {
+        if !matches!(*self.instances, Instances::Names(_)) || !self.tells_index() {
+            return Vec::new();
+        }
+        let is_other = |id: &InstanceId| {
+            old.instance_index(id).is_some_and(|index| self.instance_index(id) != Some(index))
+        };
+        self.instance_ids().into_iter().filter(is_other).collect()
+    }
+
+    /// Whether anything that is fixed at a start depends on an instance's number.
+    fn tells_index(&self) -> bool {
+        let text = serde_json::to_string(&self.process);
+        text.is_ok_and(|text| text.contains("${instance.index}"))
+    }
+
+    /// Whether the unit has instances and none of those that it has in `old`.
+    pub fn has_only_new_instances(&self, old: &Self) -> bool {
+        let ids = self.instance_ids();
+        !ids.is_empty() && !ids.iter().any(|id| old.has_instance(id))
+    }
+
     /// Whether this end of a run is a success.
     pub fn is_success(&self, outcome: &Outcome) -> bool {
         outcome.is_one_of(&self.success_exit)

@@ -161,11 +161,17 @@ fn change(
         (Some(_), None) => (Effect::Remove, Vec::new()),
         (Some(before), Some(after)) => {
             let is_same = Arc::ptr_eq(&before.spec, &after.spec);
-            let fields =
+            let moves = !is_same
+                && (after.spec.has_only_new_instances(&before.spec)
+                    || !after.spec.renumbered(&before.spec).is_empty());
+            let mut fields =
                 if is_same { Vec::new() } else { fields_that_differ(&before.spec, &after.spec) };
+            for field in fields.iter_mut().filter(|field| moves && field.key == "instances") {
+                field.class = Class::Restart;
+            }
             let runs = observed.of_unit(name).any(|(_, instance)| instance.run.is_some());
             let is_task = before.spec.kind == Kind::Task && after.spec.kind == Kind::Task;
-            let restarts = before.hash != after.hash && !is_task;
+            let restarts = (before.hash != after.hash || moves) && !is_task;
             // A unit may come or go without a change of its own, as with those that want it.
             match wanted {
                 (true, false) if runs => (Effect::Stop, fields),

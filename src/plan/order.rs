@@ -37,9 +37,21 @@ pub fn blockers(view: &View<'_>, unit: &UnitName) -> Vec<Blocker> {
             on.push(Blocker { unit: other.clone(), until: Until::Down, stuck });
         }
     }
+    on.extend(former_instances(view, unit));
     on.sort_by(|a, b| a.unit.cmp(&b.unit));
     on.dedup_by(|a, b| a.unit == b.unit && a.until == b.until);
     on
+}
+
+/// Those of the unit's own instances that it does not ask for any more: one that is new may have what one
+/// of them has still.
+fn former_instances(view: &View<'_>, unit: &UnitName) -> Option<Blocker> {
+    let spec = &view.desired.units.get(unit)?.spec;
+    let mut others = view.observed.of_unit(unit).filter(|(id, _)| !spec.has_instance(id));
+    others.find(|(_, instance)| instance.run.is_some()).map(|(_, instance)| {
+        let stuck = matches!(instance.phase, Phase::Unproven { .. });
+        Blocker { unit: unit.clone(), until: Until::Down, stuck }
+    })
 }
 
 /// A need that is in the way of a start.

@@ -62,6 +62,11 @@ pub(super) fn health(
     now: Monotonic,
 ) -> Due {
     let (Some(health), Some(ready)) = (&spec.health, run.ready) else { return Due::NOTHING };
+    // One that waits for its turn to be as it is defined now may not know these questions.
+    let begun = view.observed.get(id).map(|instance| instance.hash);
+    if view.unit(id).is_some_and(|unit| begun != Some(unit.hash)) {
+        return Due::NOTHING;
+    }
     if is_unhealthy(spec, run) {
         let cause = StopCause::Unhealthy;
         let reason = Reason::Stop(cause.clone());

@@ -28,7 +28,8 @@ pub(super) fn running(
         let reason = Reason::Stop(cause.clone());
         return Due::step(id, Action::StopBegin(run.id, cause), reason);
     }
-    let deadline = match watchdog::look(&unit.spec, run, now) {
+    let begun_by = (instance.hash == unit.hash).then_some(&*unit.spec);
+    let deadline = match watchdog::look(begun_by, run, now) {
         Ok(deadline) => deadline,
         Err(cause) => {
             let reason = Reason::Stop(cause.clone());

@@ -2,12 +2,18 @@
 
 use crate::model::{Monotonic, Run, Span, Spec, StopCause};
 
-/// When its silence will have lasted too long, if anybody watches; or why it has to end now.
-pub(super) fn look(spec: &Spec, run: &Run, now: Monotonic) -> Result<Option<Monotonic>, StopCause> {
+/// When its silence will have lasted too long, if anybody watches; or why it has to end now. `spec`: by
+/// which it was begun, where that is known.
+pub(super) fn look(
+    spec: Option<&Spec>,
+    run: &Run,
+    now: Monotonic,
+) -> Result<Option<Monotonic>, StopCause> {
     if run.words.failed {
         return Err(StopCause::Triggered);
     }
-    let asked = spec.process.as_ref().and_then(|process| process.watchdog);
+    let process = spec.and_then(|spec| spec.process.as_ref());
+    let asked = process.and_then(|process| process.watchdog);
     let silence =
         run.words.silence.or(asked).filter(|span| ![Span::ZERO, Span::FOREVER].contains(span));
     let (Some(silence), Some(ready)) = (silence, run.ready) else { return Ok(None) };
@@ -62,9 +68,9 @@ mod tests {
             (vec![(5, ready.clone()), (9, ping.clone())], Some(19)),
         ] {
             let run = run(happened);
-            assert_eq!(look(&spec, &run, second(9)), Ok(deadline.map(second)));
+            assert_eq!(look(Some(&spec), &run, second(9)), Ok(deadline.map(second)));
             let late = deadline.map_or(Ok(None), |_| Err(StopCause::Watchdog));
-            assert_eq!(look(&spec, &run, second(deadline.unwrap_or(99))), late);
+            assert_eq!(look(Some(&spec), &run, second(deadline.unwrap_or(99))), late);
         }
     }
 
@@ -79,10 +85,10 @@ mod tests {
             (Some(Span::seconds(1)), Span::FOREVER, None),
         ] {
             let run = run(vec![ready.clone(), says(said)]);
-            let due = look(&spec(asked), &run, second(6));
+            let due = look(Some(&spec(asked)), &run, second(6));
             assert_eq!(due, Ok(deadline.map(second)), "{asked:?} {said}");
         }
         let triggered = run(vec![(2, Happening::Word { run: RUN, word: Word::Failed })]);
-        assert_eq!(look(&spec(None), &triggered, second(2)), Err(StopCause::Triggered));
+        assert_eq!(look(Some(&spec(None)), &triggered, second(2)), Err(StopCause::Triggered));
     }
 }

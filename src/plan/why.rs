@@ -3,7 +3,7 @@
 use super::{BLOCKERS_MAX, View, blockers, restart};
 use crate::model::{
     Blocker, End, Hold, Instance, InstanceId, Outcome, Phase, Question, Ready, Role, Run, Spec,
-    StopCause, Unit, Until,
+    StopCause, Unit, UnitName, Until,
 };
 
 /// Longest chain that is told; longer ones are cut, loops cannot be.
@@ -88,7 +88,7 @@ fn link(view: &View<'_>, id: &InstanceId, lines: &mut Vec<String>) -> Option<Ins
                 Until::Down | Until::Connection => return None,
                 Until::Is(_) => {}
             }
-            return view.instances(&blocker.unit).into_iter().next().or_else(|| {
+            return in_the_way(view, &blocker.unit).or_else(|| {
                 lines.push(format!("`{}` is not known", blocker.unit));
                 None
             });
@@ -98,7 +98,7 @@ fn link(view: &View<'_>, id: &InstanceId, lines: &mut Vec<String>) -> Option<Ins
         Phase::Stopping { cause, rung, .. } => {
             say(format!("{cause} ({rung})"));
             if let StopCause::Dependency(unit) | StopCause::DependencyRestarted(unit) = cause {
-                return view.instances(unit).into_iter().next();
+                return in_the_way(view, unit);
             }
         }
         Phase::Backoff { .. } => {
@@ -160,6 +160,16 @@ fn is_well(unit: &Unit) -> String {
     let socket = unit.spec.socket.as_ref();
     let listens = socket.map(|socket| format!("it listens at {}", socket.words()));
     listens.unwrap_or_else(|| "it is wanted, and ready".to_owned())
+}
+
+/// Of the instances of a unit the first that is not up or done; the first, where all are.
+fn in_the_way(view: &View<'_>, unit: &UnitName) -> Option<InstanceId> {
+    let all = view.instances(unit);
+    let is_there = |id: &&InstanceId| {
+        let known = view.observed.get(id).map(|instance| &instance.phase);
+        !matches!(known, Some(Phase::Up | Phase::Done))
+    };
+    all.iter().find(is_there).or(all.first()).cloned()
 }
 
 /// What is in the way, and where it is to come from.

@@ -45,6 +45,7 @@ impl<S: System> Supervisor<S> {
                     self.system.release(&id, run, idle);
                 }
                 self.leave_sockets(&id, &verdict);
+                self.former.remove(&id);
                 let ends_opm = plan::ends_opm(&self.view(), &id, &verdict);
                 self.happens(&id, Happening::Settled { verdict, ends_opm }, Some(reason));
             }
@@ -126,7 +127,7 @@ impl<S: System> Supervisor<S> {
         let due = self.serve_by_run(id, run, epoch);
         let began = Happening::Began { run, epoch, hash, wall, fresh, due };
         self.happens(id, began, Some(reason));
-        let index = spec.instance_index(id).unwrap_or(1);
+        let index = spec.index_of(id);
         if let Err(condition) = self.system.conditions(id, index, &spec) {
             let cause = StopCause::ConditionUnmet(condition);
             self.happens(
@@ -154,9 +155,13 @@ impl<S: System> Supervisor<S> {
         self.happens(id, Happening::Ended { run, role, outcome }, None);
     }
 
+    /// What a process of a run is made from: whatever is fixed when a run starts stays as it was then.
     pub(super) fn launch(&self, id: &InstanceId, run: RunId, role: Role) -> Option<Launch> {
         let spec = self.spec_of(id)?;
-        let index = spec.instance_index(id).unwrap_or(1);
+        let (spec, index) = self.former_of(id, run, &spec).unwrap_or_else(|| {
+            let index = spec.index_of(id);
+            (spec, index)
+        });
         Some(Launch { instance: id.clone(), index, run, role, spec })
     }
 
@@ -227,10 +232,9 @@ impl<S: System> Supervisor<S> {
         let spec = self.spec_of(id)?;
         match spec.stop.steps.get(usize::from(n)).map(|step| &step.action)? {
             StopAction::Command(_) => return Some(Role::Stop(n)),
-            StopAction::Signal(signal, StopTo::Main) => {
-                self.signal_main(id, *signal);
-            }
-            StopAction::Signal(signal, StopTo::All) => {
+            // Where it is gone, what it leaves behind is told.
+            StopAction::Signal(signal, StopTo::Main) if self.signal_main(id, *signal) => {}
+            StopAction::Signal(signal, StopTo::Main | StopTo::All) => {
                 let tree = self.run_ref(id)?;
                 self.system.signal_tree(&tree, *signal);
                 // What is stopped (SIGSTOP) could not end.

@@ -10,8 +10,8 @@ use super::requests::{Refusal, raise_epoch};
 use super::source::Source;
 use crate::config::{self, Diagnostic, Loaded, SourceFile};
 use crate::model::{
-    Author, Cause, Desired, Gather, Instance, InstanceId, KeptFile, Phase, Revision, Role, Span,
-    Spec, StopCause, Strength, Unit, UnitName, find_loop, needs_of,
+    Author, Cause, Desired, Gather, Instance, InstanceId, KeptFile, Kind, Phase, Revision, Role,
+    Span, Spec, StopCause, Strength, Unit, UnitName, find_loop, needs_of,
 };
 use crate::plan::{self, Plan};
 use crate::system::System;
@@ -347,7 +347,7 @@ impl<S: System> Supervisor<S> {
             let ids: Vec<InstanceId> = running.map(|(id, _)| id.clone()).collect();
             for id in ids {
                 self.watch_paths(&id);
-                let index = spec.instance_index(&id).unwrap_or(1);
+                let index = spec.index_of(&id);
                 if spec.needs_keeper()
                     && let Err(error) = self.system.instruct(&id, index, &spec)
                 {
@@ -438,6 +438,12 @@ fn set_spec(desired: &mut Desired, spec: Arc<Spec>, source: &Arc<str>, rolling: 
         let is_other_kind = old.spec.kind != unit.spec.kind;
         unit.epoch = old.epoch.saturating_add(u64::from(is_other_kind));
         unit.instances.clone_from(&old.instances);
+        if unit.spec.kind != Kind::Task {
+            for id in unit.spec.renumbered(&old.spec) {
+                let wish = unit.instances.entry(id).or_default();
+                wish.epoch = wish.epoch.saturating_add(1);
+            }
+        }
     }
     desired.units.insert(name, unit);
 }

@@ -64,6 +64,7 @@ impl<S: System> Boot<S> {
             wakes: Wakes::new(),
             times: Timetable::new(self.loaded.agenda),
             hold_ends: None,
+            former: BTreeMap::new(),
             lift_after: None,
             revert_after: None,
             running,
@@ -181,7 +182,7 @@ impl<S: System> Supervisor<S> {
         let Claim { run, role, identity, execed } = *claim;
         let spec = self.desired.units.get(&id.unit).map(|unit| Arc::clone(&unit.spec));
         let spec = spec.unwrap_or_else(|| Arc::new(Spec::new(Kind::Service, id.unit.clone())));
-        let index = spec.instance_index(id).unwrap_or(1);
+        let index = spec.index_of(id);
         let launch = Launch { instance: id.clone(), index, run, role, spec };
         match self.system.adopt(&launch, &identity) {
             Proof::Alive => {

@@ -11,6 +11,7 @@ mod act;
 mod agenda;
 mod apply;
 mod boot;
+mod former;
 mod history;
 mod holds;
 mod keeper_unit;
@@ -36,6 +37,7 @@ pub use state::State;
 pub use status::Row;
 
 use agenda::Timetable;
+use former::Former;
 use neighbours::Visible;
 use queue::Queue;
 use running::Running;
@@ -96,6 +98,8 @@ pub struct Supervisor<S> {
     /// Not before this is a revert tried that failed.
     revert_after: Option<Monotonic>,
     running: Running,
+    /// Of runs whose definition has changed since they began.
+    former: BTreeMap<InstanceId, Former>,
     notices: Vec<Notice>,
     /// Set by the first failed write to the ledger, so that it is said once.
     ledger_fails: bool,

@@ -25,11 +25,23 @@ impl<S: System> Supervisor<S> {
         let service = socket.into_iter().flat_map(|socket| self.graph.neighbours(&socket.service));
         let neighbours = needs.chain(conflicts).chain(service);
         touched.extend(neighbours.flat_map(|unit| view.instances(unit)));
-        // Of its own unit only those look at others that wait for the unit's dependents to go, or
-        // for their turn.
+        // Of its own unit only those look at others that wait for the unit's dependents to go, for their
+        // turn, or for one to go that the unit does not ask for any more.
         let is_rolling = view.unit(id).is_some_and(|unit| unit.rolling.is_some());
         let siblings = self.observed.of_unit(&id.unit).filter(|(_, instance)| {
-            is_rolling || matches!(instance.phase, Phase::Stopping { rung: Rung::Dependents, .. })
+            is_rolling
+                || match &instance.phase {
+                    Phase::Stopping { rung, .. } => *rung == Rung::Dependents,
+                    Phase::Waiting { on, .. } => on.iter().any(|blocker| blocker.unit == id.unit),
+                    Phase::Down
+                    | Phase::Starting
+                    | Phase::Up
+                    | Phase::Backoff { .. }
+                    | Phase::Failed { .. }
+                    | Phase::Done
+                    | Phase::Skipped { .. }
+                    | Phase::Unproven { .. } => false,
+                }
         });
         touched.extend(siblings.map(|(id, _)| id.clone()));
         self.dirty.extend(touched);

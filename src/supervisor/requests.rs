@@ -68,6 +68,7 @@ impl<S: System> Supervisor<S> {
         self.system.save(&without_internal(&desired)).map_err(|error| {
             Refusal::NotSaved(format!("{error}; generation {} stays", self.desired.generation))
         })?;
+        self.note_former(&desired);
         self.graph = graph;
         self.desired = desired;
         self.prune_agenda();

@@ -7,12 +7,11 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ffi::{CString, OsStr, OsString};
 use std::os::fd::RawFd;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
 use super::child::Prepared;
-use super::{Environment, Launch, accounts, env, errno_words, plain, tree};
+use super::{Environment, Launch, accounts, env, errno_words, plain, program, tree};
 use crate::model::{
     Command, Gather, Hook, InheritEnv, InstanceId, Limit, ProcessSpec, Question, Ready, Reload,
     Resource, Role, Spec, Stage, StartError, Stdin, StopAction, Template, Variable,
@@ -24,8 +23,6 @@ const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
 const DEFAULT_UMASK: u32 = 0o022;
 /// Largest env file, in bytes.
 const ENV_FILE_BYTES_MAX: u64 = 1024 * 1024;
-/// Longest first line of a script that is looked at for its interpreter.
-const SHEBANG_BYTES_MAX: usize = 256;
 
 /// What launching needs to know of the supervisor.
 #[derive(Debug)]
@@ -65,7 +62,7 @@ pub(super) struct Launcher<'a> {
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "texts and things that print, as they come")]
-fn error(stage: Stage, subject: impl ToString, reason: impl ToString) -> StartError {
+pub(super) fn error(stage: Stage, subject: impl ToString, reason: impl ToString) -> StartError {
     StartError { stage, subject: subject.to_string(), reason: reason.to_string(), passing: false }
 }
 
@@ -316,7 +313,7 @@ impl Launcher<'_> {
             .first()
             .filter(|name| !name.is_empty())
             .ok_or_else(|| error(Stage::Resolve, "", "the command is empty"))?;
-        let program = resolve(name, env, dir)?;
+        let program = program::resolve(name, env, dir)?;
         let args = texts.into_iter().map(|text| c_string(text, Stage::Exec));
         Ok((c_string(program, Stage::Exec)?, args.collect::<Result<_, _>>()?))
     }
@@ -372,11 +369,11 @@ impl Launcher<'_> {
         let stage =
             if is_missing && !Path::new(&subject).exists() { Stage::Resolve } else { stage };
         let reason = match (stage, errno) {
-            (Stage::Exec, libc::ENOENT) => missing_interpreter(Path::new(&subject)),
+            (Stage::Exec, libc::ENOENT) => program::missing_interpreter(Path::new(&subject)),
             (Stage::Exec, libc::EACCES) if Path::new(&subject).is_dir() => {
                 Some("it is a directory".to_owned())
             }
-            (Stage::Exec, libc::EACCES) if !is_executable(Path::new(&subject)) => {
+            (Stage::Exec, libc::EACCES) if !program::is_executable(Path::new(&subject)) => {
                 Some("it is not executable, which `chmod +x` makes it".to_owned())
             }
             (Stage::Exec, libc::ENOEXEC) => {
@@ -425,59 +422,6 @@ fn read_env_file(path: &Path, optional: bool) -> Result<Environment, StartError>
     let bytes =
         std::fs::read(path).map_err(|error| shortage(Stage::EnvFile, path.display(), &error))?;
     env::parse_file(&bytes).map_err(fail)
-}
-
-/// The file that a command's name stands for: a name with a slash is relative to the working
-/// directory, another is looked up on the PATH that the child will have.
-fn resolve(name: &OsStr, env: &Environment, dir: &Path) -> Result<PathBuf, StartError> {
-    if name.as_bytes().contains(&b'/') {
-        return Ok(dir.join(name));
-    }
-    let search = env.get(OsStr::new("PATH")).map(OsString::as_os_str).unwrap_or_default();
-    let mut refused = None;
-    for place in std::env::split_paths(search) {
-        let candidate = dir.join(place).join(name);
-        match std::fs::metadata(&candidate) {
-            Ok(metadata) if metadata.is_file() && metadata.permissions().mode() & 0o111 != 0 => {
-                return Ok(candidate);
-            }
-            Ok(metadata) if metadata.is_file() => refused = refused.or(Some(candidate)),
-            Ok(_) | Err(_) => {}
-        }
-    }
-    Err(match refused {
-        Some(file) => error(Stage::Resolve, file.display(), "it is not executable"),
-        None => error(
-            Stage::Resolve,
-            name.display(),
-            format!("no such program on PATH ({})", search.display()),
-        ),
-    })
-}
-
-/// For a script that is there although exec says "no such file": it means the interpreter.
-fn missing_interpreter(path: &Path) -> Option<String> {
-    use std::io::Read;
-    let mut start = [0u8; SHEBANG_BYTES_MAX];
-    let got = std::fs::File::open(path).ok()?.read(&mut start).ok()?;
-    let line = start.get(..got)?.split(|byte| *byte == b'\n').next()?;
-    let interpreter = line.strip_prefix(b"#!")?;
-    let is_of_dos = interpreter.ends_with(b"\r");
-    let interpreter = interpreter.trim_ascii().split(|byte| *byte == b' ').next()?;
-    let interpreter = String::from_utf8_lossy(interpreter);
-    if is_of_dos {
-        return Some(format!(
-            "its lines end as on DOS (CR LF), so that its interpreter would be `{interpreter}\\r`"
-        ));
-    }
-    Some(format!("its interpreter `{interpreter}` does not exist"))
-}
-
-/// Whether anybody may run a file.
-fn is_executable(path: &Path) -> bool {
-    use std::os::unix::fs::PermissionsExt;
-    // Of one that we may not look at nobody knows.
-    std::fs::metadata(path).map_or(true, |file| file.permissions().mode() & 0o111 != 0)
 }
 
 fn resource_number(resource: Resource) -> u32 {

@@ -201,6 +201,11 @@ impl Linux {
         &self.dirs
     }
 
+    /// The limit of open descriptors before it was raised: soft, hard.
+    pub fn limit_of_descriptors(&self) -> (u64, u64) {
+        self.origin.nofile
+    }
+
     /// The first descriptor number that no client may have.
     pub fn clients_end(&self) -> u64 {
         self.descriptors.clients_end()

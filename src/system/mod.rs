@@ -23,6 +23,7 @@ mod linux;
 mod notify;
 mod paths;
 mod process;
+mod program;
 mod raw;
 pub mod run_mark;
 mod seal;
@@ -48,8 +49,9 @@ pub use store::{Loaded, Store, decode as decode_saved, encode as encode_saved};
 pub use sys::{
     be_in_background, become_subreaper, boot_id, bytes_queued, close_on_exec_from, detach,
     exec_again, forget_environment, give_back_memory, host_name, inherited_listener, is_file,
-    isatty, keep_memory_small, limits, monotonic_now, mount_dev, mount_proc, own_uid,
-    peer_credentials, raise_descriptor_limit, set_inheritable, take_usual_umask, wall_now,
+    isatty, keep_memory_small, limits, lower_descriptor_limit, monotonic_now, mount_dev,
+    mount_proc, own_uid, peer_credentials, raise_descriptor_limit, set_inheritable,
+    take_usual_umask, wall_now,
 };
 
 use jiff::tz::TimeZone;

@@ -166,6 +166,14 @@ pub(super) fn set_owner(path: &Path, spec: &Listen) -> Result<(), String> {
     };
     let user = spec.user.as_ref().map(user).transpose()?;
     let group = spec.group.as_ref().map(group).transpose()?;
+    // By root it may have been given away before.
+    let own = nix::unistd::geteuid();
+    let (user, group) = if own.is_root() {
+        let own_group = nix::unistd::getegid().as_raw();
+        (user.or(Some(own.as_raw())), group.or(Some(own_group)))
+    } else {
+        (user, group)
+    };
     if user.is_some() || group.is_some() {
         std::os::unix::fs::chown(path, user, group)
             .map_err(|error| format!("cannot change its owner: {}", reason(&error)))?;

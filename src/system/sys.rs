@@ -308,6 +308,14 @@ pub fn raise_descriptor_limit() -> (u64, u64) {
     (soft, hard)
 }
 
+/// Puts the limit of open descriptors back to what it was before it was raised.
+pub fn lower_descriptor_limit((soft, hard): (u64, u64)) {
+    use nix::sys::resource::{Resource, setrlimit};
+    if let Err(errno) = setrlimit(Resource::RLIMIT_NOFILE, soft, hard) {
+        log::warn!("cannot put the limit of open descriptors back to {soft}: {errno}");
+    }
+}
+
 /// The limit of open descriptors that is in force, and how many numbers there are for processes.
 pub fn limits() -> (u64, u64) {
     use nix::sys::resource::{Resource, getrlimit};

@@ -43,6 +43,15 @@ impl Linux {
     /// want of a descriptor it counts as alive, and is looked at again.
     fn take_over(&mut self, launch: &Launch, identity: &Identity) -> Proof {
         let Launch { run, role, .. } = *launch;
+        // Our own child is told of by its end, which is still to come where it is dead already.
+        let found = process::stat(identity.pid).filter(|found| found.start == identity.start);
+        if found.is_some_and(|found| found.parent == self.own) {
+            self.kept(&launch.instance, run).has_begun = true;
+            self.forget_role(run, role, identity);
+            let instance = launch.instance.clone();
+            self.children.insert(identity.pid, Child { instance, run, role });
+            return Proof::Alive;
+        }
         let pidfd = match process::find(identity) {
             Found::Dead => return Proof::Dead,
             Found::Unknown(why) => return Proof::Unknown(why),
@@ -55,11 +64,6 @@ impl Linux {
         };
         self.kept(&launch.instance, run).has_begun = true;
         self.forget_role(run, role, identity);
-        if process::stat(identity.pid).is_some_and(|stat| stat.parent == self.own) {
-            let instance = launch.instance.clone();
-            self.children.insert(identity.pid, Child { instance, run, role });
-            return Proof::Alive;
-        }
         let Some(pidfd) = pidfd else {
             return Proof::Unknown("this kernel has no pidfd to watch it with".to_owned());
         };

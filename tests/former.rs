@@ -1,0 +1,214 @@
+//! Runs whose definition changes: what is done to them is done with what they were begun with, and what
+//! is new does not come beside them.
+#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
+mod common;
+
+use std::time::Duration;
+
+use common::{OPM, World, skip, watch_for};
+
+/// A service that says when it is there twice, by a lock of its number.
+const ALONE: &str = "exec 9>lock.${instance.index}; \
+                     flock -n 9 || echo ${instance.index} >> twice; \
+                     echo ${instance} ${instance.index} >> begun; \
+                     trap 'sleep 0.3; exit 0' TERM; while :; do sleep 0.02; done";
+
+fn never_twice(world: &World) {
+    assert_eq!(world.read("twice"), "", "{}", world.log());
+}
+
+#[test]
+fn hooks_and_stop_commands_of_a_run_see_what_it_was_begun_with() {
+    let Some(mut world) = World::new() else { return };
+    let keys = |port: u32| {
+        format!(
+            "env: {{PORT: '{port}'}}\n\
+             pre_stop: [[sh, -c, 'echo pre_stop $PORT >> seen']]\n\
+             post_stop: [[sh, -c, 'echo post_stop $PORT >> seen']]\n\
+             stop: {{steps: [{{command: [sh, -c, 'echo stop $PORT >> seen; kill -KILL $(cat pid)'], wait: 20s}}]}}\n"
+        )
+    };
+    let script = "trap '' TERM; echo $$ > pid; while :; do sleep 0.02; done";
+    world.service("web", script, &keys(1));
+    world.run();
+    world.until_phase("web", "up");
+    world.until("its pid", || !world.read("pid").is_empty());
+    world.service("web", script, &keys(2));
+    world.apply(0);
+    let first = ["pre_stop 1", "stop 1", "post_stop 1"];
+    assert_eq!(world.lines("seen"), first, "{}", world.log());
+    // Two changes on the way are none to the run.
+    world.until("its pid", || !world.read("pid").is_empty());
+    world.remove_unit("web");
+    world.apply(0);
+    assert_eq!(world.lines("seen")[3..], ["pre_stop 2", "stop 2", "post_stop 2"]);
+}
+
+#[test]
+fn who_waits_for_a_turn_is_not_asked_what_only_the_next_definition_knows() {
+    let Some(mut world) = World::new() else { return };
+    let unit = |world: &World, word: &str| {
+        let keys = format!(
+            "instances: 3\nenv: {{WORD: {word}}}\n\
+             ready: {{exec: [sh, -c, 'test -e {word}.ready'], interval: 20ms}}\n\
+             health: {{exec: [sh, -c, 'test -e {word}.ready'], interval: 20ms, retries: 1, start_period: 0s}}\n\
+             start_timeout: 20s\nrestart: never\n"
+        );
+        world.service("web", "exec sleep 1000", &keys);
+    };
+    unit(&world, "old");
+    std::fs::write(world.path("old.ready"), "").unwrap();
+    world.run();
+    for id in ["web@1", "web@2", "web@3"] {
+        world.until("it is up", || world.phase(id) == "up");
+    }
+    let pids: Vec<_> = ["web@2", "web@3"].map(|id| world.pid(id)).to_vec();
+    unit(&world, "new");
+    assert_eq!(world.opm(&["apply", "--rolling", "--no-wait", "units"]).code, 0);
+    world.until("the first to try", || world.phase("web@1") == "starting");
+    // As long as twenty questions would take.
+    let others = || ["web@2", "web@3"].map(|id| world.pid(id)).to_vec();
+    watch_for(Duration::from_millis(400), || others() != pids, "the others run on");
+    std::fs::write(world.path("new.ready"), "").unwrap();
+    world.until("all of them", || {
+        ["web@1", "web@2", "web@3"].iter().all(|id| {
+            world.phase(id) == "up" && !world.row(id)["outdated"].as_bool().unwrap_or(false)
+        })
+    });
+}
+
+#[test]
+fn an_instance_does_not_begin_beside_one_that_the_unit_asks_for_no_more() {
+    let Some(mut world) = World::new() else { return };
+    world.service("web", ALONE, "instances: 1\n");
+    world.run();
+    world.until_phase("web", "up");
+    for (count, waits) in [("2", "web@1"), ("1", "web"), ("[a, b]", "web@a"), ("3", "web@1")] {
+        world.service("web", ALONE, &format!("instances: {count}\n"));
+        let plan = world.opm(&["plan", "units"]).out;
+        assert!(plan.contains("± web (restart"), "{count}: {plan}");
+        world.apply(0);
+        assert_eq!(world.phase(waits), "up", "{count}");
+        never_twice(&world);
+    }
+    // Those that stay run on beside one that goes.
+    let pid = world.pid("web@1");
+    world.service("web", ALONE, "instances: 2\n");
+    let plan = world.opm(&["plan", "units"]).out;
+    assert!(plan.contains("~ web (change live"), "{plan}");
+    world.apply(0);
+    assert_eq!(world.pid("web@1"), pid);
+}
+
+#[test]
+fn an_instance_whose_number_is_another_one_is_begun_anew_where_that_is_told() {
+    let Some(mut world) = World::new() else { return };
+    world.service("web", ALONE, "instances: [a, b, c]\n");
+    world.service("other", "exec sleep 1000", "instances: [a, b]\n");
+    world.run();
+    for id in ["web@a", "web@b", "web@c", "other@b"] {
+        world.until("it is up", || world.phase(id) == "up");
+    }
+    let other = world.pid("other@b");
+    world.service("web", ALONE, "instances: [b, c, d]\n");
+    world.service("other", "exec sleep 1000", "instances: [b]\n");
+    let plan = world.opm(&["plan", "units"]).out;
+    assert!(plan.contains("± web (restart") && plan.contains("~ other (change live"), "{plan}");
+    world.apply(0);
+    world.until("all of them", || {
+        let begun = world.lines("begun");
+        ["b 1", "c 2", "d 3"].iter().all(|line| begun.contains(&(*line).to_owned()))
+    });
+    never_twice(&world);
+    assert_eq!(world.pid("other@b"), other, "nobody told it its number");
+    let plan = world.opm(&["plan", "units"]).out;
+    assert!(plan.contains("no change"), "{plan}");
+}
+
+#[test]
+fn a_step_to_a_main_process_that_is_gone_is_for_what_it_left() {
+    let Some(mut world) = World::new() else { return };
+    let script = "sh -c 'trap \"echo told >> told; exit 0\" USR1; echo > there; while :; do sleep 0.02; done' & wait";
+    let keys =
+        "stop: {signal: USR1, timeout: 1h, to: main}\nrestart: {policy: always, delay: 0s}\n";
+    world.service("master", script, keys);
+    world.run();
+    world.until("its worker", || world.path("there").exists());
+    let main = world.pid("master").unwrap();
+    world.kill("KILL", main);
+    world.until("the next run", || world.pid("master").is_some_and(|pid| pid != main));
+    assert_eq!(world.lines("told"), ["told"]);
+    assert_eq!(world.opm(&["kill", "-s", "KILL", "--all", "master"]).code, 0);
+}
+
+#[test]
+fn who_ends_while_opm_is_replaced_ends_as_it_did() {
+    let Some(mut world) = World::new() else { return };
+    let script = "until [ -e go ]; do sleep 0.01; done; exit 7";
+    world.unit("job", &format!("kind: task\nshell: '{script}'\nrestart: never\nworking_dir: ..\n"));
+    world.run();
+    for round in 1..=20 {
+        world.until("it runs", || world.phase("job") == "up");
+        std::fs::write(world.path("go"), "").unwrap();
+        // One that is asked for while the other one is under way.
+        assert_eq!(world.opm(&["reexec"]).code, 0, "{round}");
+        assert_eq!(world.opm(&["reexec"]).code, 0, "{round}");
+        world.until_phase("job", "failed");
+        assert_eq!(world.row("job")["last"], "exited 7", "{round}: {}", world.log());
+        std::fs::remove_file(world.path("go")).unwrap();
+        assert_eq!(world.opm(&["start", "--no-wait", "job"]).code, 0, "{round}");
+    }
+    std::fs::write(world.path("go"), "").unwrap();
+}
+
+#[test]
+fn a_replaced_opm_gives_the_limits_that_the_first_one_was_started_with() {
+    let Some(mut world) = World::new() else { return };
+    world.service("web", "ulimit -Sn >> limits; exec sleep 1000", "");
+    let mut command = world.command("sh");
+    let log = std::fs::File::create(world.path("opm.out")).unwrap();
+    let script = "ulimit -Sn 300; exec \"$0\" --root \"$1\" run units";
+    command.args(["-c", script, OPM]).arg(world.root());
+    command.stdout(log.try_clone().unwrap()).stderr(log);
+    world.spawn(command);
+    for count in 1..=3 {
+        world.until("a run", || world.lines("limits").len() == count);
+        world.until_phase("web", "up");
+        assert_eq!(world.opm(&["reexec"]).code, 0);
+        assert_eq!(world.opm(&["restart", "web"]).code, 0);
+    }
+    world.until("the last run", || world.lines("limits").len() == 4);
+    assert!(
+        world.lines("limits").iter().all(|limit| limit == "300"),
+        "{:?}",
+        world.lines("limits")
+    );
+}
+
+#[test]
+fn a_watchdog_of_the_next_definition_does_not_watch_this_one() {
+    let Some(mut world) = World::new() else { return };
+    let unit = |world: &World, watchdog: &str, go: &str| {
+        let keys = format!(
+            "instances: 2\nwatchdog: {watchdog}\nready: {{notify: true}}\nenv: {{GO: {go}}}\nrestart: never\n"
+        );
+        let script =
+            "until [ -e $GO ]; do sleep 0.02; done; systemd-notify --ready; exec sleep 1000";
+        world.service("web", script, &keys);
+    };
+    if !std::path::Path::new("/usr/bin/systemd-notify").exists() {
+        return skip("no systemd-notify");
+    }
+    unit(&world, "1h", "first");
+    std::fs::write(world.path("first"), "").unwrap();
+    world.run();
+    for id in ["web@1", "web@2"] {
+        world.until("it is up", || world.phase(id) == "up");
+    }
+    let pid = world.pid("web@2");
+    unit(&world, "100ms", "second");
+    assert_eq!(world.opm(&["apply", "--rolling", "--no-wait", "units"]).code, 0);
+    world.until("the first to try", || world.phase("web@1") == "starting");
+    watch_for(Duration::from_millis(400), || world.pid("web@2") != pid, "the other runs on");
+}
