@@ -3,10 +3,11 @@
 
 mod common;
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
+use std::process::Stdio;
 
-use common::World;
+use common::{OPM, Said, World};
 
 /// What a wait says when it has not come to an end in this time.
 const PATIENCE_MILLIS: u32 = 700;
@@ -220,5 +221,77 @@ fn a_reload_ends_with_its_command_and_as_that_does() {
         let said = world.opm(&["reload", "web"]);
         assert!(said.code == 1 && said.err.contains("its last reload failed: "), "{said:?}");
     }
+    assert_eq!(world.opm(&["shutdown"]).code, 0);
+}
+
+#[test]
+fn who_starts_or_stops_is_told_when_somebody_else_does_the_opposite() {
+    let Some(mut world) = World::new() else { return };
+    let there = world.path("there");
+    world.service("slow", "exec sleep 1000", &format!("ready: {{file: {}}}\n", there.display()));
+    let ignores = "trap '' TERM; echo $$ > pid; while :; do sleep 0.02; done";
+    world.service("stays", ignores, "stop: {timeout: 1h}\n");
+    world.run();
+    world.until_phase("slow", "starting");
+    world.until_phase("stays", "up");
+    let begin = |args: &[&str]| {
+        let mut command = world.command(OPM);
+        command.arg("--root").arg(world.root()).args(args);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    // The wait is heard before the opposite, as its first words are printed after it began.
+    for words in ["start", "restart"] {
+        let mut waits = begin(&[words, "slow"]);
+        let mut first = [0u8];
+        waits.stderr.as_mut().unwrap().read_exact(&mut first).unwrap();
+        assert_eq!(world.opm(&["stop", "--reason", "no", "slow"]).code, 0);
+        let said = Said::of_child(waits);
+        assert_eq!(said.code, 1, "{words}: {said:?}");
+        assert!(said.err.contains("`slow` is down: held by uid 0: no"), "{words}: {said:?}");
+    }
+    let mut waits = begin(&["stop", "stays"]);
+    let mut first = [0u8];
+    waits.stderr.as_mut().unwrap().read_exact(&mut first).unwrap();
+    assert_eq!(world.opm(&["start", "--no-wait", "stays"]).code, 0);
+    let said = Said::of_child(waits);
+    assert_eq!(said.code, 1, "{said:?}");
+    assert!(said.err.contains("opm: `stays` is "), "{said:?}");
+    // One whose hold ends before it is down is wanted again.
+    let said = world.opm(&["stop", "--until", "100ms", "stays"]);
+    assert_eq!(said.code, 1, "{said:?}");
+    world.kill("KILL", world.read("pid").trim().parse().unwrap());
+}
+
+#[test]
+fn what_is_being_removed_can_be_seen_and_reached_until_it_is_gone() {
+    let Some(mut world) = World::new() else { return };
+    let ignores = "trap '' TERM; while :; do sleep 0.02; done";
+    world.service("never", ignores, "stop: {timeout: never}\n");
+    world.run();
+    world.until_phase("never", "up");
+    world.remove_unit("never");
+    assert_eq!(world.opm(&["apply", "--no-wait", "units"]).code, 0);
+    world.until_phase("never", "stopping");
+    assert!(world.opm(&["status", "never"]).out.contains("stopping"));
+    assert_eq!(world.opm(&["why", "never"]).code, 0);
+    for word in ["start", "stop", "restart", "release"] {
+        let said = world.opm(&[word, "never"]);
+        let why = "opm: `never` was removed, and is on its way down\n";
+        assert_eq!((said.code, said.err.as_str()), (4, why), "{word}");
+    }
+    assert_eq!(world.opm(&["kill", "-s", "KILL", "never"]).code, 0);
+    world.until("its end", || world.phase("never") == "absent");
+    assert_eq!(world.opm(&["why", "never"]).code, 4);
+}
+
+#[test]
+fn a_wait_that_takes_too_long_says_what_has_failed_already() {
+    let Some(world) = World::new() else { return };
+    world.service("bad", "exit 3", "restart: never\nready: {delay: 1h}\n");
+    world.service("slow", "exec sleep 1000", "ready: {delay: 1h}\nstart_timeout: never\n");
+    let said = world.opm(&["apply", "--timeout", "2s", "units"]);
+    assert_eq!(said.code, 5, "{said:?}");
+    assert!(said.err.contains("`bad` is failed: exited 3"), "{said:?}");
+    assert!(said.err.contains("slow (starting)"), "{said:?}");
     assert_eq!(world.opm(&["shutdown"]).code, 0);
 }

@@ -11,6 +11,7 @@ use super::args::{Apply, Check, Composed, Format, Global, Plan, Waiting};
 use super::client::Client;
 use super::history::list;
 use super::plan_file::PlanFile;
+use super::units::Aim;
 use super::{Error, Exit, Outcome, changes, files, output, remote, serve, units};
 use crate::config::{self, Loaded, SourceFile};
 use crate::daemon::{SourceOptions, Started, read_what_can_be};
@@ -296,7 +297,7 @@ fn settle(
     }
     let began = monotonic_now();
     if !removed.is_empty() {
-        units::wait_settled(global, client, removed, "down", waiting.timeout)?;
+        units::wait(global, client, removed, Aim::Down, waiting.timeout)?;
     }
     if names.is_empty() {
         return Ok(Exit::Done);
@@ -304,7 +305,7 @@ fn settle(
     // One wait for both.
     let waited = monotonic_now().since(began);
     let left = waiting.timeout.map(|timeout| timeout.less(waited));
-    units::wait_settled(global, client, names, "settled", left)
+    units::wait(global, client, names, Aim::Settled, left)
 }
 
 fn refuse_mistakes(source: &Source) -> Result<(), Error> {

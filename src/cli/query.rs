@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use super::args::{Global, Name, Show, Status, Wait};
 use super::client::{Client, result, rows};
+use super::units::Aim;
 use super::{Error, Exit, Outcome, output, units};
 use crate::model::Span;
 use crate::supervisor::Row;
@@ -119,7 +120,7 @@ pub(super) fn why(global: &Global, args: &Name) -> Outcome {
 pub(super) fn wait(global: &Global, args: &Wait) -> Outcome {
     let mut client = Client::connect(global)?;
     if args.condition == "settled" {
-        return units::wait_settled(global, &mut client, &args.units, "settled", args.timeout);
+        return units::wait(global, &mut client, &args.units, Aim::Settled, args.timeout);
     }
     let waited = client.wait(&args.units, &args.condition, args.timeout, false, &mut |_| {})?;
     if waited.is_over()? {

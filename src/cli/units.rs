@@ -19,7 +19,7 @@ const REMOTE_LOGS_MAX: usize = 3;
 
 /// `opm start`.
 pub(super) fn start(global: &Global, args: &Change) -> Outcome {
-    change(global, "Start", json!({ "units": args.units }), args, "settled")
+    change(global, "Start", json!({ "units": args.units }), args, Aim::Started)
 }
 
 /// `opm stop`.
@@ -30,76 +30,105 @@ pub(super) fn stop(global: &Global, args: &Stop) -> Outcome {
     });
     let parameters =
         json!({ "units": args.change.units, "reason": args.reason, "until_us": until });
-    change(global, "Stop", parameters, &args.change, "down")
+    change(global, "Stop", parameters, &args.change, Aim::Stopped)
 }
 
 /// `opm restart`.
 pub(super) fn restart(global: &Global, args: &Restart) -> Outcome {
     let parameters = json!({ "units": args.change.units, "rolling": args.rolling.batch() });
-    change(global, "Restart", parameters, &args.change, "settled")
+    change(global, "Restart", parameters, &args.change, Aim::Started)
 }
 
-fn change(
-    global: &Global,
-    method: &str,
-    parameters: Value,
-    args: &Change,
-    condition: &str,
-) -> Outcome {
+fn change(global: &Global, method: &str, parameters: Value, args: &Change, aim: Aim) -> Outcome {
     let mut client = Client::connect(global)?;
     client.call(method, parameters)?;
     let Waiting { no_wait, timeout, .. } = args.waiting;
     if no_wait {
         return Ok(Exit::Done);
     }
-    wait_settled(global, &mut client, &args.units, condition, timeout)
+    wait(global, &mut client, &args.units, aim, timeout)
+}
+
+/// Where units are to get.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Aim {
+    /// To rest: up, done, or as they are declared.
+    Settled,
+    /// To rest, and nobody is to want them down meanwhile.
+    Started,
+    /// Down.
+    Down,
+    /// Down, and nobody is to want them up meanwhile.
+    Stopped,
+    /// To have read their configuration again.
+    Reloaded,
+}
+
+impl Aim {
+    /// The condition of a wait for it.
+    fn condition(self) -> &'static str {
+        match self {
+            Self::Settled | Self::Started => "settled",
+            Self::Down => "down",
+            Self::Stopped => "stopped",
+            Self::Reloaded => "reloaded",
+        }
+    }
 }
 
 /// Waits, showing who waits for what; then says what did not get where it should.
-pub(super) fn wait_settled(
+pub(super) fn wait(
     global: &Global,
     client: &mut Client,
     units: &[String],
-    condition: &str,
+    aim: Aim,
     timeout: Option<Span>,
 ) -> Outcome {
     progress::tell_at_interrupt();
     let mut progress = Progress::new(global);
     // Who reloads stays up on the way.
     let mut show = |rows: &[Row]| {
-        if condition != "reloaded" {
+        if aim != Aim::Reloaded {
             progress.show(rows);
         }
     };
-    let waited = client.wait(units, condition, timeout, true, &mut show)?;
+    // Those that nobody wants are well, but for who has just started them.
+    let is_brief = aim != Aim::Started;
+    let waited = client.wait(units, aim.condition(), timeout, is_brief, &mut show)?;
     progress.end();
     if waited.is_over()? {
         return Ok(Exit::Done);
     }
     if waited.end == "timeout" {
-        let open = waited.rows.iter().filter(|row| !row.settled);
+        let (rest, open): (Vec<Row>, Vec<Row>) =
+            waited.rows.into_iter().partition(|row| row.settled);
+        report(global, &rest);
         let names: Vec<String> =
-            open.map(|row| format!("{} ({})", row.instance, row.phase)).collect();
+            open.iter().map(|row| format!("{} ({})", row.instance, row.phase)).collect();
         let message = format!("not finished in time, and still going on: {}", names.join(", "));
         return Err(Error::new(Exit::TimedOut, message));
     }
-    if condition == "down" {
+    let is_left = |row: &&Row| match aim {
+        Aim::Settled => false,
+        Aim::Started => !row.wanted,
         // Of what nobody can prove nobody can say that it is gone.
-        let left: Vec<&Row> = waited.rows.iter().filter(|row| row.phase == "unproven").collect();
-        for row in &left {
-            let why = output::plain(&row.why);
-            output::error(&format!("`{}` is {}: {why}", row.instance, row.phase));
-        }
-        return Ok(if left.is_empty() { Exit::Done } else { Exit::Failed });
+        Aim::Down => row.phase == "unproven",
+        Aim::Stopped => row.phase == "unproven" || row.wanted,
+        Aim::Reloaded => waited.end != "reached",
+    };
+    let left: Vec<&Row> = waited.rows.iter().filter(is_left).collect();
+    for row in &left {
+        let why = output::plain(&row.why);
+        output::error(&format!("`{}` is {}: {why}", row.instance, row.phase));
     }
-    if condition == "reloaded" {
-        for row in &waited.rows {
-            let why = output::plain(&row.why);
-            output::error(&format!("`{}` is {}: {why}", row.instance, row.phase));
+    let exit = if left.is_empty() { Exit::Done } else { Exit::Failed };
+    match aim {
+        Aim::Settled | Aim::Started => {
+            let reported = report(global, &waited.rows);
+            Ok(if exit == Exit::Done { reported } else { exit })
         }
-        return Ok(if waited.end == "reached" { Exit::Done } else { Exit::Failed });
+        Aim::Down | Aim::Stopped | Aim::Reloaded => Ok(exit),
     }
-    Ok(report(global, &waited.rows))
 }
 
 /// Whether an instance is where it should be; so is one that waits for its time, or for
@@ -148,7 +177,7 @@ fn last_lines(global: &Global, instance: &str, place: usize) -> Vec<String> {
 
 /// `opm reload`.
 pub(super) fn reload(global: &Global, args: &Change) -> Outcome {
-    change(global, "Reload", json!({ "units": args.units }), args, "reloaded")
+    change(global, "Reload", json!({ "units": args.units }), args, Aim::Reloaded)
 }
 
 /// `opm release`.

@@ -302,7 +302,7 @@ fn wait(
         let brief = parameters.flag("brief")?;
         // What is gone is down.
         let ids = match goal {
-            Goal::Down => supervisor.select_known(&parameters.units()?)?,
+            Goal::Down | Goal::Stopped => supervisor.select_known(&parameters.units()?)?,
             Goal::Up | Goal::Ready | Goal::Completed | Goal::Reloaded | Goal::Settled => {
                 supervisor.select(&parameters.units()?)?
             }

@@ -20,6 +20,8 @@ pub(super) enum Goal {
     Up,
     Ready,
     Down,
+    /// Down, and nobody wants it up again.
+    Stopped,
     Completed,
     /// Told to read its configuration again, by a command that has ended well.
     Reloaded,
@@ -43,11 +45,17 @@ impl Goal {
             "up" => Self::Up,
             "ready" => Self::Ready,
             "down" => Self::Down,
+            "stopped" => Self::Stopped,
             "completed" => Self::Completed,
             "reloaded" => Self::Reloaded,
             "settled" => Self::Settled,
             _ => return None,
         })
+    }
+
+    /// Whether nothing is to be up.
+    fn is_down(self) -> bool {
+        matches!(self, Self::Down | Self::Stopped)
     }
 
     fn standing(self, phase: &Phase, kind: Option<Kind>, outlook: Outlook) -> Progress {
@@ -57,7 +65,7 @@ impl Goal {
             Self::Ready => matches!(phase, Phase::Done) || (*phase == Phase::Up && !is_task),
             Self::Completed => *phase == Phase::Done,
             // Whoever waits for one that does not come has no process and gets none.
-            Self::Down => match phase {
+            Self::Down | Self::Stopped => match phase {
                 Phase::Done | Phase::Failed { .. } | Phase::Skipped { .. } => true,
                 Phase::Down | Phase::Waiting { .. } => outlook == Outlook::Stays,
                 Phase::Starting
@@ -72,7 +80,7 @@ impl Goal {
             (true, _) => Progress::Reached,
             (false, Outlook::Moves) => Progress::Open,
             // It may end, or somebody may stop it.
-            (false, Outlook::Stays) if self == Self::Down && *phase == Phase::Up => Progress::Open,
+            (false, Outlook::Stays) if self.is_down() && *phase == Phase::Up => Progress::Open,
             (false, Outlook::Stays) => Progress::Hopeless,
         }
     }
@@ -100,6 +108,8 @@ pub(super) struct Wait {
     brief: bool,
     /// Whether nothing was looked at yet: what was asked before it has to be carried out first.
     fresh: bool,
+    /// What was wanted when it last looked: a change of that is no event of any instance's.
+    generation: u64,
     standings: BTreeMap<InstanceId, Progress>,
     /// Those that wait for others: what becomes of these changes what becomes of them.
     waiting: BTreeSet<InstanceId>,
@@ -121,7 +131,18 @@ impl Wait {
         let open = ids.len();
         let standings = ids.into_iter().map(|id| (id, Progress::Open)).gather();
         let (waiting, still) = (BTreeSet::new(), BTreeSet::new());
-        Self { goal, deadline, more, brief, fresh: true, standings, waiting, still, open }
+        Self {
+            goal,
+            deadline,
+            more,
+            brief,
+            fresh: true,
+            generation: 0,
+            standings,
+            waiting,
+            still,
+            open,
+        }
     }
 
     pub(super) fn deadline(&self) -> Option<Monotonic> {
@@ -135,7 +156,9 @@ impl Wait {
         supervisor: &Supervisor<Linux>,
         notices: &[Notice],
     ) -> (Option<Reply>, bool) {
-        let is_first = std::mem::take(&mut self.fresh);
+        let generation = supervisor.desired().generation;
+        let is_other = std::mem::replace(&mut self.generation, generation) != generation;
+        let is_first = std::mem::take(&mut self.fresh) || is_other;
         let mut touched: BTreeSet<InstanceId> = if is_first {
             self.standings.keys().cloned().gather()
         } else {
@@ -195,9 +218,13 @@ impl Wait {
         let new = match self.goal {
             Goal::Settled if settled => Progress::Reached,
             Goal::Reloaded => reload_of(&outlooks.view, id),
-            goal @ (Goal::Settled | Goal::Up | Goal::Ready | Goal::Down | Goal::Completed) => {
-                goal.standing(phase, kind, outlooks.of(id))
-            }
+            Goal::Stopped if outlooks.view.wants(id) => Progress::Hopeless,
+            goal @ (Goal::Settled
+            | Goal::Up
+            | Goal::Ready
+            | Goal::Down
+            | Goal::Stopped
+            | Goal::Completed) => goal.standing(phase, kind, outlooks.of(id)),
         };
         if matches!(phase, Phase::Waiting { .. }) {
             self.waiting.insert(id.clone());
@@ -244,7 +271,7 @@ impl Wait {
         let late = self.deadline.is_some_and(|deadline| supervisor.system().now() >= deadline);
         let reached = self.standings.values().all(|standing| *standing == Progress::Reached);
         // Nothing comes up any more. Whoever waits for rest is told: all that is not wanted rests.
-        let is_moot = self.goal == Goal::Down || (reached && self.goal != Goal::Settled);
+        let is_moot = self.goal.is_down() || (reached && self.goal != Goal::Settled);
         let ends = supervisor.shutdown().filter(|_| !is_moot);
         if self.open > 0 && !late && ends.is_none() {
             if !self.more || touched.is_empty() {

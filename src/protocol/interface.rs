@@ -142,8 +142,8 @@ method Reload(units: []string) -> (instances: []string)
 # Send a signal to main processes, or to all processes of the runs
 method Kill(units: []string, signal: string, all: ?bool) -> (instances: []string)
 
-# Wait until all instances are up, ready, down, completed or settled, or reloaded: the command that
-# reloads them, if one does, has ended well. With more: every change on the way. The result is
+# Wait until all instances are up, ready, down, completed or settled; stopped: down, and not wanted up
+# again; or reloaded: the command that reloads them, if one does, has ended well. With more: every change on the way. The result is
 # reached, failed, timeout, or shutdown where opm goes down; the code is that of the unit because of
 # which it does. With brief the last reply leaves out instances that are at rest and are up or done,
 # or not to be up

@@ -269,8 +269,7 @@ impl<S: System> Supervisor<S> {
         signal: Signal,
         all: bool,
     ) -> Result<Vec<InstanceId>, Refusal> {
-        let targets = self.targets(names)?;
-        let ids = self.all_ids(&targets);
+        let ids = self.reachable(names)?;
         let mut reached = Vec::new();
         for id in ids {
             if all {
@@ -385,13 +384,17 @@ impl<S: System> Supervisor<S> {
 
     fn target(&self, name: &str) -> Result<Target, Refusal> {
         let unknown = || {
-            let known = self.desired.units.iter().filter(|(_, unit)| !is_internal(unit));
+            let known =
+                self.desired.units.iter().filter(|(_, unit)| !unit.removed && !is_internal(unit));
             let similar = config::nearest(name, known.map(|(known, _)| known.as_str()));
             Refusal::Unknown { name: name.to_owned(), similar: similar.map(str::to_owned) }
         };
         let id = InstanceId::parse(name).map_err(|_| unknown())?;
-        let unit = self.desired.units.get(&id.unit).filter(|unit| !unit.removed);
-        let unit = unit.ok_or_else(unknown)?;
+        let unit = self.desired.units.get(&id.unit).ok_or_else(unknown)?;
+        if unit.removed {
+            let why = format!("`{}` was removed, and is on its way down", id.unit);
+            return Err(Refusal::Impossible(why));
+        }
         match id.label() {
             None => Ok(Target::Unit(id.unit)),
             Some(_) if unit.spec.has_instance(&id) || self.observed.get(&id).is_some() => {
@@ -399,6 +402,22 @@ impl<S: System> Supervisor<S> {
             }
             Some(_) => Err(unknown()),
         }
+    }
+
+    /// The same for who only looks, or sends a signal: what is being removed can be reached until it is
+    /// gone.
+    fn reachable(&self, names: &[String]) -> Result<Vec<InstanceId>, Refusal> {
+        let ids = |name: &String| {
+            let id = InstanceId::parse(name)
+                .ok()
+                .filter(|id| self.desired.units.get(&id.unit).is_some_and(|unit| unit.removed));
+            match id {
+                Some(id) if id.label().is_none() => Ok(self.view().instances(&id.unit)),
+                Some(id) => Ok(vec![id]),
+                None => Ok(self.ids(&self.target(name)?)),
+            }
+        };
+        Ok(names.iter().map(ids).collect::<Result<Vec<_>, _>>()?.concat())
     }
 
     fn ids(&self, target: &Target) -> Vec<InstanceId> {
@@ -418,7 +437,7 @@ impl<S: System> Supervisor<S> {
             let units = self.desired.units.iter().filter(|(_, unit)| !is_internal(unit));
             return Ok(units.flat_map(|(name, _)| self.view().instances(name)).collect());
         }
-        Ok(self.all_ids(&self.targets(names)?))
+        self.reachable(names)
     }
 }
 
@@ -429,18 +448,8 @@ impl<S: System> Supervisor<S> {
         if names.is_empty() {
             return self.select(names);
         }
-        let known = |name: &&String| {
-            InstanceId::parse(name).is_ok_and(|id| {
-                self.desired.units.get(&id.unit).is_some_and(|unit| unit.removed)
-                    || self.target(name).is_ok()
-            })
-        };
-        let ids = names.iter().filter(known).flat_map(|name| match InstanceId::parse(name) {
-            Ok(id) if id.label().is_none() => self.view().instances(&id.unit),
-            Ok(id) => vec![id],
-            Err(_) => Vec::new(),
-        });
-        Ok(ids.collect())
+        let ids = |name: &String| self.reachable(std::slice::from_ref(name)).ok();
+        Ok(names.iter().filter_map(ids).flatten().collect())
     }
 }
 
