@@ -85,3 +85,21 @@ fn a_shutdown_in_time_says_nothing_of_that() {
     assert_eq!(world.wait_run(), 0);
     assert!(!world.log().contains("warning"), "{}", world.log());
 }
+
+/// Who needs more than an equal share gets what those after it do not need.
+#[test]
+fn what_fits_by_the_units_own_times_is_not_cut() {
+    let Some(mut world) = World::new() else { return };
+    let drains =
+        "trap 'sleep 1.6; exit 0' TERM; echo > $OPM_UNIT.trap; while :; do sleep 0.05; done";
+    world.service("web", drains, "requires: [db]\nstop: {timeout: 2s, to: main}\n");
+    world.service("db", STUBBORN, "stop: {timeout: 500ms}\n");
+    world.run_with(&["run", "units", "--shutdown-timeout", "3s"]);
+    let has_trap = |unit: &str| world.path(&format!("{unit}.trap")).exists();
+    world.until("their traps", || has_trap("web") && has_trap("db"));
+    assert_eq!(world.opm(&["shutdown"]).code, 0);
+    assert_eq!(world.wait_run(), 0);
+    let log = world.log();
+    assert!(!log.contains("killed before their own time"), "{log}");
+    assert!(log.contains("web: down (exited 0)"), "{log}");
+}

@@ -9,6 +9,7 @@ use super::relations::{Condition, Dependency};
 use super::shared::Shared;
 use super::socket::Accept;
 use super::spec::Spec;
+use super::time::Span;
 
 /// The target that boot brings up, where there is one.
 pub const DEFAULT_TARGET: &str = "default";
@@ -172,17 +173,21 @@ impl Graph {
 
     /// Counts the stages of all units.
     fn measure_depth(&mut self) {
-        let depths: Vec<u32> = self.stages(|_| true).into_values().collect();
+        let stages = self.stages(|_| Some(Span::ZERO));
+        let depths: Vec<u32> = stages.into_values().map(|stage| stage.count).collect();
         for (node, depth) in self.nodes.values_mut().zip(depths) {
             node.depth = depth;
         }
     }
 
-    /// How many stages of a shutdown begin with each unit's, where only some units take one: the longest
-    /// path through `needs`.
-    pub fn stages(&self, takes_one: impl Fn(&UnitName) -> bool) -> BTreeMap<&UnitName, u32> {
-        let own = |unit| u32::from(takes_one(unit));
-        let mut stages: BTreeMap<&UnitName, u32> =
+    /// The stages of a shutdown from each unit's on. `takes`: how long a unit may take by its own times, or
+    /// nothing for one that takes no stage, which passes on those below.
+    pub fn stages(
+        &self,
+        takes: impl Fn(&UnitName) -> Option<Span>,
+    ) -> BTreeMap<&UnitName, StopStage> {
+        let own = |unit| StopStage { count: u32::from(takes(unit).is_some()), below: Span::ZERO };
+        let mut stages: BTreeMap<&UnitName, StopStage> =
             self.nodes.keys().map(|unit| (unit, own(unit))).gather();
         // Without recursion: units in order of readiness.
         let mut open: BTreeMap<&UnitName, usize> =
@@ -190,11 +195,14 @@ impl Graph {
         let mut ready: Vec<&UnitName> =
             open.iter().filter(|(_, left)| **left == 0).map(|(unit, _)| *unit).collect();
         while let Some(unit) = ready.pop() {
-            let below = stages.get(unit).copied().unwrap_or(0);
+            let below = stages.get(unit).copied().unwrap_or_default();
+            let time = below.below.plus(takes(unit).unwrap_or_default());
             for Need { unit: dependent, .. } in self.node(unit).map_or(&[][..], |it| &it.dependents)
             {
-                if let Some(stages) = stages.get_mut(dependent) {
-                    *stages = (*stages).max(below.saturating_add(own(dependent)));
+                if let Some(stage) = stages.get_mut(dependent) {
+                    let count = below.count.saturating_add(own(dependent).count);
+                    stage.count = stage.count.max(count);
+                    stage.below = stage.below.max(time);
                 }
                 if let Some(left) = open.get_mut(dependent) {
                     *left = left.saturating_sub(1);
@@ -206,6 +214,15 @@ impl Graph {
         }
         stages
     }
+}
+
+/// What of a shutdown is still to come when a unit's own stop begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct StopStage {
+    /// How many stages, the unit's own among them.
+    pub count: u32,
+    /// How long those after it may take by their own times.
+    pub below: Span,
 }
 
 /// Every order edge that a spec declares, as (the unit that waits, what it waits for).
@@ -353,9 +370,14 @@ mod tests {
     fn who_takes_no_stage_passes_on_those_below() {
         let all = [("a", vec![]), ("b", vec!["a"]), ("c", vec!["b"]), ("d", vec!["c", "a"])];
         let graph = graph(all.iter().map(|(unit, needs)| spec(unit, needs)).collect());
-        let stages = graph.stages(|unit| *unit != name("b") && *unit != name("c"));
-        let stages: Vec<u32> = stages.into_values().collect();
-        assert_eq!(stages, [1, 1, 1, 2]);
+        let takes = |unit: &UnitName| {
+            let is_there = *unit != name("b") && *unit != name("c");
+            is_there.then(|| Span::seconds(if *unit == name("a") { 3 } else { 5 }))
+        };
+        let stages = graph.stages(takes);
+        let stages: Vec<(u32, Span)> = stages.into_values().map(|s| (s.count, s.below)).collect();
+        let three = Span::seconds(3);
+        assert_eq!(stages, [(1, Span::ZERO), (1, three), (1, three), (2, three)]);
     }
 
     #[test]

@@ -58,7 +58,7 @@ pub use agenda::{Agenda, Due, Entry};
 pub use desired::{Automatic, Desired, Hold, InstanceWish, Unit};
 pub use event::{Blocker, Doing, Event, Happening, Rung, StopCause, Until, Verdict, Word};
 pub use gather::Gather;
-pub use graph::{DEFAULT_TARGET, Graph, Need, Node, Strength, find_loop, needs_of};
+pub use graph::{DEFAULT_TARGET, Graph, Need, Node, StopStage, Strength, find_loop, needs_of};
 pub use history::{Author, Cause, KeptFile, MESSAGE_BYTES_MAX, Record, Revision, Sources, Trial};
 pub use logs::{
     FACILITIES, LogFormat, LogRate, LogTarget, Logs, NoSyslogAddress, Syslog, SyslogAddress,

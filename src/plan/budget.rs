@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::model::{Desired, Graph, Span, Stop, Unit, UnitName};
+use crate::model::{Desired, Graph, Kind, Span, Stop, Unit, UnitName};
 
 /// Most units of a chain that a warning names; of more it names the first and the last ones.
 const NAMED_MAX: usize = 8;
@@ -16,6 +16,16 @@ pub struct Chain {
     pub time: Span,
 }
 
+/// The longest chain from one unit on.
+struct Found<'a> {
+    /// From its own stop on.
+    time: Span,
+    /// What of that is for those that need it: a task has completed where they run.
+    passes: Span,
+    /// The unit after it.
+    next: Option<&'a UnitName>,
+}
+
 /// The chain of stops that may take the longest; an empty one where nothing is to be stopped.
 ///
 /// A unit that is not to be up parts a chain: it is not there to be waited for.
@@ -26,31 +36,30 @@ pub fn longest_stop(desired: &Desired) -> Chain {
     let mut units: Vec<&Unit> = desired.units.values().filter(is_up).collect();
     let depth = |unit: &Unit| graph.node(&unit.spec.name).map_or(1, |node| node.depth);
     units.sort_by_key(|unit| depth(unit));
-    // For each unit how long it takes from its own stop on, and the one after it.
-    let mut found: BTreeMap<&UnitName, (Span, Option<&UnitName>)> = BTreeMap::new();
+    let mut found: BTreeMap<&UnitName, Found<'_>> = BTreeMap::new();
     for unit in units {
         let name = &unit.spec.name;
         let own = unit.spec.process.as_ref().map_or(Span::ZERO, |_| unit.spec.stop.time());
         let needs = graph.node(name).into_iter().flat_map(|node| &node.needs);
-        let below = needs.filter_map(|need| {
-            let (need, (time, _)) = found.get_key_value(&need.unit)?;
-            Some((*time, *need))
-        });
-        let (time, next) = below
-            .max_by(|a, b| a.0.cmp(&b.0).then_with(|| b.1.cmp(a.1)))
-            .map_or((Span::ZERO, None), |(time, need)| (time, Some(need)));
-        let nanos = own.as_nanos().saturating_add(time.as_nanos());
-        found.insert(name, (Span::nanos(nanos), next));
+        let below = needs.filter_map(|need| found.get_key_value(&need.unit));
+        let next = below.max_by(|a, b| a.1.passes.cmp(&b.1.passes).then_with(|| b.0.cmp(a.0)));
+        let below = next.map_or(Span::ZERO, |(_, next)| next.passes);
+        let time = own.plus(below);
+        let passes = if unit.spec.kind == Kind::Task { below } else { time };
+        let next = next.map(|(next, _)| *next);
+        found.insert(name, Found { time, passes, next });
     }
-    let first = found.iter().max_by(|a, b| a.1.0.cmp(&b.1.0).then_with(|| b.0.cmp(a.0)));
-    let time = first.map_or(Span::ZERO, |(_, (time, _))| *time);
+    let first = found.iter().max_by(|a, b| a.1.time.cmp(&b.1.time).then_with(|| b.0.cmp(a.0)));
+    let time = first.map_or(Span::ZERO, |(_, found)| found.time);
     let mut chain = Chain { units: Vec::new(), time };
     let mut at = first.map(|(name, _)| *name);
     while let Some(name) = at {
-        if desired.units.get(name).is_some_and(|unit| unit.spec.process.is_some()) {
+        let spec = desired.units.get(name).map(|unit| &unit.spec);
+        let is_task = spec.is_some_and(|spec| spec.kind == Kind::Task);
+        if spec.is_some_and(|spec| spec.process.is_some()) && (!is_task || chain.units.is_empty()) {
             chain.units.push(name.clone());
         }
-        at = found.get(name).and_then(|(_, next)| *next);
+        at = found.get(name).and_then(|found| found.next);
     }
     chain
 }
@@ -148,6 +157,13 @@ mod tests {
         y.removed = true;
         assert_eq!(chain_of(&all), "x 4s");
         assert_eq!(longest_stop(&Desired::default()), Chain::default());
+        let mut all = desired(vec![unit("a", 2, &["t"]), unit("t", 9, &["b"]), unit("b", 1, &[])]);
+        let t = all.units.get_mut(&UnitName::parse("t").unwrap()).unwrap();
+        Arc::make_mut(&mut t.spec).kind = Kind::Task;
+        assert_eq!(chain_of(&all), "t b 10s", "it may run when they do not");
+        all.units.get_mut(&UnitName::parse("a").unwrap()).unwrap().spec =
+            unit("a", 20, &["t"]).spec;
+        assert_eq!(chain_of(&all), "a b 21s", "who needs a task runs when that has completed");
     }
 
     #[test]

@@ -43,13 +43,14 @@ pub use restart::{goes_on_by_policy, has_done, verdict, was_stable};
 pub use roll::{Turn, is_outdated, turn};
 pub use schedule::{MISSED_AFTER, rests_until_due};
 pub use start::reload_action;
+pub use stop::longest;
 pub use why::{few, unwell, waited_for, why};
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::model::{
     Action, Agenda, Desired, Gather, Graph, Instance, InstanceId, Monotonic, Observed, Phase,
-    Reason, Rung, Span, Spec, Step, Unit, UnitName, Wall,
+    Reason, Rung, Span, Spec, Step, StopStage, Unit, UnitName, Wall,
 };
 
 /// Everything a decision may look at.
@@ -78,8 +79,8 @@ pub struct Shutdown {
     pub deadline: Option<Monotonic>,
     /// What of that time is for those that are spared.
     pub reserve: Span,
-    /// How many stages begin with each unit's, counted when it began: only what runs takes one.
-    pub stages: BTreeMap<UnitName, u32>,
+    /// The stages from each unit's on, as it was when it began: only what runs takes one.
+    pub stages: BTreeMap<UnitName, StopStage>,
     /// How much patience is left.
     pub hurry: Hurry,
     /// Whether anybody has asked for it: opm also goes down by itself, and to ask for that is not to

@@ -4,7 +4,7 @@
 use super::{Due, Hurry, Shutdown, View, ends, first_stop_rung, helper_time, order, restart};
 use crate::model::{
     Action, Instance, InstanceId, Monotonic, Process, Reason, Role, Run, Rung, Span, Spec,
-    StopCause, Verdict,
+    StopCause, StopStage, Verdict,
 };
 
 /// A run that is being ended.
@@ -117,14 +117,17 @@ impl Stopping<'_> {
         [own, share].into_iter().flatten().min_by_key(|(at, _)| *at)
     }
 
-    /// When a shutdown has to be done with this stage: the time that was left when its end began is
-    /// for all stages that were to come then.
+    /// When a shutdown has to be done with this stage: of the time that was left when its end began it has
+    /// an equal share with all stages that were to come then, or all that those do not need.
     fn stage_end(&self, view: &View<'_>) -> Option<Monotonic> {
         let shutdown = view.shutdown?;
         let ordered = shutdown.hurry == Hurry::Ordered;
-        let stages = shutdown.stages.get(&self.id.unit).copied().filter(|_| ordered).unwrap_or(1);
+        let alone = StopStage { count: 1, below: Span::ZERO };
+        let stage = shutdown.stages.get(&self.id.unit).copied().filter(|_| ordered);
+        let StopStage { count, below } = stage.unwrap_or(alone);
         let began = self.own_since.max(shutdown.began);
-        Some(began.after(shutdown.end()?.since(began).share(stages)))
+        let left = shutdown.end()?.since(began);
+        Some(began.after(left.share(count).max(left.less(below))))
     }
 
     /// The waits of this rung and of all that may follow, each in its own time.
@@ -216,6 +219,14 @@ impl Stopping<'_> {
         }
         Some(self.capped_wake(view, deadline.map(|(at, _)| at)))
     }
+}
+
+/// How long a stop of this spec may take by its own times, its hooks among them; [`Span::FOREVER`]:
+/// without an end.
+pub fn longest(spec: &Spec) -> Span {
+    let hooks = spec.hooks.pre_stop.len().saturating_add(spec.hooks.post_stop.len());
+    let helpers = std::iter::repeat_n(helper_time(spec), hooks);
+    helpers.fold(spec.stop.time(), Span::plus)
 }
 
 /// What of the time that is left is for one of these waits: all that the others leave, or, where there is

@@ -209,7 +209,7 @@ impl Teller {
         if let Some(shutdown) = supervisor.shutdown() {
             self.shares.push(Share {
                 instance: id.clone(),
-                stage: shutdown.stages.get(&id.unit).copied().unwrap_or(1),
+                stage: shutdown.stages.get(&id.unit).map_or(1, |stage| stage.count),
                 from: acts.since(self.began),
                 gets: at.since(acts),
                 own: spec.map_or(Span::ZERO, |spec| spec.stop.time()),

@@ -46,7 +46,7 @@ use wakes::Wakes;
 use crate::config::Cache;
 use crate::model::{
     Action, Desired, Event, Gather, Graph, Happening, Instance, InstanceId, Monotonic, Observed,
-    Phase, Reason, Rung, Span, Step, StopCause, Unit, UnitName, Wall, Word,
+    Phase, Reason, Rung, Span, Step, StopCause, UnitName, Wall, Word,
 };
 use crate::plan::{self, Hurry, Shutdown, View};
 use crate::system::System;
@@ -57,6 +57,9 @@ const ROUNDS_MAX: usize = 20_000;
 
 /// Most instances that a message names.
 const NAMED_MAX: usize = 8;
+/// What a stage of a shutdown leaves to each that follows beyond its own times: from the end of one to the
+/// beginning of the next it takes a moment.
+const BETWEEN_STAGES: Span = Span::millis(50);
 /// The part of the time for a shutdown that is left to the log keeper, which goes last: one of so many.
 const KEEPER_SHARE: u32 = 10;
 /// No more than this is left to it: it has only to write what it has read.
@@ -409,15 +412,17 @@ impl<S: System> Supervisor<S> {
         let keeps = self.desired.units.values().any(|unit| unit.spec.needs_keeper());
         let reserve = budget.filter(|_| keeps).map(|budget| budget.share(KEEPER_SHARE));
         // What has no process is gone at once, and what cannot be proven nobody waits for.
-        let runs = |unit: &UnitName| {
-            let is_bare = |unit: &Unit| unit.spec.process.is_none();
+        let takes = |unit: &UnitName| {
             let is_there = |instance: &Instance| {
                 instance.run.is_some() && !matches!(instance.phase, Phase::Unproven { .. })
             };
-            !self.desired.units.get(unit).is_some_and(is_bare)
-                && self.observed.of_unit(unit).any(|(_, instance)| is_there(instance))
+            let spec = self.desired.units.get(unit).map(|unit| &unit.spec);
+            let spec = spec.filter(|spec| spec.process.is_some())?;
+            let mut instances = self.observed.of_unit(unit);
+            let any = instances.any(|(_, instance)| is_there(instance));
+            any.then(|| plan::longest(spec).plus(BETWEEN_STAGES))
         };
-        let stages = self.graph.stages(runs).into_iter();
+        let stages = self.graph.stages(takes).into_iter();
         self.shutdown = Some(Shutdown {
             began,
             deadline: budget.map(|budget| began.after(budget)),
