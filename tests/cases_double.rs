@@ -323,3 +323,17 @@ fn case_010_a_zombie_is_dead() {
     common::shell(world.dir.path(), &format!("kill -CONT {init}"));
     world.assert_no_doubles();
 }
+
+#[test]
+fn a_number_that_an_opm_of_another_namespace_left_is_nobody() {
+    let world = World::bare();
+    let mut other = world.command(common::OPM);
+    let mut other = other.args(["run", "--", "sleep", "1000"]).spawn().unwrap();
+    let state = world.root().join("state");
+    fs::create_dir_all(&state).unwrap();
+    fs::write(state.join("lock"), format!("{}\n", other.id())).unwrap();
+    let said = world.opm(&["status"]);
+    other.kill().unwrap();
+    other.wait().unwrap();
+    assert!(said.code == 3 && said.err.starts_with("opm: no daemon runs"), "{said:?}");
+}

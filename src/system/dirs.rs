@@ -68,8 +68,13 @@ impl Dirs {
         self.run.join("control.sock")
     }
 
-    /// The process that took the state directory last, where it lives and may be opm.
+    /// The process that took the state directory last, where it lives and may be opm. Nobody, where nobody
+    /// has it: the number may be one of another pid namespace.
     pub fn holder(&self) -> Option<i32> {
+        let is_free = File::open(&self.state).is_ok_and(|dir| dir.try_lock_shared().is_ok());
+        if is_free {
+            return None;
+        }
         let pid = holder(&self.state.join(HOLDER))?;
         let lives = super::process::stat(pid).is_some_and(|stat| !stat.is_dead());
         // Of another user's process nobody knows what it runs.
