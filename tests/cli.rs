@@ -23,7 +23,7 @@ const SLEEP: &str = "command: [sleep, '1000']\nlogs: {to: null}\n";
 fn without_a_daemon() {
     let world = World::bare();
     world.unit("a", SLEEP);
-    check(&world, &["check", "units"], "exit 0\n1 units, no mistakes\n");
+    check(&world, &["check", "units"], "exit 0\n1 unit, no mistakes\n");
     let nobody = "exit 3\n---\nopm: no daemon runs (nobody listens on `DIR/root/run/control.sock`); \
                   start one with `opm daemon` or `opm apply`\n";
     for args in [&["status"][..], &["apply", "--no-daemon", "units"], &["stop", "a"], &["why", "a"]]
@@ -137,7 +137,7 @@ fn units_are_put_together_from_the_command_line() {
     check(
         &world,
         &["check", "units"],
-        "exit 0\n1 units, no mistakes\nleft out: DIR/units/a.prod.yaml, of the profile `prod`\n",
+        "exit 0\n1 unit, no mistakes\nleft out: DIR/units/a.prod.yaml, of the profile `prod`\n",
     );
     let all = ["-R", "--profile", "prod", "--set", "a.env.C=8080", "units"];
     let with = |command: &'static str| [&[command][..], &all].concat();
@@ -212,7 +212,7 @@ fn directories_are_read_once_and_in_bounds() {
     for (to, link) in [("..", "deep/up"), ("deep", "link"), (".", "self"), ("none", "gone")] {
         std::os::unix::fs::symlink(to, units.join(link)).unwrap();
     }
-    check(&world, &["check", "units"], "exit 0\n1 units, no mistakes\n");
+    check(&world, &["check", "units"], "exit 0\n1 unit, no mistakes\n");
     check(&world, &["check", "-R", "units"], "exit 0\n2 units, no mistakes\n");
     std::fs::write(units.join("deep/a.yaml"), SLEEP).unwrap();
     let said = world.opm(&["check", "--recursive", "units"]);

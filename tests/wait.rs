@@ -295,3 +295,53 @@ fn a_wait_that_takes_too_long_says_what_has_failed_already() {
     assert!(said.err.contains("slow (starting)"), "{said:?}");
     assert_eq!(world.opm(&["shutdown"]).code, 0);
 }
+
+#[test]
+fn a_wait_for_all_is_for_what_is_wanted_now_and_a_task_comes_when_it_is_due() {
+    let Some(mut world) = World::new() else { return };
+    world.service("web", "exec sleep 1000", "");
+    world.service("off", "exec sleep 1000", "enabled: false\n");
+    world.service("held", "exec sleep 1000", "");
+    world.task("yearly", "true", "schedule: '0 0 1 1 *'\n");
+    world.task("often", "true", "every: 1s\n");
+    world.run();
+    world.until_phase("web", "up");
+    assert_eq!(world.opm(&["stop", "held"]).code, 0);
+    assert_eq!(world.opm(&["wait"]).code, 0);
+    let said = world.opm(&["wait", "off"]);
+    assert_eq!(said.code, 1, "{said:?}");
+    let said = world.opm(&["wait", "--for", "completed", "--timeout", "30s", "often"]);
+    assert_eq!(said.code, 0, "{said:?}");
+    assert_eq!(world.opm(&["wait", "--timeout", "300ms", "yearly"]).code, 5);
+    // Who stops it again says why anew, and what was said stays where nothing is said.
+    let why = |world: &World| world.row("held")["why"].as_str().unwrap().to_owned();
+    for (args, reason) in [
+        (&["--reason", "one"][..], ": one ("),
+        (&[], ": one ("),
+        (&["--reason", "two"], ": two ("),
+        (&["--until", "1h"], ": two ("),
+    ] {
+        assert_eq!(world.opm(&[&["stop", "held"], args].concat()).code, 0);
+        assert!(why(&world).contains(reason), "{args:?}: {}", why(&world));
+    }
+    // Files are told to who asks for them.
+    let told = |args: &[&str]| world.opm(&[&["--json", "history", "1"], args].concat()).out;
+    assert!(told(&["--files"]).contains("exec sleep") && !told(&[]).contains("exec sleep"));
+    // Events have the time, and the run as logs name it.
+    let mut command = world.command(OPM);
+    command.arg("--root").arg(world.root()).args(["--json", "events"]);
+    let mut events = command.stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(events.stdout.take().unwrap()).lines();
+    let event: serde_json::Value = loop {
+        let event: serde_json::Value =
+            serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
+        if event["what"].get("began").is_some() {
+            break event;
+        }
+    };
+    let run = u64::from_str_radix(event["run"].as_str().unwrap(), 16).unwrap();
+    assert_eq!(event["what"]["began"]["run"].as_u64(), Some(run));
+    assert!(event["time"].as_str().unwrap().ends_with('Z'), "{event}");
+    events.kill().unwrap();
+    events.wait().unwrap();
+}

@@ -419,10 +419,11 @@ pub(super) fn check(global: &Global, args: &Check) -> Outcome {
             output::note(&format!("warning: {warning}"));
         }
     }
-    match args.format {
+    let format = if global.json { Format::Json } else { args.format };
+    match format {
         Format::Json => output::json(&loaded.diagnostics)?,
         Format::Text if loaded.diagnostics.is_empty() => {
-            output::line(&format!("{units} units, no mistakes"))?;
+            output::line(&format!("{}, no mistakes", config::plural(units, "unit")))?;
             files::left_out(&loaded)?;
         }
         Format::Text => {

@@ -41,8 +41,15 @@ pub(super) fn history(global: &Global, args: &History) -> Outcome {
 }
 
 fn one(global: &Global, client: &mut Client, generation: u64, files: bool) -> Outcome {
-    let reply = client.call("Record", json!({ "generation": generation }))?;
+    let mut reply = client.call("Record", json!({ "generation": generation }))?;
     if global.json {
+        let sources = reply.get_mut("sources").and_then(Value::as_array_mut);
+        // The files have secrets in them.
+        for source in sources.into_iter().flatten().filter_map(Value::as_object_mut) {
+            if !files {
+                source.remove("files");
+            }
+        }
         output::json(&reply)?;
         return Ok(Exit::Done);
     }

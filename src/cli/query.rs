@@ -180,7 +180,7 @@ pub(super) fn events(global: &Global) -> Outcome {
         };
         let reason = text("reason");
         let reason = if reason.is_empty() { String::new() } else { format!(" ({reason})") };
-        let line = format!("{} {what} {detail}{reason}", text("instance"));
+        let line = format!("{} {} {what} {detail}{reason}", text("time"), text("instance"));
         output::line(&output::plain(&line))?;
     }
 }

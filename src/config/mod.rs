@@ -45,6 +45,7 @@ pub use extends::EXTENDS_MAX;
 pub use keys::{Change, KEYS, Key, Units, key, key_of};
 pub use layers::{Layers, drop_in_unit, is_profile, source_name, with_words};
 pub use origin::Origins;
+pub(crate) use render::plural;
 pub use render::{DRAWN_MAX, render};
 pub use source::{FILE_BYTES_MAX, MISTAKES_MAX, SourceFile};
 pub use suggest::nearest;

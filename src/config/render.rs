@@ -71,7 +71,8 @@ fn summary(diagnostics: &[Diagnostic]) -> String {
     }
 }
 
-fn plural(n: usize, word: &str) -> String {
+/// So many of something, in words.
+pub(crate) fn plural(n: usize, word: &str) -> String {
     if n == 1 { format!("1 {word}") } else { format!("{n} {word}s") }
 }
 

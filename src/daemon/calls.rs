@@ -307,6 +307,12 @@ fn wait(
                 supervisor.select(&parameters.units()?)?
             }
         };
+        // Of all units those are not meant that nobody wants now.
+        let view = supervisor.view();
+        let is_meant = |id: &InstanceId| view.wants(id) && !plan::rests_until_due(&view, id);
+        let is_of_all = parameters.units()?.is_empty()
+            && matches!(goal, Goal::Up | Goal::Ready | Goal::Completed);
+        let ids = ids.into_iter().filter(|id| !is_of_all || is_meant(id)).collect();
         let timeout = parameters.number("timeout_ms")?;
         let now = supervisor.system().now();
         let deadline = timeout.map(|millis| now.after(Span::millis(millis)));

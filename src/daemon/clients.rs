@@ -473,8 +473,7 @@ impl Client {
             Some(Pending::Reexec) | None => return,
             Some(Pending::Events) => {
                 for notice in notices {
-                    let own = supervisor.is_own(&notice.event.instance);
-                    self.queue(&Reply::one_of_more(super::report::event_json(notice, own)));
+                    self.queue(&Reply::one_of_more(super::report::event_json(supervisor, notice)));
                 }
                 return;
             }

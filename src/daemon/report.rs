@@ -7,12 +7,12 @@ use serde_json::{Value, json};
 
 use crate::config;
 use crate::model::{
-    Doing, Happening, InstanceId, Monotonic, Outcome, Reason, Role, Rung, Span, StartError,
-    StopCause, Verdict, Word,
+    Doing, Event, Happening, InstanceId, Monotonic, Outcome, Reason, Role, RunId, Rung, Span,
+    StartError, StopCause, Verdict, Word,
 };
 use crate::plan::{self, Hurry, Plan, Shutdown};
 use crate::supervisor::{Applied, Notice, Source, Supervisor};
-use crate::system::System;
+use crate::system::{Linux, System};
 
 /// How long a failure that repeats is only counted.
 const REPEAT_SPAN: Span = Span::seconds(60);
@@ -250,13 +250,22 @@ fn settled<S: System>(
     }
 }
 
-/// An event as clients get it.
-pub(super) fn event_json(notice: &Notice, own: bool) -> Value {
+/// An event as clients get it: with the time for people, and the run by the name that it has in the logs.
+pub(super) fn event_json(supervisor: &Supervisor<Linux>, notice: &Notice) -> Value {
+    let Event { instance, at, what } = &notice.event;
+    let system = supervisor.system();
+    let ago = i64::try_from(system.now().since(*at).as_nanos() / 1_000).unwrap_or(i64::MAX);
+    let time = jiff::Timestamp::from_microsecond(system.wall().0.saturating_sub(ago)).ok();
+    let what = serde_json::to_value(what).unwrap_or_default();
+    let parts = what.as_object().and_then(|what| what.values().next());
+    let run = parts.and_then(|parts| parts.get("run")).and_then(Value::as_u64);
     json!({ "event": {
-        "own": own,
-        "instance": notice.event.instance,
-        "at_ns": notice.event.at,
-        "what": notice.event.what,
+        "own": supervisor.is_own(instance),
+        "instance": instance,
+        "time": time.map(|time| format!("{time:.6}")),
+        "at_ns": at,
+        "run": run.map(|run| RunId(run).to_string()),
+        "what": what,
         "reason": notice.reason.as_ref().map(Reason::to_string),
     } })
 }
@@ -278,7 +287,7 @@ pub(super) fn applied(applied: &Applied, source: &Source) {
     if changes.is_empty() {
         log::info!("`{}` is applied already, generation {}", source.name, applied.generation);
     } else {
-        let (count, generation) = (changes.len(), applied.generation);
-        log::info!("applied `{}`: {count} units changed, generation {generation}", source.name);
+        let (count, generation) = (config::plural(changes.len(), "unit"), applied.generation);
+        log::info!("applied `{}`: {count} changed, generation {generation}", source.name);
     }
 }

@@ -224,7 +224,12 @@ impl Wait {
             | Goal::Ready
             | Goal::Down
             | Goal::Stopped
-            | Goal::Completed) => goal.standing(phase, kind, outlooks.of(id)),
+            | Goal::Completed) => {
+                let standing = goal.standing(phase, kind, outlooks.of(id));
+                // What only waits until it is due comes by itself.
+                let comes = !goal.is_down() && plan::rests_until_due(&outlooks.view, id);
+                if comes && standing == Progress::Hopeless { Progress::Open } else { standing }
+            }
         };
         if matches!(phase, Phase::Waiting { .. }) {
             self.waiting.insert(id.clone());

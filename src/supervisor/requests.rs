@@ -158,7 +158,6 @@ impl<S: System> Supervisor<S> {
         let mut desired = self.desired.clone();
         for target in &targets {
             let Some(unit) = desired.units.get_mut(target.unit()) else { continue };
-            let hold = Hold { by: by.to_owned(), reason: reason.to_owned(), at, until };
             let known = match target {
                 Target::Unit(_) => {
                     unit.started = false;
@@ -166,10 +165,13 @@ impl<S: System> Supervisor<S> {
                 }
                 Target::Instance(id) => &mut unit.instances.entry(id.clone()).or_default().hold,
             };
-            // Who stops it last says for how long; where that is the same, who stopped it first stays
+            // Who stops it last says for how long, and why, if they do; else who stopped it first stays
             // named.
-            if known.as_ref().is_none_or(|known| known.until != until) {
-                *known = Some(Box::new(hold));
+            let kept = known.as_ref().map_or("", |known| known.reason.as_str());
+            let reason = if reason.is_empty() { kept } else { reason }.to_owned();
+            let is_same = |known: &Hold| known.until == until && known.reason == reason;
+            if !known.as_deref().is_some_and(is_same) {
+                *known = Some(Box::new(Hold { by: by.to_owned(), reason, at, until }));
             }
         }
         self.commit_changed(desired)?;
