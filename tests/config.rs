@@ -113,6 +113,7 @@ goldens! {
     case_087_leading_zeros_are_refused_in_numbers
     case_087_leading_zeros_are_text_in_text
     case_092_list_items_are_never_split
+    cannot_work
     choices
     commands
     commands_wrong

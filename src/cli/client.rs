@@ -12,10 +12,10 @@ use serde_json::{Value, json};
 use super::args::Global;
 use super::ssh::Ssh;
 use super::{Error, Exit, output};
-use crate::model::Span;
+use crate::model::{SOCKET_PATH_MAX, Span};
 use crate::protocol::{Call, Decoder, REPLY_BYTES_MAX, Reply};
 use crate::supervisor::{Refusal, Row};
-use crate::system::{Dirs, SOCKET_PATH_MAX};
+use crate::system::Dirs;
 
 /// The directories that a command means.
 pub(super) fn dirs(global: &Global) -> Dirs {

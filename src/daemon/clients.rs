@@ -16,12 +16,13 @@ use nix::sys::stat::{Mode, umask};
 
 use super::FIRST_CLIENT;
 use super::wait::Wait;
+use crate::model::SOCKET_PATH_MAX;
 use crate::model::{Monotonic, Span};
 use crate::protocol::{
     APPLY_BYTES_MAX, CALL_BYTES_MAX, CLIENTS_MAX, Call, Decoder, Failure, REPLY_BYTES_MAX, Reply,
 };
 use crate::supervisor::{Notice, Supervisor};
-use crate::system::{self, Linux, SOCKET_PATH_MAX, SystemError};
+use crate::system::{self, Linux, SystemError};
 
 /// Bytes read from a client at once.
 const READ_BYTES: usize = 64 * 1024;

@@ -78,7 +78,7 @@ pub use run::{Asked, End, Identity, Life, Process, Role, Run, RunId, STATUS_BYTE
 pub use schedule::{Calendar, Cron, EVERY_MIN, Overlap, Schedule, ScheduleError, When};
 pub use shared::Shared;
 pub use signal::Signal;
-pub use socket::{Accept, Address, Bound, LISTEN_MAX, Listen, Socket, UNIX_MODE};
+pub use socket::{Accept, Address, Bound, LISTEN_MAX, Listen, SOCKET_PATH_MAX, Socket, UNIX_MODE};
 pub use spec::{
     Conditions, EndAction, Hook, Hooks, INSTANCES_MAX, Instances, Kind, Reload, Spec, SpecHash,
 };

@@ -9,6 +9,9 @@ use super::name::UnitName;
 use super::path::FilePath;
 use super::template::Template;
 
+/// Longest path of a unix socket, in bytes: `sun_path` has 108 with the final NUL, unix(7).
+pub const SOCKET_PATH_MAX: usize = 107;
+
 /// Most addresses of one socket unit. Each takes a descriptor of opm and one of the service.
 pub const LISTEN_MAX: usize = 32;
 /// Mode of a Unix socket whose unit names none.

@@ -12,8 +12,6 @@ use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use super::{SystemError, sys};
 use crate::model::{InstanceId, Span};
 
-/// Longest path of a unix socket, in bytes: `sun_path` has 108 with the final NUL, unix(7).
-pub const SOCKET_PATH_MAX: usize = 107;
 /// How long a start waits for the half-born child of a killed supervisor to let the lock go.
 const ORPHANED_LOCK_WAIT: Span = Span::seconds(5);
 /// Variable that hands the lock over an exec.

@@ -38,7 +38,7 @@ use std::fmt;
 use std::sync::Arc;
 
 pub use archive::{Archive, RECORDS_MAX};
-pub use dirs::{Dirs, LockError, SOCKET_PATH_MAX};
+pub use dirs::{Dirs, LockError};
 pub use disk::{Disk, Files};
 pub use env::Environment;
 pub use ledger::{Ledger, Replay, compact_text, replay_text};

@@ -14,7 +14,8 @@ use std::path::Path;
 
 use nix::sys::socket::{UnixAddr, bind, setsockopt, sockopt};
 
-use super::{SOCKET_PATH_MAX, sys};
+use super::sys;
+use crate::model::SOCKET_PATH_MAX;
 use crate::model::{Doing, Span};
 
 /// Longest notify message, in bytes; the rest is cut. `sd_notify(3)` messages are far shorter.

@@ -30,6 +30,12 @@ impl Decoder<'_, '_> {
     ) -> Option<Fields<'n>> {
         let Value::Map(entries) = &node.value else {
             self.wrong(parent, "a map", node);
+            let here =
+                keys::children(parent).filter(|key| key.supported && key.units.has(self.kind));
+            let here: Vec<&str> = here.map(Key::name).collect();
+            if node.value != Value::Null && !here.is_empty() {
+                self.sink.help_last(&format!("its keys are {}", alternatives(&here)));
+            }
             return None;
         };
         let mut known = Vec::with_capacity(entries.len());

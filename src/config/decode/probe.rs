@@ -20,6 +20,11 @@ const TIMEOUT: Span = Span::seconds(3);
 const RETRIES: u32 = 3;
 const START_PERIOD: Span = Span::seconds(30);
 
+/// Whether a text is the number of a port, or becomes one.
+fn is_port(text: &str) -> bool {
+    text.contains("${") || text.parse::<u16>().is_ok_and(|port| port > 0)
+}
+
 impl Decoder<'_, '_> {
     pub(super) fn ready(&mut self, node: &Node) -> Option<Ready> {
         let (fields, key, value) =
@@ -95,8 +100,15 @@ impl Decoder<'_, '_> {
     fn question(&mut self, key: &Key, value: &Node, expect: Option<&Node>) -> Option<Question> {
         match key.name() {
             "tcp" => self.address(key.path, value).map(Question::Tcp),
-            "unix" => self.path(key.path, value).map(Question::Unix),
-            "memory" => self.size(key.path, value).map(Question::Memory),
+            "unix" => self.socket_path(key.path, value).map(Question::Unix),
+            "memory" => {
+                let size = self.size(key.path, value)?;
+                if size == 0 {
+                    self.wrong(key.path, "more than nothing", value);
+                    return None;
+                }
+                Some(Question::Memory(size))
+            }
             "exec" => self.command(key.path, value).map(Question::Exec),
             _ => {
                 let url = self.url(key.path, value);
@@ -113,9 +125,8 @@ impl Decoder<'_, '_> {
     /// `HOST:PORT`.
     fn address(&mut self, key: &str, node: &Node) -> Option<Template> {
         let text = self.text(key, node)?;
-        let has_port = text.rsplit_once(':').is_some_and(|(host, port)| {
-            !host.is_empty() && (port.contains("${") || port.parse::<u16>().is_ok())
-        });
+        let has_port =
+            text.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && is_port(port));
         if !has_port {
             self.wrong(key, "`HOST:PORT`", node);
             return None;
@@ -126,6 +137,14 @@ impl Decoder<'_, '_> {
     fn url(&mut self, key: &str, node: &Node) -> Option<Template> {
         let text = self.text(key, node)?;
         let host = text.strip_prefix("http://").filter(|rest| !rest.starts_with('/'));
+        // A port is what follows the last colon, but for one within the brackets of an address.
+        let authority = host.and_then(|host| host.split(['/', '?', '#']).next());
+        let authority = authority.filter(|all| !all.contains("${"));
+        let port = authority.and_then(|all| all.rsplit_once(':')).map(|(_, port)| port);
+        if port.is_some_and(|port| !port.contains(']') && !is_port(port)) {
+            self.wrong(key, "a URL with a port from 1 to 65535", node);
+            return None;
+        }
         if host.is_none_or(str::is_empty) {
             self.wrong(
                 key,

@@ -83,7 +83,7 @@ impl Decoder<'_, '_> {
         let address = match place {
             "tcp" => self.internet(key.path, value).map(Address::Tcp),
             "udp" => self.internet(key.path, value).map(Address::Udp),
-            _ => self.path(key.path, value).map(Address::Unix),
+            _ => self.socket_path(key.path, value).map(Address::Unix),
         };
         let name = fields.get("name").and_then(|node| self.descriptor_name(node));
         let mode = fields.get("mode").and_then(|node| self.octal("listen.mode", "0660", node));

@@ -7,10 +7,11 @@ use std::path::Path;
 
 use super::Decoder;
 use crate::config::diagnostic::quoted;
+use crate::config::keys;
 use crate::config::source::At;
 use crate::config::suggest;
 use crate::config::yaml::{Node, Value};
-use crate::model::{Signal, Span, Template, UnitName};
+use crate::model::{SOCKET_PATH_MAX, Signal, Span, Template, UnitName};
 
 /// What a node is, in words.
 pub(in crate::config) fn described(node: &Node) -> String {
@@ -115,6 +116,23 @@ impl<'a> Decoder<'_, 'a> {
         from_there
     }
 
+    /// The path of a socket, where all of it is known: the kernel allows less than for a file.
+    pub(super) fn socket_path(&mut self, key: &str, node: &Node) -> Option<Template> {
+        let path = self.path(key, node)?;
+        let raw = path.raw();
+        let whole = self.dir.map_or_else(|| raw.into(), |dir| dir.as_path().join(raw));
+        let length = whole.as_os_str().len();
+        if !raw.contains("${") && length > SOCKET_PATH_MAX {
+            let message = format!(
+                "`{key}` has {length} bytes from `/` on, and the kernel allows {SOCKET_PATH_MAX} for \
+                 the path of a socket"
+            );
+            self.sink.error(node.at, message).help("use a shorter directory, as one under `/run`");
+            return None;
+        }
+        Some(path)
+    }
+
     /// The directory of the file in which a value stands, where it is not that of the unit. The
     /// command line is in none.
     fn foreign_dir(&self, node: &Node) -> Option<&'a Path> {
@@ -135,7 +153,10 @@ impl<'a> Decoder<'_, 'a> {
             _ => None,
         };
         let message = format!("`{key}` must be true or false, not {}", quoted(text));
-        self.sink.error(node.at, message).did_you_mean(meant);
+        let found = self.sink.error(node.at, message).did_you_mean(meant);
+        if let Some(help) = other_forms(key) {
+            found.help(help);
+        }
         None
     }
 
@@ -253,7 +274,10 @@ impl<'a> Decoder<'_, 'a> {
         }
         let meant = suggest::nearest(text, known.iter().copied());
         let message = format!("`{key}` must be {}, not {}", alternatives(&known), quoted(text));
-        self.sink.error(node.at, message).did_you_mean(meant);
+        let found = self.sink.error(node.at, message).did_you_mean(meant);
+        if let Some(help) = other_forms(key) {
+            found.help(help);
+        }
         None
     }
 
@@ -367,6 +391,13 @@ pub fn parse_size(text: &str) -> Option<u64> {
         (_, _) => return None,
     };
     digits.parse::<u64>().ok()?.checked_mul(base.checked_pow(power)?)
+}
+
+/// What else than words a key takes, as the table of keys has it.
+fn other_forms(key: &str) -> Option<String> {
+    let types = keys::key(key)?.types;
+    let is_more = ["map", "list", "{"].iter().any(|form| types.contains(form));
+    is_more.then(|| format!("it may be {types}"))
 }
 
 #[cfg(test)]
