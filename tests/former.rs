@@ -211,3 +211,26 @@ fn a_watchdog_of_the_next_definition_does_not_watch_this_one() {
     world.until("the first to try", || world.phase("web@1") == "starting");
     watch_for(Duration::from_millis(400), || world.pid("web@2") != pid, "the other runs on");
 }
+
+#[test]
+fn of_two_that_run_and_are_to_conflict_the_first_by_name_stays() {
+    let Some(mut world) = World::new() else { return };
+    world.service("blue", "exec sleep 1000", "enabled: false\n");
+    world.service("green", "exec sleep 1000", "enabled: false\n");
+    world.service("web", "exec sleep 1000", "requires: [green]\n");
+    world.run();
+    world.until_phase("web", "waiting");
+    assert_eq!(world.opm(&["start", "green", "blue"]).code, 0);
+    world.until_phase("web", "up");
+    let pid = world.pid("blue");
+    world.service("green", "exec sleep 1000", "enabled: false\nconflicts: [blue]\n");
+    assert_eq!(world.opm(&["apply", "--no-wait", "units"]).code, 0);
+    for unit in ["green", "web"] {
+        world.until_phase(unit, "waiting");
+    }
+    assert!(world.log().contains("it conflicts with `blue`, which runs"), "{}", world.log());
+    assert_eq!((world.phase("blue").as_str(), world.pid("blue")), ("up", pid));
+    assert_eq!(world.opm(&["stop", "blue"]).code, 0);
+    world.until_phase("web", "up");
+    assert_eq!(world.phase("blue"), "down");
+}

@@ -28,6 +28,8 @@ pub enum StopCause {
     Dependency(UnitName),
     /// A unit it requires has restarted by itself, and this one follows.
     DependencyRestarted(UnitName),
+    /// A unit with which it is never to be up runs too, and goes first.
+    Conflict(UnitName),
     /// opm is shutting down.
     Shutdown,
     /// Its main process ended.
@@ -59,6 +61,7 @@ impl StopCause {
             | Self::Changed
             | Self::Dependency(_)
             | Self::DependencyRestarted(_)
+            | Self::Conflict(_)
             | Self::Touched
             | Self::Shutdown => true,
             Self::MainEnded
@@ -86,6 +89,7 @@ impl StopCause {
             | Self::Restart
             | Self::Changed
             | Self::Dependency(_)
+            | Self::Conflict(_)
             | Self::Shutdown
             | Self::ConditionUnmet(_)
             | Self::Touched
@@ -103,6 +107,7 @@ impl StopCause {
             | Self::Changed
             | Self::Dependency(_)
             | Self::DependencyRestarted(_)
+            | Self::Conflict(_)
             | Self::Shutdown
             | Self::MainEnded
             | Self::HookFailed(_)
@@ -122,6 +127,7 @@ impl fmt::Display for StopCause {
             Self::Changed => f.write_str("its definition changed"),
             Self::Dependency(unit) => write!(f, "it requires `{unit}`, which is not up"),
             Self::DependencyRestarted(unit) => write!(f, "`{unit}`, which it requires, restarted"),
+            Self::Conflict(unit) => write!(f, "it conflicts with `{unit}`, which runs"),
             Self::Shutdown => f.write_str("opm is shutting down"),
             Self::MainEnded => f.write_str("its main process ended"),
             Self::HookFailed(role) => write!(f, "its {role} failed"),

@@ -51,7 +51,8 @@ fn comes_back(instance: &Instance) -> bool {
         | StopCause::Changed
         | StopCause::Touched
         | StopCause::Dependency(_)
-        | StopCause::DependencyRestarted(_) => true,
+        | StopCause::DependencyRestarted(_)
+        | StopCause::Conflict(_) => true,
         StopCause::GoalDown
         | StopCause::Shutdown
         | StopCause::MainEnded

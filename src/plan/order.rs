@@ -54,6 +54,17 @@ fn former_instances(view: &View<'_>, unit: &UnitName) -> Option<Blocker> {
     })
 }
 
+/// A unit that runs, and with which this one that runs too is not to be up at the same time, as a change
+/// says: of two that are wanted the first by name stays.
+pub(super) fn conflict(view: &View<'_>, unit: &UnitName) -> Option<UnitName> {
+    let runs = |other: &&UnitName| {
+        let mut instances = view.observed.of_unit(other);
+        instances.any(|(_, instance)| matches!(instance.phase, Phase::Starting | Phase::Up))
+    };
+    let mut others = view.graph.node(unit)?.conflicts.iter().filter(|other| *other < unit);
+    others.find(|other| may_run(view, other) && runs(other)).cloned()
+}
+
 /// A need that is in the way of a start.
 pub(super) fn blocker(view: &View<'_>, need: &Need) -> Option<Blocker> {
     let standing = standing(view, need);

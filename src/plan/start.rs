@@ -75,6 +75,9 @@ fn leave_cause(
     if let Some(lost) = order::lost(view, &id.unit) {
         return Some(StopCause::Dependency(lost));
     }
+    if let Some(other) = order::conflict(view, &id.unit) {
+        return Some(StopCause::Conflict(other));
+    }
     if let Some(socket) = lazy::newer_socket(view, id, run) {
         return Some(StopCause::DependencyRestarted(socket));
     }
