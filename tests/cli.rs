@@ -278,6 +278,23 @@ fn a_daemon_whose_units_have_mistakes_prints_them_and_does_not_start() {
 }
 
 #[test]
+fn a_daemon_of_a_directory_that_moved_says_whose_its_units_are() {
+    let Some(world) = World::new() else { return };
+    world.unit("a", "command: [sleep, '1000']\nlogs: {to: null}\n");
+    world.apply(0);
+    assert_eq!(world.opm(&["shutdown"]).code, 0);
+    std::fs::create_dir(world.path("moved")).unwrap();
+    std::fs::copy(world.path("units/a.yaml"), world.path("moved/a.yaml")).unwrap();
+    let said = world.opm(&["daemon", "moved"]);
+    assert_eq!(said.code, 2, "{said:?}");
+    for words in ["runs what was saved", "unit `a` is declared by source", "moved/a.yaml"] {
+        assert!(said.err.contains(words), "{words}: {said:?}");
+    }
+    assert_eq!(world.phase("a"), "up");
+    assert_eq!(world.opm(&["shutdown"]).code, 0);
+}
+
+#[test]
 fn a_file_that_cannot_be_read_hides_no_mistake_in_another() {
     let world = World::bare();
     for (link, target) in [("one.yaml", "/nope"), ("two.yaml", "nowhere")] {

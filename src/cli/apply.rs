@@ -323,11 +323,15 @@ pub(super) fn load(source: &Source) -> Result<Loaded, Error> {
     Ok(loaded)
 }
 
-/// The mistakes in a directory's units, as an error: for a daemon that said that there are any.
-pub(super) fn mistakes_in(dir: &Path, options: &SourceOptions) -> Error {
+/// The mistakes in a directory's units, as an error, for a daemon that said that there are any. `told`: what
+/// it said of them, as some are none by themselves, but with what it knows of other sources.
+pub(super) fn mistakes_in(dir: &Path, options: &SourceOptions, told: &str) -> Error {
     match source_with(dir, options).and_then(|source| refuse_mistakes(&source)) {
         Err(error) => error,
-        Ok(()) => Error::new(Exit::Bad, "the units had mistakes a moment ago"),
+        Ok(()) => {
+            output::note(told.trim_end());
+            Error::new(Exit::Bad, "")
+        }
     }
 }
 

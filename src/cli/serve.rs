@@ -72,14 +72,17 @@ pub(super) fn daemon(global: &Global, args: &Daemon) -> Result<u8, Error> {
         Started::Running(Some(over)) => {
             output::note("opm: the daemon runs what was saved, and not what the directory says");
             Err(match units.filter(|_| over.is_mistaken) {
-                Some(dir) => super::apply::mistakes_in(&dir, &(&args.files).into()),
+                Some(dir) => super::apply::mistakes_in(&dir, &(&args.files).into(), &over.text),
                 None => Error::new(Exit::Refused, over.text),
             })
         }
         Started::Already(holder) => Err(Error::new(Exit::Refused, holder)),
         Started::BadUnits => Err(units.map_or_else(
             || Error::new(Exit::Bad, BootFailure::BadUnits),
-            |dir| super::apply::mistakes_in(&dir, &(&args.files).into()),
+            |dir| {
+                let told = "opm: the units had mistakes a moment ago";
+                super::apply::mistakes_in(&dir, &(&args.files).into(), told)
+            },
         )),
         Started::Failed(reason) => {
             Err(Error::new(Exit::Failed, format!("cannot start the daemon: {reason}")))

@@ -193,9 +193,10 @@ impl Daemon {
         match self.supervisor.apply_source(&source, &own_manner("at the start of opm")) {
             Ok(applied) => {
                 let bad = crate::config::has_errors(&applied.diagnostics);
+                let told = crate::config::render(&applied.diagnostics, &source.shown(), false);
                 report::applied(&applied, &source);
                 match (bad, had_state) {
-                    (true, true) => over(true, BootFailure::BadUnits.to_string()),
+                    (true, true) => over(true, told),
                     (true, false) => Err(BootFailure::BadUnits),
                     (false, _) => Ok(None),
                 }
