@@ -377,3 +377,13 @@ fn a_thousand_units_take_few_moments() {
         assert!(args[0] == "--fail" || happens >= 1000, "{args:?}: {happens}");
     }
 }
+
+#[test]
+fn a_task_with_a_schedule_is_not_due_because_everything_is_up_for_long() {
+    let world = World::bare();
+    world.unit("a", "command: [sleep, '1000']\n");
+    world.unit("t", "kind: task\ncommand: ['true']\nschedule: '0 0 * * *'\ncatch_up: true\n");
+    let said = world.opm(&["simulate", "units", "--stop", "a"]);
+    assert_eq!(said.code, 0, "{said:?}");
+    assert!(!said.out.contains("starts") && said.out.contains("down a, t"), "{said:?}");
+}

@@ -207,6 +207,8 @@ impl Play {
             End::Rest => {
                 let now = crate::system::System::now(self.supervisor.system()).after(UP_FOR);
                 self.supervisor.system_mut().jump(now);
+                // What was due meanwhile has run.
+                self.supervisor.begin_schedules_anew();
             }
             End::Over(_) => self.first = Some(scene),
             End::ForEver { .. } | End::Unknown => {}

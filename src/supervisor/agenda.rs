@@ -63,6 +63,12 @@ impl<S: System> Supervisor<S> {
         self.touch(id);
     }
 
+    /// Forgets all due times: each instance is due from now on, as one that is new.
+    pub fn begin_schedules_anew(&mut self) {
+        self.times = Timetable::new(Agenda::default());
+        self.touch_all();
+    }
+
     /// Notes that the latest due time that has come is served: by a run that begins, by one that is
     /// to begin later, or by none.
     pub(super) fn serve(&mut self, id: &InstanceId, change: impl FnOnce(&mut Entry)) {
