@@ -326,13 +326,11 @@ pub(super) fn load(source: &Source) -> Result<Loaded, Error> {
 /// The mistakes in a directory's units, as an error, for a daemon that said that there are any. `told`: what
 /// it said of them, as some are none by themselves, but with what it knows of other sources.
 pub(super) fn mistakes_in(dir: &Path, options: &SourceOptions, told: &str) -> Error {
-    match source_with(dir, options).and_then(|source| refuse_mistakes(&source)) {
-        Err(error) => error,
-        Ok(()) => {
-            output::note(told.trim_end());
-            Error::new(Exit::Bad, "")
-        }
+    if let Err(error) = source_with(dir, options).and_then(|source| refuse_mistakes(&source)) {
+        return error;
     }
+    output::note(told.trim_end());
+    Error::new(Exit::Bad, "")
 }
 
 /// Starts a daemon; where somebody else was faster, uses theirs.
