@@ -34,7 +34,8 @@ fn a_task_is_not_run_by_an_apply_and_runs_at_once_when_it_is_started() {
     // Nothing is under way, so that there is nothing to wait for.
     world.apply(0);
     assert_eq!(world.opm(&["wait", "--for", "settled", "yearly"]).code, 0);
-    assert_eq!(world.opm(&["wait", "--for", "completed", "yearly"]).code, 1);
+    let waits = ["wait", "--for", "completed", "--timeout", "200ms", "yearly"];
+    assert_eq!(world.opm(&waits).code, 5, "it comes by itself, in time");
     assert_eq!(world.lines("runs").len(), 0);
     let row = world.row("yearly");
     assert_eq!((row["phase"].as_str(), row["settled"].as_bool()), (Some("down"), Some(true)));
@@ -164,4 +165,31 @@ fn a_broken_agenda_is_set_aside_and_schedules_begin_anew() {
     assert!(world.log().contains("schedules begin anew"), "{}", world.log());
     assert_eq!(world.lines("runs").len(), 0);
     assert_eq!(world.opm(&["shutdown"]).code, 0);
+}
+
+#[test]
+fn a_run_that_ends_because_of_what_it_requires_is_done_again_when_that_is_back() {
+    let Some(mut world) = World::new() else { return };
+    world.service("db", "exec sleep 1000", "");
+    world.task(
+        "backup",
+        "echo begun >> runs; until [ -e go ]; do sleep 0.02; done; echo done >> runs",
+        "requires: [db]\nschedule: '0 0 1 1 *'\n",
+    );
+    world.run();
+    world.until_phase("db", "up");
+    assert_eq!(world.opm(&["start", "--no-wait", "backup"]).code, 0);
+    world.until("its run", || world.lines("runs") == ["begun"]);
+    assert_eq!(world.opm(&["restart", "db"]).code, 0);
+    world.until("its next run", || world.lines("runs") == ["begun", "begun"]);
+    // As long as that is away it waits.
+    assert_eq!(world.opm(&["stop", "db"]).code, 0);
+    world.until_phase("backup", "waiting");
+    assert_eq!(world.opm(&["start", "db"]).code, 0);
+    world.until("the third run", || world.lines("runs").len() == 3);
+    std::fs::write(world.path("go"), "").unwrap();
+    world.until_phase("backup", "done");
+    assert_eq!(world.lines("runs"), ["begun", "begun", "begun", "done"]);
+    assert_eq!(world.opm(&["restart", "db"]).code, 0);
+    assert_eq!(world.lines("runs").len(), 4, "what has ended is done");
 }

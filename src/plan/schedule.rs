@@ -3,7 +3,7 @@
 use super::{Due, View, begin, restart};
 use crate::model::{
     Action, Entry, Instance, InstanceId, Monotonic, Overlap, Phase, Reason, Run, Schedule, Span,
-    StopCause, Unit, Wall,
+    StopCause, Unit, UnitName, Wall,
 };
 
 /// A run that would begin so much after its time was missed: opm or the machine was not there.
@@ -29,12 +29,24 @@ fn call(view: &View<'_>, unit: &Unit, id: &InstanceId, schedule: &Schedule) -> C
     if entry.queued {
         return Call::Run(Reason::Due);
     }
+    if let Some(needed) = cut_short_by(view, id) {
+        return Call::Run(Reason::Recovered(needed.clone()));
+    }
     match entry.next {
         Some(due) if view.wall < due.at => Call::Rest(Some(due.at)),
         Some(due) if view.wall.since(due.at) <= MISSED_AFTER => Call::Run(Reason::Due),
         Some(_) if schedule.catch_up => Call::Run(Reason::Missed),
         Some(_) => Call::Pass(Reason::Missed),
         None => Call::Rest(None),
+    }
+}
+
+/// The unit because of which an instance's last run could not go on: its work is still to be done.
+fn cut_short_by<'a>(view: &View<'a>, id: &InstanceId) -> Option<&'a UnitName> {
+    let instance = view.observed.get(id)?;
+    match (&instance.phase, &instance.last.as_ref()?.cause) {
+        (Phase::Down | Phase::Waiting { .. }, StopCause::Dependency(needed)) => Some(needed),
+        _ => None,
     }
 }
 
