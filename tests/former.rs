@@ -234,3 +234,78 @@ fn of_two_that_run_and_are_to_conflict_the_first_by_name_stays() {
     world.until_phase("web", "up");
     assert_eq!(world.phase("blue"), "down");
 }
+
+#[test]
+fn who_stays_is_not_held_up_by_one_that_goes() {
+    let Some(mut world) = World::new() else { return };
+    let script = "echo ${instance} >> begun; trap '' TERM; while :; do sleep 0.02; done";
+    let keys = |count: u32| {
+        format!(
+            "instances: {count}\nstop: {{timeout: 1h}}\nrestart: {{policy: always, delay: 0s}}\n"
+        )
+    };
+    world.service("web", script, &keys(3));
+    world.run();
+    for id in ["web@1", "web@2", "web@3"] {
+        world.until("it is up", || world.phase(id) == "up");
+    }
+    world.until("all to begin", || world.lines("begun").len() == 3);
+    world.service("web", script, &keys(2));
+    assert_eq!(world.opm(&["apply", "--no-wait", "units"]).code, 0);
+    world.until_phase("web@3", "stopping");
+    world.kill("KILL", world.pid("web@1").unwrap());
+    world.until("its next run", || world.lines("begun").len() == 4);
+    // A start of the unit is one of what it asks for.
+    assert_eq!(world.opm(&["start", "web"]).code, 0);
+    world.kill("KILL", world.pid("web@3").unwrap());
+    world.until("its end", || world.phase("web@3") == "absent");
+}
+
+#[test]
+fn of_a_chain_of_conflicts_no_more_stop_than_have_to() {
+    let Some(mut world) = World::new() else { return };
+    for unit in ["a", "b", "c"] {
+        world.service(unit, "exec sleep 1000", "enabled: false\n");
+    }
+    world.task("b-job", "exec sleep 1000", "enabled: false\n");
+    world.run();
+    world.until("it", || world.opm(&["status"]).code == 0);
+    assert_eq!(world.opm(&["start", "--no-wait", "a", "b", "c", "b-job"]).code, 0);
+    for unit in ["a", "b", "c", "b-job"] {
+        world.until_phase(unit, "up");
+    }
+    let pids = ["a", "c", "b-job"].map(|unit| world.pid(unit));
+    world.service("b", "exec sleep 1000", "enabled: false\nconflicts: [a, c]\n");
+    world.task("b-job", "exec sleep 1000", "enabled: false\nconflicts: [a]\n");
+    assert_eq!(world.opm(&["apply", "--no-wait", "units"]).code, 0);
+    world.until_phase("b", "waiting");
+    watch_for(
+        Duration::from_millis(200),
+        || ["a", "c", "b-job"].map(|unit| world.pid(unit)) != pids,
+        "the others run on, and so does a task in progress",
+    );
+}
+
+#[test]
+fn instances_that_change_their_numbers_do_so_in_turns_where_that_is_asked_for() {
+    let Some(mut world) = World::new() else { return };
+    let script = "echo ${instance} ${instance.index} >> begun; exec sleep 1000";
+    world.service("web", script, "instances: [a, b]\nready: {delay: 100ms}\n");
+    world.run();
+    for id in ["web@a", "web@b"] {
+        world.until("it is up", || world.phase(id) == "up");
+    }
+    world.service("web", script, "instances: [b, a]\nready: {delay: 100ms}\n");
+    let plan = world.opm(&["plan", "--rolling", "units"]).out;
+    assert!(plan.contains("± web (restart, 1 at a time"), "{plan}");
+    let said = world.opm(&["apply", "--rolling", "units"]);
+    assert_eq!(said.code, 0, "{said:?}");
+    world.until("both", || world.lines("begun").len() == 4);
+    let log = world.log();
+    let turns: Vec<&str> =
+        log.lines().filter(|l| l.contains("web@") && !l.contains("waits")).collect();
+    let last_up = turns.iter().rposition(|line| line.contains(": up")).unwrap();
+    let second_stop = turns.iter().rposition(|line| line.contains("stopping")).unwrap();
+    let first_again = turns[..second_stop].iter().filter(|line| line.contains(": up")).count();
+    assert!(second_stop < last_up && first_again == 3, "one after the other:\n{log}");
+}

@@ -41,12 +41,21 @@ pub(super) fn restart(global: &Global, args: &Restart) -> Outcome {
 
 fn change(global: &Global, method: &str, parameters: Value, args: &Change, aim: Aim) -> Outcome {
     let mut client = Client::connect(global)?;
-    client.call(method, parameters)?;
+    let reply = client.call(method, parameters)?;
+    // Those that are meant: of a unit not what it asks for no more.
+    let meant: Vec<String> = reply
+        .get("instances")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+        .filter_map(|id| id.as_str().map(str::to_owned))
+        .collect();
+    let units = if aim == Aim::Started && !meant.is_empty() { &meant } else { &args.units };
     let Waiting { no_wait, timeout, .. } = args.waiting;
     if no_wait {
         return Ok(Exit::Done);
     }
-    wait(global, &mut client, &args.units, aim, timeout)
+    wait(global, &mut client, units, aim, timeout)
 }
 
 /// Where units are to get.

@@ -292,6 +292,8 @@ impl Daemon {
         // A shutdown in minimal mode needs the facts too.
         let recovery = std::panic::AssertUnwindSafe(|| self.supervisor.recover());
         let has_failed = std::panic::catch_unwind(recovery).is_err();
+        // Who had ended by then may not have been reaped.
+        signals::look_for_ended();
         if has_failed || self.panics.len() >= PANICS_MAX {
             self.supervisor.enter_minimal_mode();
         }

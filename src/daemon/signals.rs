@@ -82,6 +82,13 @@ impl Signals {
     }
 }
 
+/// Has the loop look for children that have ended, as if one had.
+pub(super) fn look_for_ended() {
+    if let Err(errno) = kill(Pid::this(), Signal::SIGCHLD) {
+        log::error!("cannot wake the loop: {errno}");
+    }
+}
+
 pub(super) fn block_all() {
     mask(&SigSet::all());
 }

@@ -240,7 +240,7 @@ pub struct Blocker {
 pub enum Until {
     /// Come this far.
     Is(Condition),
-    /// Go down, because of a conflict.
+    /// Go down: because of a conflict, or, of the own unit, an instance that it asks for no more.
     Down,
     /// Get a connection or a datagram.
     Connection,
@@ -250,7 +250,7 @@ impl fmt::Display for Blocker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.until {
             Until::Is(condition) => write!(f, "`{}` to be {}", self.unit, condition.as_str()),
-            Until::Down => write!(f, "`{}` to be down (conflict)", self.unit),
+            Until::Down => write!(f, "`{}` to be down", self.unit),
             Until::Connection => write!(f, "a connection to `{}`", self.unit),
         }
     }

@@ -103,7 +103,7 @@ impl Graph {
             node.dependents.shrink_to_fit();
         }
         // A map that is made of what is in order has no room to spare.
-        let nodes = nodes.into_iter().gather();
+        let nodes = nodes.into_iter().collect();
         let mut graph = Self { nodes, is_stale: false };
         graph.mark_wanted(desired);
         graph.measure_depth();

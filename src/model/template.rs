@@ -62,6 +62,10 @@ impl std::error::Error for TemplateError {}
 impl Template {
     /// Reads a text, checking every `${…}` in it.
     pub fn parse(raw: &str) -> Result<Self, TemplateError> {
+        Self::read(raw, Strictness::New)
+    }
+
+    fn read(raw: &str, strictness: Strictness) -> Result<Self, TemplateError> {
         let mut parts = Vec::new();
         let mut literal = String::new();
         let mut at = 0;
@@ -76,7 +80,8 @@ impl Template {
                         problem: "`${` without `}`; write `$${` for a literal `${`".to_owned(),
                     });
                 };
-                let variable = variable(inside).map_err(|problem| TemplateError { at, problem })?;
+                let variable = variable(inside, strictness)
+                    .map_err(|problem| TemplateError { at, problem })?;
                 if !literal.is_empty() {
                     parts.push(Part::Literal(std::mem::take(&mut literal)));
                 }
@@ -117,7 +122,7 @@ impl Template {
             return self;
         }
         let raw = format!("{}/{}", Self::literal(dir.trim_end_matches('/')).raw, self.raw);
-        Self::parse(&raw).unwrap_or(self)
+        Self::read(&raw, Strictness::Saved).unwrap_or(self)
     }
 
     /// The text as it was written.
@@ -141,11 +146,18 @@ impl Template {
     }
 }
 
+/// Whether a text is new, or was accepted before, perhaps by an opm that let more pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Strictness {
+    New,
+    Saved,
+}
+
 /// Longest piece of a wrong `${…}` that an error repeats, in characters; the rest is cut off.
 const REPEATED_CHARS_MAX: usize = 60;
 
 /// The variable between `${` and `}`.
-fn variable(inside: &str) -> Result<Variable, String> {
+fn variable(inside: &str, strictness: Strictness) -> Result<Variable, String> {
     let shown = match inside.char_indices().nth(REPEATED_CHARS_MAX) {
         Some((end, _)) => format!("{}…", inside.get(..end).unwrap_or_default()),
         None => inside.to_owned(),
@@ -153,6 +165,9 @@ fn variable(inside: &str) -> Result<Variable, String> {
     if let Some(rest) = inside.strip_prefix("env:") {
         let (name, default) = rest.split_once(":-").unwrap_or((rest, ""));
         let is_odd = |c: char| "=:$?+-{".contains(c) || c.is_whitespace() || c.is_control();
+        if strictness == Strictness::Saved {
+            return Ok(Variable::Env { name: name.to_owned(), default: default.to_owned() });
+        }
         if name.is_empty() || name.contains(is_odd) {
             return Err(format!(
                 "`${{{shown}}}` names no environment variable; write env:NAME or env:NAME:-default"
@@ -199,7 +214,7 @@ impl Serialize for Template {
 impl<'de> Deserialize<'de> for Template {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let raw = String::deserialize(deserializer)?;
-        Self::parse(&raw).map_err(serde::de::Error::custom)
+        Self::read(&raw, Strictness::Saved).map_err(serde::de::Error::custom)
     }
 }
 
@@ -237,7 +252,11 @@ mod tests {
         }
         // What other languages have in such places is none here.
         for inside in ["A-b", "A:+b", "A:?b", "A b", "$A", "A:-${env:B", "A=b", ":-b", "A\n"] {
-            assert!(Template::parse(&format!("${{env:{inside}}}")).is_err(), "{inside}");
+            let raw = format!("${{env:{inside}}}");
+            assert!(Template::parse(&raw).is_err(), "{inside}");
+            // What was saved before is what it was.
+            let json = serde_json::to_string(&raw).unwrap();
+            assert_eq!(serde_json::from_str::<Template>(&json).unwrap().raw(), raw);
         }
     }
 

@@ -124,7 +124,10 @@ pub fn plan(old: &Desired, new: &Desired, observed: &Observed) -> Plan {
         .collect();
     ripple::add_dependents(&mut changes, new, &graph, observed);
     for change in &mut changes {
-        change.rolling = ripple::rolling(change, new);
+        // Where all instances are new, none of them was there to have a turn.
+        let specs = [old, new].map(|of| of.units.get(&change.unit).map(|unit| &unit.spec));
+        let is_all_new = matches!(specs, [Some(old), Some(new)] if new.has_only_new_instances(old));
+        change.rolling = ripple::rolling(change, new).filter(|_| !is_all_new);
     }
     measure_down_times(&mut changes, old, new, &graph);
     changes.sort_by_key(|change| {
@@ -166,12 +169,13 @@ fn change(
                     || !after.spec.renumbered(&before.spec).is_empty());
             let mut fields =
                 if is_same { Vec::new() } else { fields_that_differ(&before.spec, &after.spec) };
-            for field in fields.iter_mut().filter(|field| moves && field.key == "instances") {
-                field.class = Class::Restart;
-            }
             let runs = observed.of_unit(name).any(|(_, instance)| instance.run.is_some());
             let is_task = before.spec.kind == Kind::Task && after.spec.kind == Kind::Task;
             let restarts = (before.hash != after.hash || moves) && !is_task;
+            let is_moved = |field: &&mut FieldChange| moves && !is_task && field.key == "instances";
+            for field in fields.iter_mut().filter(is_moved) {
+                field.class = Class::Restart;
+            }
             // A unit may come or go without a change of its own, as with those that want it.
             match wanted {
                 (true, false) if runs => (Effect::Stop, fields),

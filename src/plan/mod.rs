@@ -243,6 +243,9 @@ fn begin(
     let known = if let Phase::Waiting { on, .. } = &instance.phase { on.as_slice() } else { &[] };
     let mut on = concern::noted(blockers(view, &id.unit), known);
     if on.is_empty() {
+        on.extend(order::former_instance(view, id, instance));
+    }
+    if on.is_empty() {
         // All of them are listened for.
         on = lazy::callers(view, id, instance, fresh);
     }

@@ -1,9 +1,11 @@
 //! Order: may it start now, must it go, who has to be down before it.
 
+use std::collections::BTreeSet;
+
 use super::{View, lazy, restart};
 use crate::model::{
-    Blocker, Condition, Instance, InstanceId, Kind, Life, Need, Phase, Run, StopCause, Strength,
-    Unit, UnitName, Until,
+    Blocker, Condition, Gather, Instance, InstanceId, Instances, Kind, Life, Need, Phase, Run,
+    StopCause, Strength, Unit, UnitName, Until,
 };
 
 /// So many automatic starts in a row, or runs that were never ready, are a failure, not an accident.
@@ -37,20 +39,31 @@ pub fn blockers(view: &View<'_>, unit: &UnitName) -> Vec<Blocker> {
             on.push(Blocker { unit: other.clone(), until: Until::Down, stuck });
         }
     }
-    on.extend(former_instances(view, unit));
     on.sort_by(|a, b| a.unit.cmp(&b.unit));
     on.dedup_by(|a, b| a.unit == b.unit && a.until == b.until);
     on
 }
 
-/// Those of the unit's own instances that it does not ask for any more: one that is new may have what one
-/// of them has still.
-fn former_instances(view: &View<'_>, unit: &UnitName) -> Option<Blocker> {
-    let spec = &view.desired.units.get(unit)?.spec;
-    let mut others = view.observed.of_unit(unit).filter(|(id, _)| !spec.has_instance(id));
-    others.find(|(_, instance)| instance.run.is_some()).map(|(_, instance)| {
+/// An instance that runs and that the unit does not ask for any more: one that has not run yet, or has
+/// another number now, may want what that one has still.
+pub(super) fn former_instance(
+    view: &View<'_>,
+    id: &InstanceId,
+    instance: &Instance,
+) -> Option<Blocker> {
+    let unit = view.desired.units.get(&id.unit)?;
+    let is_new = instance.last.is_none();
+    let is_renumbered =
+        matches!(*unit.spec.instances, Instances::Names(_)) && instance.epoch != unit.epoch_of(id);
+    let mut others = view.observed.of_unit(&id.unit).filter(|(other, _)| *other != id).peekable();
+    if !(is_new || is_renumbered) || others.peek().is_none() {
+        return None;
+    }
+    let declared: BTreeSet<InstanceId> = unit.spec.instance_ids().into_iter().gather();
+    let mut leaving = others.filter(|(other, _)| !declared.contains(other));
+    leaving.find(|(_, instance)| instance.run.is_some()).map(|(_, instance)| {
         let stuck = matches!(instance.phase, Phase::Unproven { .. });
-        Blocker { unit: unit.clone(), until: Until::Down, stuck }
+        Blocker { unit: id.unit.clone(), until: Until::Down, stuck }
     })
 }
 
@@ -61,8 +74,14 @@ pub(super) fn conflict(view: &View<'_>, unit: &UnitName) -> Option<UnitName> {
         let mut instances = view.observed.of_unit(other);
         instances.any(|(_, instance)| matches!(instance.phase, Phase::Starting | Phase::Up))
     };
+    // A task in progress is not disturbed by a change.
+    if view.desired.units.get(unit).is_some_and(|unit| unit.spec.kind == Kind::Task) {
+        return None;
+    }
     let mut others = view.graph.node(unit)?.conflicts.iter().filter(|other| *other < unit);
-    others.find(|other| may_run(view, other) && runs(other)).cloned()
+    // One that has to go itself is in nobody's way.
+    let stays = |other: &&UnitName| conflict(view, other).is_none();
+    others.find(|other| may_run(view, other) && runs(other) && stays(other)).cloned()
 }
 
 /// A need that is in the way of a start.

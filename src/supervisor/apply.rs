@@ -286,7 +286,7 @@ impl<S: System> Supervisor<S> {
         desired.units = std::mem::take(&mut desired.units)
             .into_iter()
             .filter(|(name, unit)| stays(name, unit))
-            .gather();
+            .collect();
         if let Some(keeper) = &self.keeper {
             keeper_unit::add_to(&mut desired, keeper);
         }
@@ -430,8 +430,10 @@ fn set_spec(desired: &mut Desired, spec: Arc<Spec>, source: &Arc<str>, rolling: 
         if old.spec.starts_like(&unit.spec) {
             unit.hash = old.hash;
         }
+        let renumbered = unit.spec.renumbered(&old.spec);
         // What goes on already goes on as it was asked for.
-        unit.rolling = if unit.hash == old.hash { old.rolling } else { rolling };
+        let goes_on = unit.hash == old.hash && renumbered.is_empty();
+        unit.rolling = if goes_on { old.rolling } else { rolling };
         unit.hold.clone_from(&old.hold);
         unit.started = old.started;
         // The run of a service is no task in progress, which a new definition would leave alone.
@@ -439,7 +441,7 @@ fn set_spec(desired: &mut Desired, spec: Arc<Spec>, source: &Arc<str>, rolling: 
         unit.epoch = old.epoch.saturating_add(u64::from(is_other_kind));
         unit.instances.clone_from(&old.instances);
         if unit.spec.kind != Kind::Task {
-            for id in unit.spec.renumbered(&old.spec) {
+            for id in renumbered {
                 let wish = unit.instances.entry(id).or_default();
                 wish.epoch = wish.epoch.saturating_add(1);
             }

@@ -26,8 +26,18 @@ impl<S: System> Supervisor<S> {
             if new.units.get(name).is_some_and(is_same) {
                 continue;
             }
+            let is_fixed = |id: &InstanceId| {
+                new.units.get(name).is_some_and(|new| {
+                    let index = |spec: &Spec| spec.instance_index(id);
+                    new.spec.process == old.spec.process && index(&new.spec) == index(&old.spec)
+                })
+            };
             for (id, instance) in self.observed.of_unit(name) {
                 let Some(run) = instance.run.as_ref().map(|run| run.id) else { continue };
+                // What one was begun with that is older still is known already, or not any more.
+                if instance.hash != old.hash || is_fixed(id) {
+                    continue;
+                }
                 let index = old.spec.index_of(id);
                 let former = Former { run, index, spec: Arc::clone(&old.spec) };
                 let known = self.former.entry(id.clone()).or_insert_with(|| former.clone());

@@ -104,7 +104,7 @@ impl<S: System> Supervisor<S> {
             lift_hold(&mut desired, target);
         }
         self.start_in(desired, &targets, None)?;
-        Ok(self.all_ids(&targets))
+        Ok(self.declared_ids(&targets))
     }
 
     /// Starts these as far as no hold keeps them down. `chain`: by the end of another unit, and how many
@@ -205,7 +205,7 @@ impl<S: System> Supervisor<S> {
             }
         }
         self.commit_changed(desired)?;
-        Ok(self.all_ids(&targets))
+        Ok(self.declared_ids(&targets))
     }
 
     /// Lifts holds, and lets go of what the ledger could not prove.
@@ -433,6 +433,13 @@ impl<S: System> Supervisor<S> {
         targets.iter().flat_map(|target| self.ids(target)).collect()
     }
 
+    /// The same without what their units ask for no more.
+    fn declared_ids(&self, targets: &[Target]) -> Vec<InstanceId> {
+        let mut ids = self.all_ids(targets);
+        ids.retain(|id| self.view().unit(id).is_some_and(|unit| unit.spec.has_instance(id)));
+        ids
+    }
+
     /// The instances that names stand for; all of them where there are no names.
     pub fn select(&self, names: &[String]) -> Result<Vec<InstanceId>, Refusal> {
         if names.is_empty() {
@@ -444,14 +451,13 @@ impl<S: System> Supervisor<S> {
 }
 
 impl<S: System> Supervisor<S> {
-    /// The instances that names stand for, those of removed units too: what is not known any more
-    /// is nothing.
+    /// The instances that names stand for: what is not known any more is nothing.
     pub fn select_known(&self, names: &[String]) -> Result<Vec<InstanceId>, Refusal> {
         if names.is_empty() {
             return self.select(names);
         }
-        let ids = |name: &String| self.reachable(std::slice::from_ref(name)).ok();
-        Ok(names.iter().filter_map(ids).flatten().collect())
+        let known = names.iter().flat_map(|name| self.reachable(std::slice::from_ref(name)));
+        Ok(known.flatten().collect())
     }
 }
 

@@ -69,8 +69,11 @@ impl Dirs {
     /// The process that took the state directory last, where it lives and may be opm. Nobody, where nobody
     /// has it: the number may be one of another pid namespace.
     pub fn holder(&self) -> Option<i32> {
-        let is_free = File::open(&self.state).is_ok_and(|dir| dir.try_lock_shared().is_ok());
-        if is_free {
+        // A look: to try the lock would keep an opm that begins now from having it.
+        let inode = fs::metadata(&self.state).ok()?.ino();
+        let locks = fs::read_to_string("/proc/locks");
+        let is_its = |line: &str| line.contains("FLOCK") && line.contains(&format!(":{inode} "));
+        if locks.is_ok_and(|locks| !locks.lines().any(is_its)) {
             return None;
         }
         let pid = holder(&self.state.join(HOLDER))?;
