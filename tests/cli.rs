@@ -290,7 +290,7 @@ fn a_daemon_of_a_directory_that_moved_says_whose_its_units_are() {
     for words in ["runs what was saved", "unit `a` is declared by source", "moved/a.yaml"] {
         assert!(said.err.contains(words), "{words}: {said:?}");
     }
-    assert_eq!(world.phase("a"), "up");
+    world.until_phase("a", "up");
     assert_eq!(world.opm(&["shutdown"]).code, 0);
 }
 

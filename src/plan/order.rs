@@ -44,8 +44,9 @@ pub fn blockers(view: &View<'_>, unit: &UnitName) -> Vec<Blocker> {
     on
 }
 
-/// An instance that runs and that the unit does not ask for any more: one that has not run yet, or has
-/// another number now, may want what that one has still.
+/// An instance that runs and that the unit does not ask for any more, or not with the number that it has:
+/// one that has not run yet, or has another number now, may want what that one has still. (In turns they
+/// would wait for one another.)
 pub(super) fn former_instance(
     view: &View<'_>,
     id: &InstanceId,
@@ -53,14 +54,18 @@ pub(super) fn former_instance(
 ) -> Option<Blocker> {
     let unit = view.desired.units.get(&id.unit)?;
     let is_new = instance.last.is_none();
-    let is_renumbered =
-        matches!(*unit.spec.instances, Instances::Names(_)) && instance.epoch != unit.epoch_of(id);
+    let may_change = matches!(*unit.spec.instances, Instances::Names(_));
+    let is_other = |id: &InstanceId, known: &Instance| {
+        may_change && unit.rolling.is_none() && known.epoch != unit.epoch_of(id)
+    };
+    let is_renumbered = may_change && instance.epoch != unit.epoch_of(id);
     let mut others = view.observed.of_unit(&id.unit).filter(|(other, _)| *other != id).peekable();
     if !(is_new || is_renumbered) || others.peek().is_none() {
         return None;
     }
     let declared: BTreeSet<InstanceId> = unit.spec.instance_ids().into_iter().gather();
-    let mut leaving = others.filter(|(other, _)| !declared.contains(other));
+    let mut leaving =
+        others.filter(|(other, known)| !declared.contains(*other) || is_other(other, known));
     leaving.find(|(_, instance)| instance.run.is_some()).map(|(_, instance)| {
         let stuck = matches!(instance.phase, Phase::Unproven { .. });
         Blocker { unit: id.unit.clone(), until: Until::Down, stuck }
