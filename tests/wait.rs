@@ -345,3 +345,22 @@ fn a_wait_for_all_is_for_what_is_wanted_now_and_a_task_comes_when_it_is_due() {
     events.kill().unwrap();
     events.wait().unwrap();
 }
+
+#[test]
+fn a_stop_of_several_tells_of_the_one_that_is_up_again_by_its_end() {
+    let Some(mut world) = World::new() else { return };
+    world.service("fast", "exec sleep 1000", "");
+    let ignores = "trap '' TERM; echo $$ > pid; while :; do sleep 0.02; done";
+    world.service("slow", ignores, "stop: {timeout: 1h}\n");
+    world.run();
+    world.until_phase("fast", "up");
+    world.until("its trap", || !world.read("pid").is_empty());
+    let mut command = world.command(OPM);
+    command.arg("--root").arg(world.root()).args(["stop", "fast", "slow"]);
+    let waits = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    world.until_phase("fast", "down");
+    assert_eq!(world.opm(&["start", "fast"]).code, 0);
+    world.kill("KILL", world.read("pid").trim().parse().unwrap());
+    let said = Said::of_child(waits);
+    assert!(said.code == 1 && said.err.contains("opm: `fast` is up"), "{said:?}");
+}

@@ -42,7 +42,7 @@ pub(super) fn restart(global: &Global, args: &Restart) -> Outcome {
 fn change(global: &Global, method: &str, parameters: Value, args: &Change, aim: Aim) -> Outcome {
     let mut client = Client::connect(global)?;
     let reply = client.call(method, parameters)?;
-    // Those that are meant: of a unit not what it asks for no more.
+    // Those that are meant: not what their unit does not ask for any more.
     let meant: Vec<String> = reply
         .get("instances")
         .and_then(Value::as_array)
@@ -101,8 +101,8 @@ pub(super) fn wait(
             progress.show(rows);
         }
     };
-    // Those that nobody wants are well, but for who has just started them.
-    let is_brief = aim != Aim::Started;
+    // One that nobody wants is well, but for who has just started it; one that is up, but for who stopped it.
+    let is_brief = !matches!(aim, Aim::Started | Aim::Stopped);
     let waited = client.wait(units, aim.condition(), timeout, is_brief, &mut show)?;
     progress.end();
     if waited.is_over()? {

@@ -43,7 +43,7 @@ pub use restart::{goes_on_by_policy, has_done, verdict, was_stable};
 pub use roll::{Turn, is_outdated, turn};
 pub use schedule::{MISSED_AFTER, rests_until_due};
 pub use start::reload_action;
-pub use stop::longest;
+pub use stop::stop_time;
 pub use why::{few, unwell, waited_for, why};
 
 use std::collections::{BTreeMap, BTreeSet};

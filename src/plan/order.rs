@@ -44,9 +44,9 @@ pub fn blockers(view: &View<'_>, unit: &UnitName) -> Vec<Blocker> {
     on
 }
 
-/// An instance that runs and that the unit does not ask for any more, or not with the number that it has:
-/// one that has not run yet, or has another number now, may want what that one has still. (In turns they
-/// would wait for one another.)
+/// Another instance that runs, and that the unit does not ask for any more, or not with the number that it
+/// has: one that has not run yet, or has another number now, may want what that one has still. Who
+/// changes its number in turns waits only for the first kind: else they would wait for one another.
 pub(super) fn former_instance(
     view: &View<'_>,
     id: &InstanceId,

@@ -223,7 +223,7 @@ impl Stopping<'_> {
 
 /// How long a stop of this spec may take by its own times, its hooks among them; [`Span::FOREVER`]:
 /// without an end.
-pub fn longest(spec: &Spec) -> Span {
+pub fn stop_time(spec: &Spec) -> Span {
     let hooks = spec.hooks.pre_stop.len().saturating_add(spec.hooks.post_stop.len());
     let helpers = std::iter::repeat_n(helper_time(spec), hooks);
     helpers.fold(spec.stop.time(), Span::plus)

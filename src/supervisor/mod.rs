@@ -420,7 +420,7 @@ impl<S: System> Supervisor<S> {
             let spec = spec.filter(|spec| spec.process.is_some())?;
             let mut instances = self.observed.of_unit(unit);
             let any = instances.any(|(_, instance)| is_there(instance));
-            any.then(|| plan::longest(spec).plus(BETWEEN_STAGES))
+            any.then(|| plan::stop_time(spec).plus(BETWEEN_STAGES))
         };
         let stages = self.graph.stages(takes).into_iter();
         self.shutdown = Some(Shutdown {

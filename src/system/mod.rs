@@ -144,8 +144,8 @@ pub struct Listening<'a> {
     pub before: &'a [Bound],
     /// The runs that may have those sockets still.
     pub holders: &'a [RunRef],
-    /// Whether a socket unit that listens is to do so no more as it does: an address of its may be taken
-    /// over.
+    /// Whether a socket unit is about to close what it has, or some of it: an address that it listens at may
+    /// be taken over.
     pub leaves: &'a dyn Fn(&InstanceId) -> bool,
 }
 
