@@ -247,10 +247,10 @@ fn a_hold_with_an_end_ends_by_itself_after_a_crash_too() {
     assert_eq!(world.opm(&["stop", "web", "--until", "yesterday"]).code, 2);
 }
 
-/// Four instances that say when they begin and end, and are ready a while after.
+/// Four instances that say when they are ready and when they end; `more` comes between.
 fn four(world: &World, value: &str, more: &str) {
     let script = format!(
-        "{}echo + >> turns; trap 'echo - >> turns; exit 0' TERM; {more} sleep 0.1; : > \
+        "{}trap 'echo - >> turns; exit 0' TERM; {more} sleep 0.1; echo + >> turns; : > \
          $OPM_READY_FILE; while :; do sleep 0.05; done",
         witness("w$0")
     );
@@ -265,7 +265,7 @@ fn four(world: &World, value: &str, more: &str) {
     world.unit("web", &keys);
 }
 
-/// The least number of instances that lived at a time, by what they said.
+/// The least number of instances that were ready at a time, by what they said.
 fn least(world: &World) -> i32 {
     let (mut now, mut least) = (4, 4);
     for line in world.lines("turns") {
@@ -286,13 +286,18 @@ fn instances_restart_in_turns_over_a_crash_of_opm() {
     assert_eq!(least(&world), 3, "{:?}", world.lines("turns"));
     assert_eq!(world.lines("turns").len(), 8);
     begin(&world);
-    four(&world, "2", "");
+    // No new one is ready before the test says so: what turns at a time can be seen.
+    four(&world, "2", "until [ -e go ]; do sleep 0.02; done;");
     let plan = done(&world, &["plan", "units", "--rolling", "--batch", "2"]);
     assert!(plan.contains("± web (restart, 2 at a time)"), "{plan}");
     done(&world, &["apply", "units", "--rolling", "--batch", "2", "--no-wait"]);
-    world.until("the first turn", || world.lines("turns").len() > 1);
+    let are_up = |world: &World| world.rows().iter().filter(|row| row["phase"] == "up").count();
+    world.until("the first turn", || world.lines("turns").len() == 2 && are_up(&world) == 2);
     world.crash();
     done(&world, &["restore"]);
+    world.until("what is left of the first turn", || are_up(&world) == 2);
+    assert_eq!(world.lines("turns"), ["-", "-"]);
+    fs::write(world.path("go"), "").unwrap();
     let is_new = |world: &World| {
         world.rows().iter().all(|row| row["phase"] == "up" && row["outdated"].is_null())
     };
@@ -307,7 +312,7 @@ fn a_roll_halts_where_an_instance_does_not_come_up_and_is_taken_back_in_turns() 
     four(&world, "1", "");
     done(&world, &["apply", "units"]);
     fs::write(world.path("turns"), "").unwrap();
-    four(&world, "2", "echo - >> turns; exit 1;");
+    four(&world, "2", "exit 1;");
     let said = world.opm(&["apply", "units", "--rolling"]);
     assert_eq!(said.code, 1, "{said:?}\n{}", world.log());
     let rows = world.rows();
