@@ -208,14 +208,14 @@ fn a_run_can_say_that_it_failed_and_can_have_another_time() {
 
 #[test]
 fn the_clock_of_a_watchdog_begins_anew_with_another_supervisor() {
-    let Some(mut world) = world(&WATCHDOG.replace("3s", "1500ms")) else { return };
+    let Some(mut world) = world(WATCHDOG) else { return };
     tell(&world, "a", "every WATCHDOG=1");
     world.until_phase("a", "up");
     let pid = world.pid("a").unwrap();
     for _ in 0..3 {
         world.crash();
         let is_over = || !world.alive(pid);
-        watch_for(Duration::from_millis(1_600), is_over, "nobody listens, and that is no silence");
+        watch_for(Duration::from_millis(3_100), is_over, "nobody listens, and that is no silence");
         world.run();
         world.until_phase("a", "up");
         assert_eq!(world.pid("a"), Some(pid));
@@ -223,7 +223,7 @@ fn the_clock_of_a_watchdog_begins_anew_with_another_supervisor() {
     assert_eq!(world.opm(&["reexec"]).code, 0);
     world.until_phase("a", "up");
     let is_another = || world.lines("a.pids").len() > 1;
-    watch_for(Duration::from_secs(2), is_another, "it is heard");
+    watch_for(Duration::from_millis(3_500), is_another, "it is heard");
     tell(&world, "a", "every");
     world.until_phase("a", "backoff");
 }
