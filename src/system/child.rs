@@ -36,7 +36,7 @@ pub(super) struct Prepared {
     /// Its arguments; they own what [`Prepared::argv`] points to.
     pub(super) args: Vec<CString>,
     /// Its environment, `NAME=value`.
-    pub(super) env: Vec<CString>,
+    pub(super) env: Vec<Rc<CStr>>,
     /// Where it runs: it is entered as the user.
     pub(super) dir: CString,
     /// Whether `dir` was asked for: then it must be open to the user, else `/` will do.

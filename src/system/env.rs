@@ -1,8 +1,9 @@
 //! Environments: the supervisor's own as it was at its start, and env files.
 
 use std::collections::BTreeMap;
-use std::ffi::{OsStr, OsString};
+use std::ffi::{CStr, CString, NulError, OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::rc::Rc;
 
 use crate::model::Gather;
 
@@ -27,9 +28,90 @@ const OWN: [&str; 14] = [
 /// A set of variables: any bytes, in a fixed order.
 pub type Environment = BTreeMap<OsString, OsString>;
 
-/// What units inherit of the supervisor's environment.
-pub(super) fn inheritable(all: Environment) -> Environment {
-    all.into_iter().filter(|(name, _)| !OWN.iter().any(|own| *name == **own)).gather()
+/// What units inherit of the supervisor's environment: by their names, variables as a program is given
+/// them, so that a start needs no copies of those that it leaves as they are.
+#[derive(Debug, Default)]
+pub(super) struct Inherited(BTreeMap<OsString, Rc<CStr>>);
+
+impl Inherited {
+    /// Of all that the supervisor was given.
+    pub(super) fn of(all: Environment) -> Self {
+        let units = all.into_iter().filter(|(name, _)| !OWN.iter().any(|own| *name == **own));
+        Self(
+            units
+                .filter_map(|(name, value)| {
+                    // The kernel gave it to us as such a text.
+                    let entry = entry(&name, &value).ok()?;
+                    Some((name, entry))
+                })
+                .gather(),
+        )
+    }
+
+    /// The value of a variable.
+    pub(super) fn get(&self, name: &OsStr) -> Option<&OsStr> {
+        let bytes = self.0.get(name)?.to_bytes();
+        bytes.get(name.len() + 1..).map(OsStr::from_bytes)
+    }
+}
+
+/// The variables of one run: those set for it, over those that it inherits.
+#[derive(Debug)]
+pub(super) struct Variables<'a> {
+    inherited: Option<&'a Inherited>,
+    /// Set for this run.
+    pub(super) set: Environment,
+}
+
+impl<'a> Variables<'a> {
+    /// All that units inherit.
+    pub(super) fn inheriting(inherited: &'a Inherited) -> Self {
+        Self { inherited: Some(inherited), set: Environment::new() }
+    }
+
+    /// These, and nothing else.
+    pub(super) fn only(set: Environment) -> Self {
+        Self { inherited: None, set }
+    }
+
+    /// The value of a variable.
+    pub(super) fn get(&self, name: &str) -> Option<&OsStr> {
+        let name = OsStr::new(name);
+        let set = self.set.get(name).map(OsString::as_os_str);
+        set.or_else(|| self.inherited?.get(name))
+    }
+
+    /// All of them as a program is given them, in the order of their names.
+    ///
+    /// # Errors
+    /// A variable that holds a NUL byte.
+    pub(super) fn entries(&self) -> Result<Vec<Rc<CStr>>, NulError> {
+        let inherited = self.inherited.map(|inherited| &inherited.0);
+        let mut entries = Vec::with_capacity(self.set.len() + inherited.map_or(0, BTreeMap::len));
+        let mut set = self.set.iter().peekable();
+        for (name, known) in inherited.into_iter().flatten() {
+            while let Some((name, value)) = set.next_if(|(own, _)| *own < name) {
+                entries.push(entry(name, value)?);
+            }
+            if set.peek().is_none_or(|(own, _)| *own != name) {
+                entries.push(Rc::clone(known));
+            }
+        }
+        for (name, value) in set {
+            entries.push(entry(name, value)?);
+        }
+        Ok(entries)
+    }
+}
+
+/// A variable as a program is given it: `NAME=value`.
+fn entry(name: &OsStr, value: &OsStr) -> Result<Rc<CStr>, NulError> {
+    // With room for the NUL.
+    let mut text = Vec::with_capacity(name.len() + value.len() + 2);
+    text.extend_from_slice(name.as_bytes());
+    text.push(b'=');
+    text.extend_from_slice(value.as_bytes());
+    CString::new(text).map(Rc::from)
 }
 
 /// The variables of an env file: `NAME=value` lines, `#` comments, an optional `export`, and values
@@ -100,6 +182,37 @@ fn unquote(value: &[u8]) -> Option<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn environment(text: &str) -> Environment {
+        parse_file(text.replace(' ', "\n").as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn what_is_set_comes_over_what_is_inherited_and_all_is_in_order() {
+        let inherited = Inherited::of(environment("B=1 D=1 F= OPM_RUN=old LISTEN_FDS=3 X=a=b"));
+        for (set, expected) in [
+            ("", "B=1 D=1 F= X=a=b"),
+            ("A=2 B=2 C=2 Z=2", "A=2 B=2 C=2 D=1 F= X=a=b Z=2"),
+            ("X=2 Y= OPM_RUN=new", "B=1 D=1 F= OPM_RUN=new X=2 Y="),
+            ("B=2 D=2 F=2 X=2", "B=2 D=2 F=2 X=2"),
+        ] {
+            let mut variables = Variables::inheriting(&inherited);
+            variables.set = environment(set);
+            let entries = variables.entries().unwrap();
+            let texts: Vec<_> = entries.iter().map(|entry| entry.to_str().unwrap()).collect();
+            assert_eq!(texts.join(" "), expected);
+            for entry in &texts {
+                let (name, value) = entry.split_once('=').unwrap();
+                assert_eq!(variables.get(name), Some(OsStr::new(value)), "{name}");
+            }
+            assert_eq!(variables.get("LISTEN_FDS"), None, "{set}");
+            let alone = Variables::only(environment(set));
+            assert_eq!(alone.entries().unwrap().len(), alone.set.len());
+        }
+        let mut nul = Variables::inheriting(&inherited);
+        nul.set.insert("N".into(), "a\0b".into());
+        assert!(nul.entries().is_err());
+    }
 
     #[test]
     fn env_files_are_read() {

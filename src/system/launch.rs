@@ -5,12 +5,13 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::ffi::{CString, OsStr, OsString};
+use std::ffi::{CString, NulError, OsStr, OsString};
 use std::os::fd::RawFd;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
 use super::child::Prepared;
+use super::env::{Inherited, Variables};
 use super::{Environment, Launch, accounts, env, errno_words, plain, program, tree};
 use crate::model::{
     Command, Gather, Hook, InheritEnv, InstanceId, Limit, ProcessSpec, Question, Ready, Reload,
@@ -27,8 +28,8 @@ const ENV_FILE_BYTES_MAX: u64 = 1024 * 1024;
 /// What launching needs to know of the supervisor.
 #[derive(Debug)]
 pub(super) struct Origin {
-    /// Its environment at its start.
-    pub(super) env: Environment,
+    /// What units inherit of its environment at its start.
+    pub(super) env: Inherited,
     /// Its limit of open descriptors before it raised it.
     pub(super) nofile: (u64, u64),
 }
@@ -46,7 +47,7 @@ pub(super) fn fill(
             .env
             .get(OsStr::new(name))
             .filter(|value| !value.is_empty())
-            .map_or_else(|| OsString::from(default), OsString::clone),
+            .map_or_else(|| OsString::from(default), OsStr::to_owned),
         Variable::UnitName => spec.name.as_str().into(),
         Variable::UnitDir => spec.base_dir().unwrap_or(Path::new("/")).into(),
         Variable::Instance => id.label().unwrap_or("1").into(),
@@ -84,11 +85,13 @@ fn known<T>(
 }
 
 fn c_string(text: impl Into<OsString>, stage: Stage) -> Result<CString, StartError> {
-    CString::new(text.into().into_vec()).map_err(|error| {
-        let bytes = error.into_vec();
-        let text = String::from_utf8_lossy(&bytes).replace('\0', "\\0");
-        self::error(stage, text, "it holds a NUL byte, which no program can be given")
-    })
+    CString::new(text.into().into_vec()).map_err(|error| holds_nul(error, stage))
+}
+
+fn holds_nul(error: NulError, stage: Stage) -> StartError {
+    let bytes = error.into_vec();
+    let text = String::from_utf8_lossy(&bytes).replace('\0', "\\0");
+    self::error(stage, text, "it holds a NUL byte, which no program can be given")
 }
 
 impl Launcher<'_> {
@@ -161,7 +164,7 @@ impl Launcher<'_> {
     ) -> Result<Prepared, StartError> {
         let (command, hook) = self.command()?;
         let identity = self.identity(hook)?;
-        let env = self.environment(&identity, extra)?;
+        let env = self.variables(&identity, extra)?;
         let dir_asked = self.process.working_dir.is_some();
         let dir = match &self.process.working_dir {
             Some(dir) => self.path(dir),
@@ -177,15 +180,7 @@ impl Launcher<'_> {
         Ok(Prepared {
             program,
             args,
-            env: env
-                .into_iter()
-                .map(|(name, value)| {
-                    // With room for the NUL: a start makes as many of these as there are variables.
-                    let mut entry = OsString::with_capacity(name.len() + value.len() + 2);
-                    entry.extend([name.as_os_str(), OsStr::new("="), &value]);
-                    c_string(entry, Stage::EnvFile)
-                })
-                .collect::<Result<_, _>>()?,
+            env: env.entries().map_err(|error| holds_nul(error, Stage::EnvFile))?,
             dir: c_string(dir, Stage::WorkingDir)?,
             dir_asked,
             stdin,
@@ -253,27 +248,31 @@ impl Launcher<'_> {
         Err(error(Stage::Gid, group.cloned().unwrap_or_default(), reason))
     }
 
-    /// The environment that the main process would have, but for its user's variables.
-    pub(super) fn environment_for_conditions(&self) -> Result<Environment, StartError> {
-        self.environment(&RunAs::default(), &[])
+    /// The variables that the main process would have, but for its user's.
+    pub(super) fn variables_for_conditions(&self) -> Result<Variables<'_>, StartError> {
+        self.variables(&RunAs::default(), &[])
     }
 
-    fn environment(
+    fn variables(
         &self,
         identity: &RunAs,
         extra: &[(&str, OsString)],
-    ) -> Result<Environment, StartError> {
-        let mut env: Environment = match &*self.process.inherit_env {
-            InheritEnv::All => self.origin.env.clone(),
-            InheritEnv::Only(names) => names
-                .iter()
-                .filter_map(|name| {
-                    let name = OsStr::new(name);
-                    Some((name.to_owned(), self.origin.env.get(name)?.clone()))
-                })
-                .gather(),
+    ) -> Result<Variables<'_>, StartError> {
+        let mut variables = match &*self.process.inherit_env {
+            InheritEnv::All => Variables::inheriting(&self.origin.env),
+            InheritEnv::Only(names) => Variables::only(
+                names
+                    .iter()
+                    .filter_map(|name| {
+                        let name = OsStr::new(name);
+                        Some((name.to_owned(), self.origin.env.get(name)?.to_owned()))
+                    })
+                    .gather(),
+            ),
         };
-        if !env.contains_key(OsStr::new("PATH")) {
+        let has_path = variables.get("PATH").is_some();
+        let env = &mut variables.set;
+        if !has_path {
             env.insert("PATH".into(), DEFAULT_PATH.into());
         }
         if identity.uid.is_some() || identity.entry.is_some() {
@@ -296,13 +295,13 @@ impl Launcher<'_> {
         env.insert("OPM_UNIT".into(), self.launch.spec.name.as_str().into());
         env.insert("OPM_INSTANCE".into(), self.launch.instance.to_string().into());
         env.extend(extra.iter().map(|(name, value)| (OsString::from(name), value.clone())));
-        Ok(env)
+        Ok(variables)
     }
 
     fn arguments(
         &self,
         command: &Command,
-        env: &Environment,
+        env: &Variables<'_>,
         dir: &Path,
     ) -> Result<(CString, Vec<CString>), StartError> {
         let texts: Vec<OsString> = match command {
@@ -313,7 +312,7 @@ impl Launcher<'_> {
             .first()
             .filter(|name| !name.is_empty())
             .ok_or_else(|| error(Stage::Resolve, "", "the command is empty"))?;
-        let program = program::resolve(name, env, dir)?;
+        let program = program::resolve(name, env.get("PATH").unwrap_or_default(), dir)?;
         let args = texts.into_iter().map(|text| c_string(text, Stage::Exec));
         Ok((c_string(program, Stage::Exec)?, args.collect::<Result<_, _>>()?))
     }

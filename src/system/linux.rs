@@ -30,7 +30,7 @@ use super::archive::Archive;
 use super::descriptors::Descriptors;
 use super::dirs::Lock;
 use super::disk::Files;
-use super::env::inheritable;
+use super::env::Inherited;
 use super::file_waits::{FileWaits, Tells};
 use super::instruction::{self, Instruction, ReadyLine};
 use super::later::Later;
@@ -168,7 +168,7 @@ impl Linux {
         };
         let linux = Self {
             dirs,
-            origin: Origin { env: inheritable(options.env), nofile: options.nofile },
+            origin: Origin { env: Inherited::of(options.env), nofile: options.nofile },
             lasting,
             registry,
             null: file("/dev/null")?.into(),

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
 
@@ -11,6 +12,12 @@ use crate::model::{Identity, Signal, Wall};
 
 /// More than `/proc/PID/stat` ever has: 52 numbers, and a name.
 const STAT_BYTES_MAX: usize = 2048;
+/// For programs the kernel counts start times in hundredths of a second, `proc_pid_stat(5)`.
+const TICK: Duration = Duration::from_millis(10);
+/// How near to the next tick the clock says nothing of the start of a process.
+const TICK_MARGIN: Duration = Duration::from_micros(10);
+/// How many times the clock has to be right before it is believed.
+const PROOFS: u8 = 4;
 
 /// What `/proc/PID/stat` says, `proc_pid_stat(5)`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,23 +70,25 @@ pub(super) fn stat(pid: i32) -> Option<Stat> {
     parse_stat(&String::from_utf8_lossy(bytes.get(..got)?))
 }
 
-/// The clock of start times now: ticks since boot, hundredths of a second for programs.
+/// How long the machine is up, on the clock of start times.
+fn up() -> Option<Duration> {
+    clock_gettime(ClockId::CLOCK_BOOTTIME).map(Duration::from).ok()
+}
+
+fn ticks(up: Duration) -> u64 {
+    u64::try_from(up.as_millis() / TICK.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The clock of start times now: ticks since boot.
 pub(super) fn ticks_now() -> u64 {
-    clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(u64::MAX, |time| {
-        let seconds = u64::try_from(time.tv_sec()).unwrap_or(0);
-        let part = u64::try_from(time.tv_nsec() / 10_000_000).unwrap_or(0);
-        seconds.saturating_mul(100).saturating_add(part)
-    })
+    up().map_or(u64::MAX, ticks)
 }
 
 /// When a process with this start time was started.
 pub(super) fn started_at(start: u64) -> Wall {
-    // For programs the kernel counts in hundredths, proc_pid_stat(5).
-    let start = i64::try_from(start).unwrap_or(i64::MAX).saturating_mul(10_000);
-    let up = clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(0, |time| {
-        time.tv_sec().saturating_mul(1_000_000).saturating_add(time.tv_nsec() / 1_000)
-    });
-    Wall(sys::wall_now().0.saturating_sub(up).saturating_add(start))
+    let micros = |time: Duration| i64::try_from(time.as_micros()).unwrap_or(i64::MAX);
+    let start = i64::try_from(start).unwrap_or(i64::MAX).saturating_mul(micros(TICK));
+    Wall(sys::wall_now().0.saturating_sub(up().map_or(0, micros)).saturating_add(start))
 }
 
 /// When process 1 was started, and with it the machine or the container; `None` without `/proc`.
@@ -110,11 +119,59 @@ fn inode(pidfd: &OwnedFd) -> Option<u64> {
     (Some(inode) != *shared).then_some(inode)
 }
 
-/// The identity of a child that we have just made and not reaped: nobody else can have its number.
-/// Without a start time it would be mistaken for dead: then it has none.
-pub(super) fn identity_of_child(pid: i32, pidfd: Option<&OwnedFd>) -> Option<Identity> {
-    let start = stat(pid)?.start;
-    Some(Identity { pid, start, inode: pidfd.and_then(inode) })
+/// Tells the start times of our children as they are made, by the clock where that can.
+///
+/// To read `/proc/PID/stat` costs a tenth of a start. What stands there is the clock of boots at the
+/// fork (`copy_process`, in the kernel's fork.c), in ticks: where a fork began and ended within one,
+/// that is it. For the first children both are looked at; a kernel on which they are not the same is
+/// asked about each.
+#[derive(Debug, Default)]
+pub(super) struct Births {
+    /// How many times the clock was right; `None` once it was not.
+    proofs: Option<u8>,
+}
+
+impl Births {
+    pub(super) fn new() -> Self {
+        Self { proofs: Some(0) }
+    }
+
+    /// Makes a child by `fork`, which returns its number and a handle on it. Its identity is that of a
+    /// process that is not reaped: nobody else can have its number. Without a start time it would be
+    /// mistaken for dead: then it has none.
+    pub(super) fn witness<E>(
+        &mut self,
+        fork: impl FnOnce() -> Result<(i32, Option<OwnedFd>), E>,
+    ) -> Result<(i32, Option<Identity>), E> {
+        let before = up();
+        let (pid, pidfd) = fork()?;
+        let after = up();
+        // Only a kernel that gives handles numbers of their own is known to keep time like this.
+        let inode = pidfd.as_ref().and_then(inode);
+        let time = before.zip(after).filter(|_| inode.is_some());
+        let told = time.and_then(|(before, after)| tick_of(before, after));
+        let identity = self.start(told, || Some(stat(pid)?.start));
+        Ok((pid, identity.map(|start| Identity { pid, start, inode })))
+    }
+
+    /// The start time, by what the clock told or what is `read`.
+    fn start(&mut self, told: Option<u64>, read: impl FnOnce() -> Option<u64>) -> Option<u64> {
+        if let (Some(told), Some(PROOFS..)) = (told, self.proofs) {
+            return Some(told);
+        }
+        let start = read()?;
+        if let Some(told) = told {
+            let was_right = |proofs: &u8| told == start && *proofs < u8::MAX;
+            self.proofs = self.proofs.filter(was_right).map(|proofs| proofs.saturating_add(1));
+        }
+        Some(start)
+    }
+}
+
+/// The tick in which something lies that began and ended then, where it is one.
+fn tick_of(before: Duration, after: Duration) -> Option<u64> {
+    let first = ticks(before.saturating_sub(TICK_MARGIN));
+    (first == ticks(after.saturating_add(TICK_MARGIN))).then_some(first)
 }
 
 /// Who has this number now, if it lives, and a handle on it.
@@ -218,6 +275,54 @@ mod tests {
             assert_eq!((stat.state, stat.parent, stat.group), ('S', 1, 42), "{name}");
             assert_eq!((stat.session, stat.threads, stat.start), (43, 1, 777), "{name}");
         }
+    }
+
+    #[test]
+    fn the_clock_tells_a_start_time_only_within_one_tick_and_only_once_it_was_right() {
+        let at = Duration::from_micros;
+        for (before, after, tick) in [
+            (20_500, 20_900, Some(2)),
+            (20_010, 29_989, Some(2)),
+            (20_009, 20_900, None),
+            (20_500, 29_990, None),
+            (19_999, 20_500, None),
+            (20_500, 40_500, None),
+        ] {
+            assert_eq!(tick_of(at(before), at(after)), tick, "{before} {after}");
+        }
+        let mut births = Births::new();
+        for n in 0..u64::from(PROOFS) {
+            assert_eq!(births.start(None, || Some(7)), Some(7), "nothing was told");
+            assert_eq!(births.start(Some(n), || Some(n)), Some(n));
+        }
+        assert_eq!(births.start(Some(8), || unreachable!("it is believed")), Some(8));
+        assert_eq!(births.start(None, || None), None);
+        let mut wrong = Births::new();
+        assert_eq!(wrong.start(Some(1), || Some(1)), Some(1));
+        assert_eq!(wrong.start(Some(2), || Some(3)), Some(3));
+        for _ in 0..=PROOFS {
+            assert_eq!(wrong.start(Some(4), || Some(4)), Some(4));
+        }
+        assert_eq!(wrong.start(Some(5), || Some(6)), Some(6), "it was wrong once");
+    }
+
+    #[test]
+    fn the_clock_is_right_about_real_children() {
+        let mut births = Births::new();
+        for _ in 0..300 {
+            let mut child = None;
+            let fork = || {
+                #[expect(clippy::disallowed_methods, reason = "a test may start a program")]
+                let made = std::process::Command::new("true").spawn()?;
+                let pid = i32::try_from(made.id()).unwrap();
+                child = Some(made);
+                Ok::<_, std::io::Error>((pid, sys::pidfd_open(pid).ok()))
+            };
+            let (pid, identity) = births.witness(fork).unwrap();
+            assert_eq!(identity.unwrap().start, stat(pid).unwrap().start);
+            child.unwrap().wait().unwrap();
+        }
+        assert!(births.proofs.is_some());
     }
 
     #[test]

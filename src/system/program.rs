@@ -1,12 +1,11 @@
 //! The file that a command runs, and why it cannot be run.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use super::Environment;
 use super::launch::error;
 use crate::model::{Stage, StartError};
 
@@ -14,12 +13,11 @@ use crate::model::{Stage, StartError};
 const SHEBANG_BYTES_MAX: usize = 256;
 
 /// The file that a command's name stands for: a name with a slash is relative to the working
-/// directory, another is looked up on the PATH that the child will have.
-pub(super) fn resolve(name: &OsStr, env: &Environment, dir: &Path) -> Result<PathBuf, StartError> {
+/// directory, another is looked up on `search`, the PATH that the child will have.
+pub(super) fn resolve(name: &OsStr, search: &OsStr, dir: &Path) -> Result<PathBuf, StartError> {
     if name.as_bytes().contains(&b'/') {
         return Ok(dir.join(name));
     }
-    let search = env.get(OsStr::new("PATH")).map(OsString::as_os_str).unwrap_or_default();
     let mut refused = None;
     for place in std::env::split_paths(search) {
         let candidate = dir.join(place).join(name);

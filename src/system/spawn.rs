@@ -19,7 +19,7 @@ use std::sync::atomic::Ordering;
 use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 
 use super::child::{self, GO, Pointers, Prepared, Start};
-use super::process;
+use super::process::Births;
 use super::raw;
 use super::stacks::{Berth, Stacks};
 use super::sys;
@@ -74,13 +74,19 @@ pub(super) struct Nursery {
     stacks: Stacks,
     /// The signals that we ignore, a bit for each, once that was looked at.
     ignored: Option<u64>,
+    births: Births,
 }
 
 impl Nursery {
     /// By the kernel that runs.
     pub(super) fn new() -> Self {
         let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-        Self { way: Way::first(&release), stacks: Stacks::default(), ignored: None }
+        Self {
+            way: Way::first(&release),
+            stacks: Stacks::default(),
+            ignored: None,
+            births: Births::new(),
+        }
     }
 
     /// Takes back what those had who have become their programs.
@@ -138,7 +144,7 @@ pub(super) fn birth(
     if way == Way::Shared && !prepared.may_share() {
         way = Way::Clone3;
     }
-    let (pid, pidfd) = loop {
+    let (pid, identity) = loop {
         let start = Start {
             prepared: Rc::clone(prepared),
             pointers: Pointers::of(prepared),
@@ -146,7 +152,8 @@ pub(super) fn birth(
             other: ours.as_raw_fd(),
             reset: nursery.reset(way),
         };
-        match fork(way, start, &mut nursery.stacks) {
+        let stacks = &mut nursery.stacks;
+        match nursery.births.witness(|| fork(way, start, stacks)) {
             Ok(born) => break born,
             Err(error) => match (error.raw_os_error(), way.next()) {
                 (Some(libc::ENOSYS | libc::EPERM | libc::EINVAL | libc::E2BIG), Some(next)) => {
@@ -160,7 +167,7 @@ pub(super) fn birth(
     };
     drop(theirs);
     // The gate closes with our end; the child ends with a code that is nobody's.
-    let identity = process::identity_of_child(pid, pidfd.as_ref()).ok_or(BirthError::Unseen)?;
+    let identity = identity.ok_or(BirthError::Unseen)?;
     record(identity).map_err(BirthError::Record)?;
     let mut channel = ours;
     // A child that was killed meanwhile has closed its end: its death is told by its parent's wait.

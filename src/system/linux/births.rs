@@ -81,9 +81,9 @@ impl Linux {
             spec: std::sync::Arc::new(spec.clone()),
         };
         let launcher = Launcher { origin: &self.origin, launch: &launch, process };
-        let env = launcher.environment_for_conditions().map_err(|error| error.to_string())?;
+        let env = launcher.variables_for_conditions().map_err(|error| error.to_string())?;
         for name in &conditions.env {
-            if env.get(std::ffi::OsStr::new(name)).is_none_or(|value| value.is_empty()) {
+            if env.get(name).is_none_or(std::ffi::OsStr::is_empty) {
                 return Err(format!("environment variable `{name}` is not set"));
             }
         }
