@@ -171,6 +171,6 @@ mod tests {
         // A thousand units are a thousand of each. Before what most leave as it is was shared, these were
         // 1,544 and 688 bytes.
         let (spec, facts) = (size_of::<Spec>(), size_of::<Instance>());
-        assert!(spec <= 416 && facts <= 424, "{spec}, {facts}");
+        assert!(spec <= 416 && facts <= 432, "{spec}, {facts}");
     }
 }
