@@ -20,6 +20,8 @@ use crate::model::{Gather, Identity, RunId};
 /// The variable that marks the processes of a run.
 pub(super) const COOKIE: &str = "OPM_RUN";
 
+/// Links to the directory of a process's threads where there is one: its own, its name, and the thread's.
+const TASK_LINKS_OF_ONE: u64 = 3;
 /// Bytes of a list of children that are read at once; the kernel gives no more.
 const CHILDREN_BYTES: usize = 4096;
 
@@ -178,6 +180,16 @@ fn children(pid: i32, stat: &Stat) -> Vec<i32> {
     found.unwrap_or_default()
 }
 
+/// Whether a process has one thread, and that no children. `false` where the kernel does not tell.
+pub(super) fn is_childless(pid: i32) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    // A directory for each thread is a link to this one (`proc_task_getattr`, in the kernel's base.c).
+    let threads = fs::metadata(format!("/proc/{pid}/task")).map(|tasks| tasks.nlink());
+    threads.is_ok_and(|links| links == TASK_LINKS_OF_ONE)
+        && children_of_thread(format!("/proc/{pid}/task/{pid}/children"))
+            .is_some_and(|children| children.is_empty())
+}
+
 /// The children of a process, by all its threads; `None` where the kernel does not tell
 /// (`CONFIG_PROC_CHILDREN`).
 fn children_of_threads(pid: i32) -> Option<Vec<i32>> {
@@ -298,5 +310,37 @@ impl Everybody {
                 return members;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader};
+    use std::process::{Command, Stdio};
+
+    use super::*;
+
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "a test may start a program")]
+    fn one_thread_without_children_is_told_from_all_else() {
+        // It says when it has got there.
+        for (script, is_alone) in [
+            ("echo there; read line", true),
+            ("sleep 1000 & echo there; read line; kill $!", false),
+            ("true & wait; echo there; read line", true),
+        ] {
+            let mut shell = Command::new("sh");
+            let shell = shell.args(["-c", script]).stdin(Stdio::piped()).stdout(Stdio::piped());
+            let mut shell = shell.spawn().unwrap();
+            let mut line = String::new();
+            BufReader::new(shell.stdout.take().unwrap()).read_line(&mut line).unwrap();
+            let pid = i32::try_from(shell.id()).unwrap();
+            assert_eq!(is_childless(pid), is_alone, "{script}");
+            drop(shell.stdin.take());
+            shell.wait().unwrap();
+            assert!(!is_childless(pid), "it is gone");
+        }
+        // We ourselves: the test's own thread, and the first one, which waits for it.
+        assert!(!is_childless(i32::try_from(std::process::id()).unwrap()));
     }
 }

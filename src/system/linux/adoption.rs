@@ -49,7 +49,7 @@ impl Linux {
             self.kept(&launch.instance, run).has_begun = true;
             self.forget_role(run, role, identity);
             let instance = launch.instance.clone();
-            self.children.insert(identity.pid, Child { instance, run, role });
+            self.children.insert(identity.pid, Child { instance, run, role, leads_session: false });
             return Proof::Alive;
         }
         let pidfd = match process::find(identity) {

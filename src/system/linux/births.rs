@@ -133,7 +133,8 @@ impl Linux {
             kept.awaited = pid_file.map(|path| Box::new(Awaited { path, owner, first: identity }));
         }
         let Launch { run, role, ref instance, .. } = *launch;
-        self.children.insert(identity.pid, Child { instance: instance.clone(), run, role });
+        let (instance, leads_session) = (instance.clone(), prepared.own_session);
+        self.children.insert(identity.pid, Child { instance, run, role, leads_session });
         let fd = born.channel.as_raw_fd();
         let launching = Launching { launch: launch.clone(), prepared, channel: born.channel };
         let watched = Watched::Channel(Box::new(launching));

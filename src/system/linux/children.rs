@@ -11,6 +11,8 @@ pub(super) struct Child {
     pub(super) instance: InstanceId,
     pub(super) run: RunId,
     pub(super) role: Role,
+    /// Whether it is known to lead a session, as soon as it runs its program.
+    pub(super) leads_session: bool,
 }
 
 /// All of them.
@@ -67,6 +69,7 @@ mod tests {
             instance: InstanceId::single(&UnitName::parse("a").unwrap()),
             run: RunId(run),
             role,
+            leads_session: false,
         };
         let mut children = Children::default();
         children.insert(7, child(1, Role::Main));

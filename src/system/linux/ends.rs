@@ -34,7 +34,7 @@ impl Linux {
                 events.extend(self.event_of(run, Happening::Ended { run, role, outcome }));
                 continue;
             }
-            let Some(Child { instance, run, role }) = self.children.remove(pid) else {
+            let Some(Child { instance, run, role, .. }) = self.children.remove(pid) else {
                 log::debug!("reaped {pid}, which has no role: {outcome}");
                 continue;
             };

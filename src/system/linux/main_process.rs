@@ -83,7 +83,8 @@ impl Linux {
         if process::stat(pid).is_some_and(|stat| stat.parent == self.own) {
             let Some(kept) = self.runs.get(&run) else { return false };
             let instance = kept.instance.clone();
-            self.children.insert(pid, Child { instance, run, role: Role::Main });
+            self.children
+                .insert(pid, Child { instance, run, role: Role::Main, leads_session: false });
             return true;
         }
         let watched =

@@ -100,13 +100,27 @@ impl Linux {
         self.members_now(run)
     }
 
+    /// The one process of a run, where a glance tells that there is no other: a child of ours, so that its
+    /// number is its own, that leads its session and has no children, while nobody is around who
+    /// has lost a parent. It may have ended. Most services are such, and to look at one more closely costs
+    /// more than all else that its stop does.
+    fn alone(&mut self, run: &RunRef) -> Option<Member> {
+        let [(_, identity)] = run.leaders.as_slice() else { return None };
+        let child = self.children.get(identity.pid)?;
+        let is_known = !run.adopted && child.run == run.run && child.leads_session;
+        let is_alone = is_known
+            && self.strays().is_some_and(|strays| strays.is_empty())
+            && tree::is_childless(identity.pid);
+        is_alone.then_some(Member { identity: *identity, leads_session: true })
+    }
+
     /// Sends a signal to every process of a run. Returns to how many.
     pub(super) fn signal_tree_of(&mut self, run: &RunRef, signal: Signal) -> u32 {
         // To go on is for those that had the signal before.
         let before = self.look.signalled.take().filter(|(of, _)| *of == run.run);
         let members = match before.filter(|_| signal == Signal::CONT) {
             Some((_, members)) => members,
-            None => self.members(run),
+            None => self.alone(run).map_or_else(|| self.members(run), |member| vec![member]),
         };
         let reached = self.signal_members(run, &members, signal);
         self.look.signalled = Some((run.run, members));
