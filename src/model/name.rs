@@ -62,7 +62,7 @@ fn check(text: &str) -> Result<(), NameError> {
 #[derive(Clone)]
 pub struct UnitName {
     /// The first bytes, from the most significant on, and zeros where there are no more.
-    head: [u64; 2],
+    head: (u64, u64),
     text: Arc<Text>,
 }
 
@@ -77,7 +77,7 @@ impl UnitName {
             let bytes = text.bytes().skip(at).chain(std::iter::repeat(0)).take(size_of::<u64>());
             bytes.fold(0, |word, byte| word << 8 | u64::from(byte))
         };
-        let head = [word(0), word(size_of::<u64>())];
+        let head = (word(0), word(size_of::<u64>()));
         Ok(Self { head, text: Arc::new(Text(text.into())) })
     }
 
@@ -88,14 +88,17 @@ impl UnitName {
 }
 
 impl Ord for UnitName {
+    #[inline]
     fn cmp(&self, other: &Self) -> Ordering {
         // No name holds a zero: those that differ do so in their heads, or go on behind them.
-        let [_, end] = self.head;
-        self.head.cmp(&other.head).then_with(|| {
-            let is_whole =
-                end.to_be_bytes().ends_with(&[0]) || Arc::ptr_eq(&self.text, &other.text);
-            if is_whole { Ordering::Equal } else { self.text.0.cmp(&other.text.0) }
-        })
+        let is_whole = || self.head.1.trailing_zeros() >= u8::BITS;
+        match self.head.cmp(&other.head) {
+            Ordering::Equal if is_whole() || Arc::ptr_eq(&self.text, &other.text) => {
+                Ordering::Equal
+            }
+            Ordering::Equal => self.text.0.cmp(&other.text.0),
+            differs => differs,
+        }
     }
 }
 
@@ -106,6 +109,7 @@ impl PartialOrd for UnitName {
 }
 
 impl PartialEq for UnitName {
+    #[inline]
     fn eq(&self, other: &Self) -> bool {
         self.cmp(other).is_eq()
     }

@@ -33,7 +33,12 @@ impl Descriptors {
 
     /// Whether there are descriptors for a start. `any` is some open descriptor.
     pub(super) fn for_start(self, any: BorrowedFd<'_>) -> bool {
-        any.try_clone_to_owned().is_ok_and(|probe| self.is_below(probe.as_raw_fd(), self.kept))
+        any.try_clone_to_owned().is_ok_and(|probe| self.for_started(probe.as_raw_fd()))
+    }
+
+    /// Whether this descriptor may be one of a start.
+    pub(super) fn for_started(self, fd: RawFd) -> bool {
+        self.is_below(fd, self.kept)
     }
 
     /// Whether a run of an earlier supervisor may be watched by this descriptor.
@@ -65,13 +70,10 @@ mod tests {
         let all = Descriptors::of(1024);
         let adopted = |number| all.for_adopted(number);
         assert_eq!([975, 976].map(adopted), [true, false]);
-        assert_eq!([991, 992].map(|number| all.is_below(number, all.kept)), [true, false]);
+        assert_eq!([991, 992].map(|number| all.for_started(number)), [true, false]);
         assert_eq!([999, 1_000].map(|number| all.for_member(number)), [true, false]);
         assert_eq!(all.clients_end(), 1_008);
-        assert!(
-            Descriptors::of(20).is_below(14, Descriptors::of(20).kept),
-            "with a low limit less is kept"
-        );
+        assert!(Descriptors::of(20).for_started(14), "with a low limit less is kept");
         assert!(
             !Descriptors::of(0).for_member(0) && Descriptors::of(u64::MAX).for_adopted(RawFd::MAX)
         );

@@ -133,13 +133,14 @@ pub(super) enum BirthError {
     Record(String),
 }
 
-/// Makes a child, records it, and lets it go.
+/// Makes a child, records it, and lets it go. `channel`: our end, and the child's.
 pub(super) fn birth(
     nursery: &mut Nursery,
     prepared: &Rc<Prepared>,
+    channel: (UnixStream, UnixStream),
     record: &mut dyn FnMut(Identity) -> Result<(), String>,
 ) -> Result<Born, BirthError> {
-    let (ours, theirs) = UnixStream::pair().map_err(BirthError::Fork)?;
+    let (ours, theirs) = channel;
     let mut way = nursery.way;
     if way == Way::Shared && !prepared.may_share() {
         way = Way::Clone3;
