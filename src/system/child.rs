@@ -13,12 +13,17 @@ use std::cell::Cell;
 use std::ffi::{CStr, CString};
 use std::os::fd::RawFd;
 use std::rc::Rc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::raw;
 use crate::model::{EXIT_NEVER_STARTED, Stage};
 
 /// What the parent writes to let the child go.
 pub(super) const GO: u8 = b'g';
+/// What a child that shares its parent's memory is: born, so that it may use the parent's descriptors; or
+/// with a table of its own. The kernel makes it zero when it is gone from that memory.
+pub(super) const BORN: u32 = 1;
+pub(super) const APART: u32 = 2;
 /// Bytes of a failure report: stage, errno (little endian), and which of several.
 pub(super) const REPORT_BYTES: usize = 6;
 /// Variables whose value is the child's own number, which it writes where they are empty: that of
@@ -84,6 +89,9 @@ pub(super) struct Start {
     pub(super) gate: RawFd,
     /// The parent's end, of which it has a copy.
     pub(super) other: RawFd,
+    /// Where it shares the parent's table of descriptors until it says otherwise: all that it needs
+    /// is below this number.
+    pub(super) descriptors_end: Option<RawFd>,
     /// The signals that have no default disposition at its birth, a bit for each.
     pub(super) reset: u64,
 }
@@ -162,9 +170,18 @@ impl OwnPid {
 /// A step that failed: stage and errno, and which of several it was.
 struct Failure(Stage, i32, u8);
 
-/// Waits at the gate, then becomes the program.
-pub(super) fn run(start: &Start) -> ! {
-    let Start { prepared, pointers, gate, other, reset } = start;
+/// Waits at the gate, then becomes the program. `there`: where one that shares the parent's memory says
+/// how far it is.
+pub(super) fn run(start: &Start, there: Option<&AtomicU32>) -> ! {
+    let Start { prepared, pointers, gate, other, descriptors_end, reset } = start;
+    if let (Some(end), Some(there)) = (descriptors_end, there) {
+        if let Err(errno) = raw::own_descriptors_below(*end) {
+            report(*gate, &Failure(Stage::Descriptors, errno, 0));
+            leave();
+        }
+        there.store(APART, Ordering::Release);
+        let _woken = raw::wake(there);
+    }
     // Our copy: else we would hold the gate's other end open ourselves.
     let _closed = raw::close(*other);
     default_dispositions(*reset);
@@ -174,11 +191,14 @@ pub(super) fn run(start: &Start) -> ! {
     let gate = lift(prepared, *gate);
     let pid = raw::pid().unsigned_abs();
     pointers.own_pids.iter().for_each(|own| own.write(pid));
-    let Failure(stage, errno, which) = become_program(prepared, pointers, gate);
-    let [a, b, c, d] = errno.to_le_bytes();
-    let report: [u8; REPORT_BYTES] = [stage as u8, a, b, c, d, which];
-    let _told = raw::send(gate, &report);
+    report(gate, &become_program(prepared, pointers, gate));
     leave();
+}
+
+fn report(gate: RawFd, Failure(stage, errno, which): &Failure) {
+    let [a, b, c, d] = errno.to_le_bytes();
+    let report: [u8; REPORT_BYTES] = [*stage as u8, a, b, c, d, *which];
+    let _told = raw::send(gate, &report);
 }
 
 /// Moves the gate out of the way of the numbers that the program is given.

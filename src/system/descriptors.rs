@@ -6,12 +6,19 @@
 //! What is above is always there for looks at `/proc`, signals and the ledger: a look that failed for
 //! want of a descriptor would find no processes, where there are some.
 
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+
+use super::sys;
 
 /// Descriptors that are kept free of starts: for clients, watches and all that follows.
 const KEPT: u64 = 32;
 /// With a low limit no more than this part of it is kept.
 const KEPT_SHARE: u64 = 4;
+/// From here on what stays has its numbers, and what comes and goes has those below, so that a child needs
+/// only these: there are those of all that are on their way to their programs, and clients.
+const LASTING_FROM: RawFd = 256;
+/// So many of what stays may be below.
+const LASTING_BELOW: RawFd = 32;
 
 /// The descriptors of this process.
 #[derive(Debug, Clone, Copy)]
@@ -39,6 +46,18 @@ impl Descriptors {
     /// Whether this descriptor may be one of a start.
     pub(super) fn for_started(self, fd: RawFd) -> bool {
         self.is_below(fd, self.kept)
+    }
+
+    /// Gives a descriptor that stays while many others come and go a higher number, where they are many and
+    /// there is one.
+    pub(super) fn out_of_the_way(self, fd: OwnedFd) -> OwnedFd {
+        if fd.as_raw_fd() < LASTING_BELOW {
+            return fd;
+        }
+        match sys::lift(fd.as_fd(), LASTING_FROM) {
+            Ok(higher) if self.for_started(higher.as_raw_fd()) => higher,
+            Ok(_) | Err(_) => fd,
+        }
     }
 
     /// Whether a run of an earlier supervisor may be watched by this descriptor.

@@ -7,11 +7,15 @@
 
 use std::ffi::{CStr, c_long};
 use std::os::fd::RawFd;
+use std::sync::atomic::AtomicU32;
+use std::time::Duration;
 
 /// Bytes of the kernel's set of signals, one bit for each of 64.
 const SIGNAL_SET_BYTES: usize = 8;
+/// `CLOSE_RANGE_UNSHARE` (Linux 5.9).
+const CLOSE_RANGE_UNSHARE: i32 = 2;
 /// `CLOSE_RANGE_CLOEXEC` (Linux 5.11).
-const CLOSE_RANGE_CLOEXEC: usize = 4;
+const CLOSE_RANGE_CLOEXEC: i32 = 4;
 /// The largest signal number.
 pub(super) const SIGNAL_MAX: i32 = 64;
 
@@ -178,9 +182,43 @@ pub(super) fn dup3(fd: RawFd, to: RawFd, flags: i32) -> Answer {
 
 /// Marks every descriptor from `first` on close-on-exec, where the kernel can do that (Linux 5.11).
 pub(super) fn close_on_exec_from(first: RawFd) -> Answer {
-    let last = usize::try_from(u32::MAX).unwrap_or(usize::MAX);
-    // SAFETY: nothing is pointed to, and nothing is closed.
-    unsafe { call(libc::SYS_close_range, [int(first), last, CLOSE_RANGE_CLOEXEC]) }
+    close_range(first, CLOSE_RANGE_CLOEXEC)
+}
+
+/// Leaves a table of descriptors that is shared with others for one of our own, with copies of those
+/// below `end` alone: the others are neither copied nor closed (Linux 5.9).
+pub(super) fn own_descriptors_below(end: RawFd) -> Answer {
+    close_range(end, CLOSE_RANGE_UNSHARE)
+}
+
+/// Does what the flags say with all descriptors from `first` on.
+fn close_range(first: RawFd, flags: i32) -> Answer {
+    // As an unsigned number the last that there can be.
+    const LAST: i32 = -1;
+    numbers(libc::SYS_close_range, [first, LAST, flags])
+}
+
+/// Whether a table of descriptors can be left: some containers refuse the call.
+pub(super) fn can_leave_descriptors() -> bool {
+    // There are none from here on.
+    close_range(RawFd::MAX, 0).is_ok()
+}
+
+/// Wakes who waits for a change of this number, [`wait`].
+pub(super) fn wake(number: &AtomicU32) -> Answer {
+    let all = usize::try_from(i32::MAX).unwrap_or(usize::MAX);
+    // SAFETY: the place of the number is all that is looked at.
+    unsafe { call(libc::SYS_futex, [number.as_ptr() as usize, int(libc::FUTEX_WAKE), all]) }
+}
+
+/// Waits until a number is changed, for at most `most`; not at all where it is not `old`. May end for
+/// no reason. As the kernel wakes when a child has left our memory, it is no private futex.
+pub(super) fn wait(number: &AtomicU32, old: u32, most: Duration) -> Answer {
+    let time = [most.as_secs(), u64::from(most.subsec_nanos())];
+    let (place, old) = (number.as_ptr() as usize, int(old.cast_signed()));
+    let time = time.as_ptr() as usize;
+    // SAFETY: the kernel's struct timespec on 64 bits is two such numbers, in a local array.
+    unsafe { call(libc::SYS_futex, [place, int(libc::FUTEX_WAIT), old, time]) }
 }
 
 /// Gives a signal its default disposition. KILL and STOP give an error and have no other.

@@ -2,6 +2,9 @@
 //!
 //! 1. A channel (a socket pair) is made; the child is born and waits on it, see `child.rs`. Where it
 //!    can, it shares our memory until its exec: a copy would cost the more the larger we are.
+//!    Where we have many descriptors it shares these too, until it has made a table of its own with the
+//!    few that it needs: to copy all of them, and to close them again at exec, would cost the more the
+//!    more units there are.
 //! 2. `record` writes the child's identity, and that it is let go, to the ledger, with one write.
 //! 3. One byte on the channel lets it go. If we die before, it sees the end of the channel and ends
 //!    without exec; if we die after, it is in the ledger. So no program ever runs that the ledger does
@@ -15,18 +18,21 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 
-use super::child::{self, GO, Pointers, Prepared, Start};
+use super::child::{self, BORN, GO, Pointers, Prepared, Start};
 use super::process::Births;
 use super::raw;
 use super::stacks::{Berth, Stacks};
 use super::sys;
-use crate::model::Identity;
+use crate::model::{Identity, Signal, Span};
 
 /// `CLONE_VM`.
 const CLONE_VM: u64 = 0x100;
+/// `CLONE_FILES`.
+const CLONE_FILES: u64 = 0x400;
 /// `CLONE_PIDFD` (Linux 5.2).
 const CLONE_PIDFD: u64 = 0x1000;
 /// `CLONE_CHILD_CLEARTID`: a zero is written when the child has left the memory.
@@ -35,6 +41,12 @@ const CLONE_CHILD_CLEARTID: u64 = 0x20_0000;
 const CLONE_CLEAR_SIGHAND: u64 = 0x1_0000_0000;
 /// Before this version a child that dumps core takes with it whoever shares its memory.
 const SHARES_SINCE: (u32, u32) = (5, 16);
+/// From so many descriptors on that are for no child, one has its own table late: to copy and to close them
+/// costs it a tenth of a microsecond for each, and the parent has to wait for it.
+const NOT_FOR_CHILDREN_MANY: usize = 128;
+/// How long a child may take until it has a table of descriptors of its own; one that takes longer was
+/// stopped by somebody, and is killed.
+const APART_TIME: Span = Span::seconds(1);
 
 /// How processes are made; each is tried once, and what does not work here is not tried again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,6 +87,10 @@ pub(super) struct Nursery {
     /// The signals that we ignore, a bit for each, once that was looked at.
     ignored: Option<u64>,
     births: Births,
+    /// Whether a child can leave our table of descriptors for one of its own.
+    can_leave_descriptors: bool,
+    /// How many descriptors we have that are for no child.
+    not_for_children: usize,
 }
 
 impl Nursery {
@@ -86,6 +102,8 @@ impl Nursery {
             stacks: Stacks::default(),
             ignored: None,
             births: Births::new(),
+            can_leave_descriptors: raw::can_leave_descriptors(),
+            not_for_children: 0,
         }
     }
 
@@ -97,6 +115,15 @@ impl Nursery {
     /// A child was reaped.
     pub(super) fn gone(&mut self, pid: i32) {
         self.stacks.gone(pid);
+    }
+
+    /// So many of our descriptors are for no child.
+    pub(super) fn keep_from_children(&mut self, count: usize) {
+        self.not_for_children = count;
+    }
+
+    fn shares_descriptors(&self) -> bool {
+        self.can_leave_descriptors && self.not_for_children >= NOT_FOR_CHILDREN_MANY
     }
 
     /// The signals whose disposition a child has to set anew.
@@ -145,16 +172,19 @@ pub(super) fn birth(
     if way == Way::Shared && !prepared.may_share() {
         way = Way::Clone3;
     }
+    let mut berth = None;
     let (pid, identity) = loop {
+        let leaves = way == Way::Shared && nursery.shares_descriptors();
         let start = Start {
             prepared: Rc::clone(prepared),
             pointers: Pointers::of(prepared),
             gate: theirs.as_raw_fd(),
             other: ours.as_raw_fd(),
+            descriptors_end: leaves.then(|| descriptors_end(prepared, &theirs)),
             reset: nursery.reset(way),
         };
         let stacks = &mut nursery.stacks;
-        match nursery.births.witness(|| fork(way, start, stacks)) {
+        match nursery.births.witness(|| fork(way, start, stacks, &mut berth)) {
             Ok(born) => break born,
             Err(error) => match (error.raw_os_error(), way.next()) {
                 (Some(libc::ENOSYS | libc::EPERM | libc::EINVAL | libc::E2BIG), Some(next)) => {
@@ -166,6 +196,11 @@ pub(super) fn birth(
             },
         }
     };
+    // Until then it uses ours, of which none that it needs may be closed.
+    if berth.is_some_and(|berth| !is_apart(&berth)) {
+        let _gone = sys::kill(pid, Signal::KILL);
+        return Err(BirthError::Fork(io::ErrorKind::TimedOut.into()));
+    }
     drop(theirs);
     // The gate closes with our end; the child ends with a code that is nobody's.
     let identity = identity.ok_or(BirthError::Unseen)?;
@@ -178,14 +213,39 @@ pub(super) fn birth(
     Ok(Born { identity, channel })
 }
 
-/// Makes the child. All signals are blocked around it, so that none ends it before it is prepared.
-fn fork(way: Way, start: Start, stacks: &mut Stacks) -> io::Result<(i32, Option<OwnedFd>)> {
+/// The number below which all descriptors are that a child needs.
+fn descriptors_end(prepared: &Prepared, gate: &UnixStream) -> RawFd {
+    let given = prepared.descriptors.iter().map(|(ours, _)| *ours);
+    given.chain([gate.as_raw_fd(), libc::STDERR_FILENO]).max().unwrap_or(0).saturating_add(1)
+}
+
+/// Waits until a child does not use our descriptors any more: it has its own, or is gone.
+fn is_apart(berth: &Berth) -> bool {
+    let until = sys::monotonic_now().after(APART_TIME);
+    while berth.start.descriptors_end.is_some() && berth.there.load(Ordering::Acquire) == BORN {
+        let left = until.since(sys::monotonic_now());
+        if left.as_nanos() == 0 {
+            return false;
+        }
+        let _woken = raw::wait(&berth.there, BORN, Duration::from_nanos(left.as_nanos()));
+    }
+    true
+}
+
+/// Makes the child; `berth`: where it is in our memory, if it is. All signals are blocked around it, so
+/// that none ends it before it is prepared.
+fn fork(
+    way: Way,
+    start: Start,
+    stacks: &mut Stacks,
+    berth: &mut Option<Rc<Berth>>,
+) -> io::Result<(i32, Option<OwnedFd>)> {
     let mut old = SigSet::empty();
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut old))?;
     let mut pidfd: RawFd = -1;
     let made = match way {
         Way::Shared => match stacks.take(start) {
-            Ok(berth) => shared(&berth, &mut pidfd),
+            Ok(place) => shared(berth.insert(place), &mut pidfd),
             Err(start) => copied(&start, clone3(&mut pidfd)),
         },
         Way::Clone3 => copied(&start, clone3(&mut pidfd)),
@@ -204,7 +264,7 @@ fn fork(way: Way, start: Start, stacks: &mut Stacks) -> io::Result<(i32, Option<
 /// comes back from here.
 fn copied(start: &Start, result: i64) -> io::Result<i32> {
     if result == 0 {
-        child::run(start);
+        child::run(start, None);
     }
     match i32::try_from(result) {
         Ok(pid) if pid > 0 => Ok(pid),
@@ -214,8 +274,9 @@ fn copied(start: &Start, result: i64) -> io::Result<i32> {
 
 /// Makes a child that shares our memory. It begins in [`enter`], on a stack of its own.
 fn shared(berth: &Rc<Berth>, pidfd: &mut RawFd) -> io::Result<i32> {
+    let files = if berth.start.descriptors_end.is_some() { CLONE_FILES } else { 0 };
     let args = CloneArgs {
-        flags: CLONE_VM | CLONE_PIDFD | CLONE_CLEAR_SIGHAND | CLONE_CHILD_CLEARTID,
+        flags: CLONE_VM | CLONE_PIDFD | CLONE_CLEAR_SIGHAND | CLONE_CHILD_CLEARTID | files,
         pidfd: std::ptr::from_mut(pidfd) as u64,
         child_tid: berth.there.as_ptr() as u64,
         exit_signal: u64::from(libc::SIGCHLD.unsigned_abs()),
@@ -223,10 +284,10 @@ fn shared(berth: &Rc<Berth>, pidfd: &mut RawFd) -> io::Result<i32> {
         stack_size: u64::try_from(berth.bytes).unwrap_or(0),
         ..CloneArgs::default()
     };
-    let start: *const Start = &raw const berth.start;
+    let place: *const Berth = Rc::as_ptr(berth);
     // SAFETY: the berth's stack is this child's alone, and the berth stays in `stacks.rs` until the
     // kernel has said that the child has left our memory.
-    let made = unsafe { raw::clone_onto(&args, enter, start) };
+    let made = unsafe { raw::clone_onto(&args, enter, place) };
     let pid = made.and_then(|pid| i32::try_from(pid).map_err(|_| libc::EINVAL));
     pid.inspect(|pid| berth.pid.set(*pid)).map_err(|errno| {
         berth.there.store(0, Ordering::Release);
@@ -235,9 +296,10 @@ fn shared(berth: &Rc<Berth>, pidfd: &mut RawFd) -> io::Result<i32> {
 }
 
 /// Where a child begins that shares our memory.
-extern "C" fn enter(start: *const Start) -> ! {
-    // SAFETY: it is the berth's own, which stays as it is for as long as we are here.
-    child::run(unsafe { &*start })
+extern "C" fn enter(berth: *const Berth) -> ! {
+    // SAFETY: it is kept for as long as we are here.
+    let berth = unsafe { &*berth };
+    child::run(&berth.start, Some(&berth.there))
 }
 
 /// The kernel's struct `clone_args`, first version: eight numbers, 64 bytes.

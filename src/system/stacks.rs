@@ -11,7 +11,7 @@ use std::ptr::NonNull;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use super::child::Start;
+use super::child::{BORN, Start};
 
 /// Most children that are on their way to their exec with our memory; more get a copy of it.
 pub(super) const STACKS: usize = 64;
@@ -38,7 +38,7 @@ pub(super) struct Berth {
     /// The lowest address of the stack.
     pub(super) stack: *mut u8,
     pub(super) bytes: usize,
-    /// Not zero while the child may use our memory.
+    /// Zero once the child cannot use our memory any more; before, what it is, `child.rs`.
     pub(super) there: AtomicU32,
     /// Its number, once it has one.
     pub(super) pid: Cell<i32>,
@@ -59,7 +59,7 @@ impl Stacks {
             self.used.push(None);
         }
         let berth =
-            Rc::new(Berth { start, stack, bytes, there: AtomicU32::new(1), pid: Cell::new(0) });
+            Rc::new(Berth { start, stack, bytes, there: AtomicU32::new(BORN), pid: Cell::new(0) });
         if let Some(place) = self.used.get_mut(free) {
             *place = Some(Rc::clone(&berth));
         }
@@ -138,7 +138,7 @@ mod tests {
     fn start() -> Start {
         let prepared = Rc::new(Prepared::default());
         let pointers = Pointers::of(&prepared);
-        Start { prepared, pointers, gate: -1, other: -1, reset: 0 }
+        Start { prepared, pointers, gate: -1, other: -1, descriptors_end: None, reset: 0 }
     }
 
     #[test]

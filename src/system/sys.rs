@@ -464,6 +464,13 @@ pub fn detach(log_to: &std::path::Path) -> io::Result<bool> {
     Ok(true)
 }
 
+/// The same descriptor under the lowest free number that is not below `least`, close-on-exec.
+pub(super) fn lift(fd: BorrowedFd<'_>, least: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: the descriptor is open, and the call takes a number.
+    let lifted = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, least) };
+    owned(lifted.into())
+}
+
 fn check(result: libc::c_long) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

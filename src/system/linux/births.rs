@@ -126,6 +126,7 @@ impl Linux {
         let owner = owner_of(&launch.spec)
             .map_err(|error| prepare_error("the owner of its files", &error))?;
         let ledger = self.lasting.as_mut().map(|lasting| &mut lasting.ledger);
+        self.nursery.keep_from_children(self.outputs.len());
         let born = give_birth(&mut self.nursery, &prepared, channel, launch, at, ledger)?;
         drop(held);
         let identity = born.identity;

@@ -18,7 +18,7 @@ impl Linux {
             let path = instruction::fifo_path(&self.dirs.run, id);
             let fifo = fifo::make(&path, owner).map_err(fail)?;
             fifo::let_openers_write(&fifo).map_err(fail)?;
-            self.outputs.insert(id.clone(), fifo);
+            self.outputs.insert(id.clone(), self.descriptors.out_of_the_way(fifo));
         }
         let Some(fifo) = self.outputs.get(id) else {
             return Err(fail(std::io::Error::from_raw_os_error(libc::EBADF)));
