@@ -91,6 +91,35 @@ fn three_hundred_units_with_logs_come_up_and_go_down() {
 }
 
 /// `opm run` with a hard limit of so many descriptors.
+#[test]
+fn a_child_of_an_opm_with_many_descriptors_has_a_table_for_its_own() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let Some(mut world) = World::new() else { return };
+    // Two thirds of them are begun when there are many already.
+    many(&world, 400, "");
+    world.run();
+    world.until("all to be up", || count(&world, "up") == 400);
+    let rows = world.rows();
+    let pids = rows.iter().map(|row| i32::try_from(row["pid"].as_i64().unwrap()).unwrap());
+    let pids: Vec<i32> = pids.collect();
+    let is_small = |pid: &&i32| {
+        let size = world.status_line(**pid, "FDSize").unwrap();
+        size.trim().parse::<u32>().unwrap() <= 256
+    };
+    let small = pids.iter().filter(is_small).count();
+    assert!(small > 200, "{small} of 400");
+    for pid in &pids {
+        let open = std::fs::read_dir(world.proc().unwrap().join(format!("{pid}/fd")));
+        assert_eq!(open.unwrap().count(), 3, "standard descriptors, and no other");
+    }
+    // Why one could not become its program is told as ever.
+    std::fs::write(world.path("no-program"), "text").unwrap();
+    world.unit("bad", "command: [../no-program]\nrestart: never\n");
+    assert_eq!(world.opm(&["apply", "units"]).code, 1);
+    let why = world.opm(&["why", "bad"]).out;
+    assert!(why.contains("it is not executable"), "{why}");
+}
+
 fn run_with_descriptors(world: &mut World, limit: u32) {
     let mut command = world.command("sh");
     let log = std::fs::File::options().append(true).create(true).open(world.path("opm.out"));

@@ -97,7 +97,7 @@ impl Ord for UnitName {
                 Ordering::Equal
             }
             Ordering::Equal => self.text.0.cmp(&other.text.0),
-            differs => differs,
+            differs @ (Ordering::Less | Ordering::Greater) => differs,
         }
     }
 }

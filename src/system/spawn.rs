@@ -160,14 +160,13 @@ pub(super) enum BirthError {
     Record(String),
 }
 
-/// Makes a child, records it, and lets it go. `channel`: our end, and the child's.
+/// Makes a child, records it, and lets it go.
 pub(super) fn birth(
     nursery: &mut Nursery,
     prepared: &Rc<Prepared>,
-    channel: (UnixStream, UnixStream),
     record: &mut dyn FnMut(Identity) -> Result<(), String>,
 ) -> Result<Born, BirthError> {
-    let (ours, theirs) = channel;
+    let (ours, theirs) = UnixStream::pair().map_err(BirthError::Fork)?;
     let mut way = nursery.way;
     if way == Way::Shared && !prepared.may_share() {
         way = Way::Clone3;

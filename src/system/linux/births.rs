@@ -112,9 +112,8 @@ impl Linux {
         };
         self.kept(&launch.instance, launch.run);
         let is_main = launch.role == Role::Main;
-        let channel = UnixStream::pair().map_err(|error| prepare_error("", &error))?;
         // What ends a run may take the last ones.
-        if !is_of_end(launch.role) && !self.descriptors.for_started(channel.1.as_raw_fd()) {
+        if !is_of_end(launch.role) && !self.descriptors.for_start(self.null.as_fd()) {
             return Err(prepare_error("", &std::io::Error::from_raw_os_error(libc::EMFILE)));
         }
         let Given { numbered, extra, held } = self.given(launch, spec)?;
@@ -127,7 +126,7 @@ impl Linux {
             .map_err(|error| prepare_error("the owner of its files", &error))?;
         let ledger = self.lasting.as_mut().map(|lasting| &mut lasting.ledger);
         self.nursery.keep_from_children(self.outputs.len());
-        let born = give_birth(&mut self.nursery, &prepared, channel, launch, at, ledger)?;
+        let born = give_birth(&mut self.nursery, &prepared, launch, at, ledger)?;
         drop(held);
         let identity = born.identity;
         self.kept(&launch.instance, launch.run).has_begun = true;
@@ -285,7 +284,6 @@ pub(super) fn owner_of(spec: &Spec) -> std::io::Result<Option<u32>> {
 fn give_birth(
     nursery: &mut Nursery,
     prepared: &Rc<Prepared>,
-    channel: (UnixStream, UnixStream),
     launch: &Launch,
     at: Monotonic,
     mut ledger: Option<&mut Ledger>,
@@ -306,7 +304,7 @@ fn give_birth(
             error.reason
         })
     };
-    spawn::birth(nursery, prepared, channel, &mut record).map_err(|error| {
+    spawn::birth(nursery, prepared, &mut record).map_err(|error| {
         let (stage, reason, passing) = match error {
             BirthError::Fork(error) => (Stage::Fork, plain(&error.to_string()), true),
             BirthError::Unseen => (Stage::Fork, "its start time cannot be read".to_owned(), true),
