@@ -11,7 +11,7 @@ mod common;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use common::{OPM, World, now, watch_for};
+use common::{OPM, World, now, watch_for, witness};
 
 /// How long `opm status` may take, in a debug build on a busy machine.
 const STATUS_MAX: Duration = Duration::from_secs(10);
@@ -90,7 +90,6 @@ fn three_hundred_units_with_logs_come_up_and_go_down() {
     up_and_down(300, "");
 }
 
-/// `opm run` with a hard limit of so many descriptors.
 #[test]
 fn a_child_of_an_opm_with_many_descriptors_has_a_table_for_its_own() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
@@ -120,6 +119,40 @@ fn a_child_of_an_opm_with_many_descriptors_has_a_table_for_its_own() {
     assert!(why.contains("it is not executable"), "{why}");
 }
 
+#[test]
+fn a_crash_amid_the_starts_of_many_leaves_nobody_at_the_gate_and_doubles_nothing() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let Some(mut world) = World::new() else { return };
+    let unit = |n| {
+        let name = format!("s{n:04}");
+        let script = format!("{}exec sleep 100000", witness(&name));
+        let script = serde_json::to_string(&script).unwrap();
+        format!("name: {name}\ncommand: [sh, -c, {script}]\nworking_dir: ..\n")
+    };
+    world.unit("many", &(0..300).map(unit).collect::<Vec<_>>().join("---\n"));
+    let begun = |world: &World| {
+        (0..300).filter(|n| world.path(&format!("s{n:04}.starts")).exists()).count()
+    };
+    // Past those of which there are few.
+    for least in [140, 170, 200, 230, 260] {
+        world.run();
+        world.until("some to have begun", || begun(&world) >= least);
+        world.crash_if_any();
+        // A child at the gate is opm yet, as is the first process of the test's world; the log keeper is not.
+        world.until("nobody to be at the gate", || {
+            let name = |pid| world.status_line(pid, "Name").unwrap_or_default();
+            world.pids().into_iter().all(|pid| pid == 1 || name(pid) != "opm")
+        });
+        world.assert_no_doubles();
+    }
+    world.run();
+    world.until("all to be up", || count(&world, "up") == 300);
+    world.assert_no_doubles();
+    let again = (0..300).filter(|n| world.lines(&format!("s{n:04}.starts")).len() > 1).count();
+    assert_eq!(again, 0, "what lives is taken over, and what was not let go has not begun");
+}
+
+/// `opm run` with a hard limit of so many descriptors.
 fn run_with_descriptors(world: &mut World, limit: u32) {
     let mut command = world.command("sh");
     let log = std::fs::File::options().append(true).create(true).open(world.path("opm.out"));

@@ -20,9 +20,10 @@ use crate::model::{EXIT_NEVER_STARTED, Stage};
 
 /// What the parent writes to let the child go.
 pub(super) const GO: u8 = b'g';
-/// What a child that shares its parent's memory is: born, so that it may use the parent's descriptors; or
-/// with a table of its own. The kernel makes it zero when it is gone from that memory.
+/// How far a child is that shares its parent's memory: in it, and where it shares the table of descriptors in
+/// that too. The kernel makes it zero when the child has left the memory.
 pub(super) const BORN: u32 = 1;
+/// It has a table of descriptors of its own.
 pub(super) const APART: u32 = 2;
 /// Bytes of a failure report: stage, errno (little endian), and which of several.
 pub(super) const REPORT_BYTES: usize = 6;
@@ -89,8 +90,8 @@ pub(super) struct Start {
     pub(super) gate: RawFd,
     /// The parent's end, of which it has a copy.
     pub(super) other: RawFd,
-    /// Where it shares the parent's table of descriptors until it says otherwise: all that it needs
-    /// is below this number.
+    /// Set for one that shares the parent's table of descriptors at first, if it shares its memory: all
+    /// that it needs is below this number.
     pub(super) descriptors_end: Option<RawFd>,
     /// The signals that have no default disposition at its birth, a bit for each.
     pub(super) reset: u64,

@@ -126,12 +126,12 @@ fn inode(pidfd: &OwnedFd) -> Option<u64> {
 /// that is it. For the first children both are looked at; a kernel on which they are not the same is
 /// asked about each.
 #[derive(Debug, Default)]
-pub(super) struct Births {
+pub(super) struct StartTimes {
     /// How many times the clock was right; `None` once it was not.
     proofs: Option<u8>,
 }
 
-impl Births {
+impl StartTimes {
     pub(super) fn new() -> Self {
         Self { proofs: Some(0) }
     }
@@ -234,16 +234,25 @@ pub(super) fn find(identity: &Identity) -> Found {
 /// Sends a signal to the process with this identity, through a handle that was proven; one that is
 /// gone is no error.
 pub(super) fn signal(identity: &Identity, signal: Signal) -> Result<(), SystemError> {
-    with_found(identity, |pidfd| match pidfd {
-        Some(pidfd) => sys::pidfd_send_signal(pidfd.as_fd(), signal),
-        None => sys::kill(identity.pid, signal),
-    })
+    with_found(identity, |pidfd| send(identity, pidfd, signal))
 }
 
 /// Kills the process with this identity, which leads a group, with that group: while it lives,
-/// nobody else's group has its number.
+/// nobody else's group has its number. One that was let go just now may lead none yet, and is alone.
 pub(super) fn kill_group(identity: &Identity) -> Result<(), SystemError> {
-    with_found(identity, |_| sys::kill(-identity.pid, Signal::KILL))
+    with_found(identity, |pidfd| match sys::kill(-identity.pid, Signal::KILL) {
+        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {
+            send(identity, pidfd, Signal::KILL)
+        }
+        done => done,
+    })
+}
+
+fn send(identity: &Identity, pidfd: Option<OwnedFd>, signal: Signal) -> std::io::Result<()> {
+    match pidfd {
+        Some(pidfd) => sys::pidfd_send_signal(pidfd.as_fd(), signal),
+        None => sys::kill(identity.pid, signal),
+    }
 }
 
 fn with_found(
@@ -290,14 +299,14 @@ mod tests {
         ] {
             assert_eq!(tick_of(at(before), at(after)), tick, "{before} {after}");
         }
-        let mut births = Births::new();
+        let mut times = StartTimes::new();
         for n in 0..u64::from(PROOFS) {
-            assert_eq!(births.start(None, || Some(7)), Some(7), "nothing was told");
-            assert_eq!(births.start(Some(n), || Some(n)), Some(n));
+            assert_eq!(times.start(None, || Some(7)), Some(7), "nothing was told");
+            assert_eq!(times.start(Some(n), || Some(n)), Some(n));
         }
-        assert_eq!(births.start(Some(8), || unreachable!("it is believed")), Some(8));
-        assert_eq!(births.start(None, || None), None);
-        let mut wrong = Births::new();
+        assert_eq!(times.start(Some(8), || unreachable!("it is believed")), Some(8));
+        assert_eq!(times.start(None, || None), None);
+        let mut wrong = StartTimes::new();
         assert_eq!(wrong.start(Some(1), || Some(1)), Some(1));
         assert_eq!(wrong.start(Some(2), || Some(3)), Some(3));
         for _ in 0..=PROOFS {
@@ -308,7 +317,7 @@ mod tests {
 
     #[test]
     fn the_clock_is_right_about_real_children() {
-        let mut births = Births::new();
+        let mut times = StartTimes::new();
         for _ in 0..300 {
             let mut child = None;
             let fork = || {
@@ -318,11 +327,11 @@ mod tests {
                 child = Some(made);
                 Ok::<_, std::io::Error>((pid, sys::pidfd_open(pid).ok()))
             };
-            let (pid, identity) = births.witness(fork).unwrap();
+            let (pid, identity) = times.witness(fork).unwrap();
             assert_eq!(identity.unwrap().start, stat(pid).unwrap().start);
             child.unwrap().wait().unwrap();
         }
-        assert!(births.proofs.is_some());
+        assert!(times.proofs.is_some());
     }
 
     #[test]

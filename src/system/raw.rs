@@ -2,7 +2,8 @@
 //!
 //! Such a child may share our memory, and may not touch what is ours: no allocation, no lock, and
 //! no `errno`, which is the calling thread's, and it is made with ours. So these go to the kernel
-//! directly, and their errors come back as numbers.
+//! directly, and their errors come back as numbers. A few are the parent's: how it makes such a child,
+//! what it has to know before, and how it waits for it.
 #![expect(unsafe_code, reason = "system calls without the C library")]
 
 use std::ffi::{CStr, c_long};

@@ -23,7 +23,7 @@ use std::time::Duration;
 use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 
 use super::child::{self, BORN, GO, Pointers, Prepared, Start};
-use super::process::Births;
+use super::process::StartTimes;
 use super::raw;
 use super::stacks::{Berth, Stacks};
 use super::sys;
@@ -86,7 +86,7 @@ pub(super) struct Nursery {
     stacks: Stacks,
     /// The signals that we ignore, a bit for each, once that was looked at.
     ignored: Option<u64>,
-    births: Births,
+    start_times: StartTimes,
     /// Whether a child can leave our table of descriptors for one of its own.
     can_leave_descriptors: bool,
     /// How many descriptors we have that are for no child.
@@ -101,7 +101,7 @@ impl Nursery {
             way: Way::first(&release),
             stacks: Stacks::default(),
             ignored: None,
-            births: Births::new(),
+            start_times: StartTimes::new(),
             can_leave_descriptors: raw::can_leave_descriptors(),
             not_for_children: 0,
         }
@@ -183,7 +183,7 @@ pub(super) fn birth(
             reset: nursery.reset(way),
         };
         let stacks = &mut nursery.stacks;
-        match nursery.births.witness(|| fork(way, start, stacks, &mut berth)) {
+        match nursery.start_times.witness(|| fork(way, start, stacks, &mut berth)) {
             Ok(born) => break born,
             Err(error) => match (error.raw_os_error(), way.next()) {
                 (Some(libc::ENOSYS | libc::EPERM | libc::EINVAL | libc::E2BIG), Some(next)) => {
@@ -220,8 +220,11 @@ fn descriptors_end(prepared: &Prepared, gate: &UnixStream) -> RawFd {
 
 /// Waits until a child does not use our descriptors any more: it has its own, or is gone.
 fn is_apart(berth: &Berth) -> bool {
+    if berth.start.descriptors_end.is_none() {
+        return true;
+    }
     let until = sys::monotonic_now().after(APART_TIME);
-    while berth.start.descriptors_end.is_some() && berth.there.load(Ordering::Acquire) == BORN {
+    while berth.there.load(Ordering::Acquire) == BORN {
         let left = until.since(sys::monotonic_now());
         if left.as_nanos() == 0 {
             return false;
@@ -338,6 +341,28 @@ fn clone(pidfd: &mut RawFd) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_child_is_waited_for_only_while_it_may_use_our_descriptors() {
+        let mut stacks = Stacks::default();
+        let prepared = Rc::new(Prepared::default());
+        for (descriptors_end, there, apart) in [
+            (Some(3), child::APART, true),
+            (Some(3), 0, true),
+            (None, BORN, true),
+            // Nobody ever says that it has its own: it was stopped.
+            (Some(3), BORN, false),
+        ] {
+            let pointers = Pointers::of(&prepared);
+            let prepared = Rc::clone(&prepared);
+            let start =
+                Start { prepared, pointers, gate: -1, other: -1, descriptors_end, reset: 0 };
+            let berth = stacks.take(start).unwrap();
+            berth.there.store(there, Ordering::Release);
+            assert_eq!(is_apart(&berth), apart, "{descriptors_end:?}, {there}");
+            berth.there.store(0, Ordering::Release);
+        }
+    }
 
     #[test]
     fn memory_is_shared_where_the_kernel_is_new_enough() {

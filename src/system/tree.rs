@@ -10,6 +10,7 @@ use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Read;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::rc::Rc;
 
@@ -182,7 +183,6 @@ fn children(pid: i32, stat: &Stat) -> Vec<i32> {
 
 /// Whether a process has one thread, and that no children. `false` where the kernel does not tell.
 pub(super) fn is_childless(pid: i32) -> bool {
-    use std::os::unix::fs::MetadataExt;
     // A directory for each thread is a link to this one (`proc_task_getattr`, in the kernel's base.c).
     let threads = fs::metadata(format!("/proc/{pid}/task")).map(|tasks| tasks.nlink());
     threads.is_ok_and(|links| links == TASK_LINKS_OF_ONE)

@@ -20,6 +20,8 @@ use crate::world::World;
 /// How long an event may take to come, in the real world.
 const DEADLINE: Duration = Duration::from_secs(10);
 const RUN: RunId = RunId(7);
+/// How often something is tried that depends on which of two processes is quicker.
+const AT_ONCE: u32 = 100;
 
 /// Something that is asked of a system.
 #[derive(Debug, Clone, Copy)]
@@ -395,9 +397,34 @@ impl Rig for Reality {
     }
 }
 
+/// A signal to a whole run, or to a group, at the moment at which its process is let go: it may not lead a session yet.
+fn signal_what_was_born_just_now() {
+    let root = tempfile::tempdir().unwrap();
+    let mut reality = Reality { root, poll: mio::Poll::new().unwrap(), system: None };
+    reality.reopen();
+    for time in 0..AT_ONCE {
+        let launch = launch(&reality, MAIN, "forever");
+        let at = reality.system().now();
+        let identity = reality.system().spawn(&launch, at).unwrap();
+        let leaders = vec![(MAIN, identity)];
+        let run = RunRef { instance: id(), run: RUN, leaders, adopted: false };
+        let end = if time % 2 == 0 {
+            reality.system().signal_tree(&run, Signal::TERM);
+            "main killed by SIGTERM"
+        } else {
+            reality.system().kill_group(&identity).unwrap();
+            "main killed by SIGKILL"
+        };
+        let heard: Vec<String> = reality.events(2).iter().map(words).collect();
+        assert_eq!(heard, ["execed main", end], "time {time}");
+    }
+}
+
 #[test]
 fn both_systems_answer_and_tell_the_same() {
     become_subreaper().unwrap();
+    // In one test, as what is reaped is whoever's child it is.
+    signal_what_was_born_just_now();
     for (what, script) in SCRIPTS {
         let world = World::new(1, Setting { delay_max: 3, ..Setting::default() });
         let mut simulation = Simulation { world, system: None };

@@ -136,11 +136,13 @@ impl Linux {
             let is_it =
                 |one: &Member| (one.identity.pid, one.identity.start) == (leader.pid, leader.start);
             let alive = own || members.iter().any(is_it);
-            if alive
-                && groups.insert(leader.pid)
-                && let Err(error) = sys::kill(-leader.pid, signal)
-            {
-                log::debug!("cannot signal group {}: {error}", leader.pid);
+            if !alive || groups.contains(&leader.pid) {
+                continue;
+            }
+            match sys::kill(-leader.pid, signal) {
+                Ok(()) => drop(groups.insert(leader.pid)),
+                // One that was let go just now leads no group yet: it is reached alone, below.
+                Err(error) => log::debug!("cannot signal group {}: {error}", leader.pid),
             }
         }
         let mut reached = 0u32;
