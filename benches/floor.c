@@ -4,6 +4,7 @@
  *   floor loop FIFO COUNT       starts COUNT services by vfork and exec, and again whichever dies, and
  *                               does nothing else, until SIGTERM: no supervisor can be faster
  *   floor stamp FIFO CMD ARG…   writes a stamp and becomes CMD
+ *   floor ACT:FIFO:ID …         the same as `floor ACT FIFO ID`, as the interpreter of a script without a shell
  *   floor flash FIFO ID         writes a stamp and ends: a service that cannot stay up
  *   floor orphans FIFO COUNT    leaves COUNT processes behind, which end all at once; then waits until
  *                               nobody but pid 1 and itself is left, and writes a stamp
@@ -127,6 +128,11 @@ static int orphans(int count)
 
 int main(int argc, char **argv)
 {
+    if (argc >= 3 && strchr(argv[1], ':')) {
+        char *act = strtok(argv[1], ":"), *path = strtok(NULL, ":"), *id = strtok(NULL, ":");
+        char *words[] = { argv[0], act, path, id, NULL };
+        return id ? main(4, words) : 2;
+    }
     if (argc == 4 && strcmp(argv[1], "service") == 0) {
         write_stamp(argv[2], atoi(argv[3]));
         for (;;)

@@ -94,6 +94,18 @@ class Bench:
         except BlockingIOError:
             os.set_blocking(self.stamps, True)
 
+    def stamps_until(self, when):
+        """How many stamps come until then."""
+        stamps = 0
+        os.set_blocking(self.stamps, False)
+        while time.monotonic() < when:
+            try:
+                stamps += len(os.read(self.stamps, 65536 // STAMP.size * STAMP.size)) // STAMP.size
+            except BlockingIOError:
+                time.sleep(0.01)
+        os.set_blocking(self.stamps, True)
+        return stamps
+
     def loop(self, count):
         """The C loop, its services, and the milliseconds it took."""
         process, began = self.run([self.floor, "loop", self.fifo, str(count)])
@@ -320,16 +332,9 @@ def storm(bench, count):
     for kind in LOGS:
         more = "restart: {policy: always, delay: 0s}\n" + LOGS[kind]
         opm = bench.opm_run(count, more, "flash")
-        began, before, stamps = time.monotonic(), cpu(opm.process.pid), 0
-        os.set_blocking(bench.stamps, False)
-        while (now := time.monotonic()) < began + STORM_SECONDS:
-            try:
-                stamps += len(os.read(bench.stamps, 65536 // STAMP.size * STAMP.size)) // STAMP.size
-            except BlockingIOError:
-                time.sleep(0.01)
-        used = cpu(opm.process.pid) - before
-        os.set_blocking(bench.stamps, True)
-        seconds = now - began
+        began, before = time.monotonic(), cpu(opm.process.pid)
+        stamps = bench.stamps_until(began + STORM_SECONDS)
+        used, seconds = cpu(opm.process.pid) - before, time.monotonic() - began
         rows.append([count, kind, f"{stamps / seconds:.0f}", f"{used / stamps / 1e3:.0f}"])
         opm.process.kill()
         opm.process.wait()

@@ -29,12 +29,24 @@ pub(super) fn dirs(global: &Global) -> Dirs {
     }
 }
 
+/// Those of the daemon that runs, or ran last: it may have had to go elsewhere.
+pub(super) fn dirs_found(global: &Global) -> Dirs {
+    let dirs = dirs(global);
+    // Elsewhere there may be one with another root.
+    if global.root.is_some() && dirs.can_be_made() { dirs } else { dirs.where_found() }
+}
+
 /// What to do where no daemon runs.
 pub(super) const START_ONE: &str = "start one with `opm daemon` or `opm apply`";
 
 /// The control socket of this machine's daemon; `None` where no daemon listens.
 pub(super) fn socket(global: &Global) -> Result<Option<UnixStream>, Error> {
-    let path = dirs(global).where_found().socket();
+    let dirs = dirs_found(global);
+    if let Some(uid) = dirs.stranger() {
+        let message = format!("`{}` belongs to user {uid}, and is not used", dirs.run.display());
+        return Err(Error::new(Exit::Refused, message));
+    }
+    let path = dirs.socket();
     let length = path.as_os_str().len();
     if length > SOCKET_PATH_MAX {
         let message = format!(

@@ -11,7 +11,7 @@ use nix::poll::PollTimeout;
 use serde_json::json;
 
 use super::args::{Global, LogOutput, Logs, Stream};
-use super::client::{Client, dirs, rows};
+use super::client::{Client, dirs_found, rows};
 use super::{Error, Exit, Outcome, output, query, when};
 use crate::keeper::colour_of;
 use crate::logs::{self, LogsError, Pattern, Query, Record, Select, Which, Whose};
@@ -25,7 +25,7 @@ const KEEPER_WAIT_MILLIS: u8 = 10;
 
 /// `opm logs`.
 pub(super) fn logs(global: &Global, args: &Logs) -> Outcome {
-    let dirs = dirs(global).where_found();
+    let dirs = dirs_found(global);
     let query = Query {
         dir: dirs.logs.clone(),
         instances: instances(global, args)?,

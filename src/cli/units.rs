@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 use serde_json::{Value, json};
 
 use super::args::{Change, Global, Kill, Names, Restart, Stop, Until, Waiting};
-use super::client::{Client, dirs};
+use super::client::{Client, dirs_found};
 use super::progress::{self, Progress};
 use super::{Error, Exit, Outcome, logs, output, remote};
 use crate::model::{Span, Wall};
@@ -176,7 +176,7 @@ fn report(global: &Global, rows: &[Row]) -> Exit {
 /// The last words of the failed instance in this place, from the log files of its machine.
 fn last_lines(global: &Global, instance: &str, place: usize) -> Vec<String> {
     match global.host() {
-        None => logs::last_lines(&dirs(global).where_found(), instance, LAST_LINES),
+        None => logs::last_lines(&dirs_found(global), instance, LAST_LINES),
         Some(host) if place < REMOTE_LOGS_MAX => {
             remote::last_lines(global, host, instance, LAST_LINES)
         }

@@ -2,9 +2,10 @@
 
 use std::fmt;
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
@@ -18,8 +19,12 @@ const ORPHANED_LOCK_WAIT: Span = Span::seconds(5);
 const LOCK_FD: &str = "OPM_LOCK_FD";
 /// The same for the lock on the run directory.
 const RUN_LOCK_FD: &str = "OPM_RUN_LOCK_FD";
+/// The control socket in the run directory.
+const SOCKET: &str = "control.sock";
 /// The file in a locked directory that names the holder, for people and for messages.
 const HOLDER: &str = "lock";
+/// Where a run directory goes that cannot be made where it should be. Anybody may make directories there.
+const SHARED: [&str; 2] = ["/dev/shm", "/tmp"];
 /// Name of the directory of logs beside the run directory's own files, where there is no other.
 const LOGS: &str = "logs";
 
@@ -52,7 +57,7 @@ impl Dirs {
         }
         let uid = sys::own_uid();
         let home = variable("HOME").filter(|home| home.is_absolute() && home.is_dir());
-        let volatile = PathBuf::from(format!("/tmp/opm-{uid}"));
+        let [_, volatile] = in_shared(uid);
         let run = variable("XDG_RUNTIME_DIR").filter(|dir| dir.is_dir());
         let run = run.map_or_else(|| volatile.join("run"), |dir| dir.join("opm"));
         let state = variable("XDG_STATE_HOME")
@@ -63,7 +68,7 @@ impl Dirs {
 
     /// Where clients find the daemon.
     pub fn socket(&self) -> PathBuf {
-        self.run.join("control.sock")
+        self.run.join(SOCKET)
     }
 
     /// The process that took the state directory last, where it lives and may be opm. Nobody, where nobody
@@ -113,8 +118,7 @@ impl Dirs {
             if is_of_another(&self.run) {
                 return Err(first);
             }
-            let places = ["/dev/shm", "/tmp"]
-                .map(|place| Path::new(place).join(format!("opm-{}", sys::own_uid())).join("run"));
+            let places = in_shared(sys::own_uid()).map(|place| place.join("run"));
             let found = places.into_iter().find(|place| make(place, 0o755).is_ok()).ok_or(first)?;
             moved.push(format!("{} cannot be made; using {}", self.run.display(), found.display()));
             self.run = found;
@@ -159,24 +163,55 @@ impl Dirs {
     /// none runs any more.
     #[must_use]
     pub fn where_found(self) -> Self {
-        let uid = sys::own_uid();
-        let others = ["/dev/shm", "/tmp"].map(|place| format!("{place}/opm-{uid}/run"));
+        let others = in_shared(sys::own_uid()).map(|place| place.join("run"));
         let mut found = self;
-        if !found.socket().exists()
-            && let Some(run) =
-                others.iter().find(|run| Path::new(run).join("control.sock").exists())
+        // In an image that cannot be written there may be the socket of a daemon that ran as it was built.
+        let moved = others.iter().find(|run| is_trusted(run) && run.join(SOCKET).exists());
+        if let Some(run) = moved
+            && !is_listened_at(&found.socket())
         {
-            found.run = PathBuf::from(run);
+            found.run.clone_from(run);
         }
-        let runs = others.iter().map(PathBuf::from);
-        let logs = [found.run.clone()].into_iter().chain(runs).map(|run| run.join(LOGS));
+        let logs = [found.run.clone()].into_iter().chain(others).map(|run| run.join(LOGS));
         if !can_be_used(&found.logs)
-            && let Some(logs) = logs.into_iter().find(|logs: &PathBuf| is_trusted(logs, uid))
+            && let Some(logs) = logs.into_iter().find(|logs| is_trusted(logs))
         {
             found.logs = logs;
         }
         found
     }
+
+    /// Whether a daemon would have its run directory here, and not elsewhere.
+    #[must_use]
+    pub fn can_be_made(&self) -> bool {
+        self.run.ancestors().find(|dir| dir.exists()).is_some_and(can_be_used)
+    }
+
+    /// The user who has put a run directory where this user's daemon would have it.
+    #[must_use]
+    pub fn stranger(&self) -> Option<u32> {
+        stranger(&self.run)
+    }
+}
+
+/// Our directories where anybody may make some.
+fn in_shared(uid: u32) -> [PathBuf; 2] {
+    SHARED.map(|place| Path::new(place).join(format!("opm-{uid}")))
+}
+
+/// The other user who owns a directory of ours where anybody may make some, or one on the way to it.
+fn stranger(dir: &Path) -> Option<u32> {
+    let uid = sys::own_uid();
+    let place = in_shared(uid).into_iter().find(|place| dir.starts_with(place))?;
+    let way = dir.ancestors().take_while(|dir| dir.starts_with(&place));
+    let mut owners = way.filter_map(|dir| fs::symlink_metadata(dir).ok()).map(|found| found.uid());
+    owners.find(|owner| *owner != uid)
+}
+
+/// Whether somebody accepts connections there, or may do so.
+fn is_listened_at(socket: &Path) -> bool {
+    let nobody = [ErrorKind::NotFound, ErrorKind::ConnectionRefused];
+    UnixStream::connect(socket).map_or_else(|error| !nobody.contains(&error.kind()), |_| true)
 }
 
 /// Whether a directory is there and belongs to another user, where that matters.
@@ -186,8 +221,10 @@ fn is_of_another(dir: &Path) -> bool {
 }
 
 /// Whether there is a directory that nobody else but root has put there.
-fn is_trusted(logs: &Path, uid: u32) -> bool {
-    fs::metadata(logs).is_ok_and(|found| found.is_dir() && [0, uid].contains(&found.uid()))
+fn is_trusted(dir: &Path) -> bool {
+    let trusted = [0, sys::own_uid()];
+    let is_ours = |found: fs::Metadata| found.is_dir() && trusted.contains(&found.uid());
+    fs::metadata(dir).is_ok_and(is_ours) && stranger(dir).is_none()
 }
 
 /// Whether we can make files in a directory.
@@ -200,11 +237,18 @@ fn can_be_used(dir: &Path) -> bool {
 fn make(dir: &Path, mode: u32) -> Result<(), SystemError> {
     let fail =
         |reason: &dyn fmt::Display| SystemError::new("make directory", dir.display(), reason);
+    let foreign = |uid: u32| fail(&format!("it belongs to user {uid}"));
+    if let Some(uid) = stranger(dir) {
+        return Err(foreign(uid));
+    }
     DirBuilder::new().recursive(true).mode(mode).create(dir).map_err(|error| fail(&error))?;
     let metadata = fs::metadata(dir).map_err(|error| fail(&error))?;
-    // A directory under /tmp could be somebody else's.
     if metadata.uid() != sys::own_uid() && sys::own_uid() != 0 {
-        return Err(fail(&format!("it belongs to user {}", metadata.uid())));
+        return Err(foreign(metadata.uid()));
+    }
+    // Who was quicker than we.
+    if let Some(uid) = stranger(dir) {
+        return Err(foreign(uid));
     }
     nix::unistd::access(dir, nix::unistd::AccessFlags::W_OK | nix::unistd::AccessFlags::X_OK)
         .map_err(|errno| fail(&std::io::Error::from(errno)))

@@ -1,0 +1,112 @@
+//! Where opm has its run directory when the usual one cannot be made: in places where anybody may make
+//! directories, of which only its own are used.
+#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
+mod common;
+
+use std::fs;
+
+use common::{OPM, World, is_root, skip};
+
+/// The exit code of a command that finds no daemon.
+const NO_DAEMON: i32 = 3;
+/// The one of `opm status UNIT` where there is no such unit.
+const NO_UNIT: i32 = 4;
+/// Runs a command as a user without anything.
+const NOBODY: &str =
+    "setpriv --reuid 65534 --regid 65534 --clear-groups env -u XDG_RUNTIME_DIR HOME=/nowhere";
+
+/// A namespace in which everything outside the world's own directory is empty: `/dev/shm` and `/tmp`, which can be
+/// written, and the directories of the system scope.
+fn apart() -> Option<World> {
+    if !is_root() {
+        skip("needs root to mount");
+        return None;
+    }
+    let world = World::new()?;
+    // The program may be below /tmp too.
+    fs::copy(OPM, world.path("opm")).unwrap();
+    let everybody = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    fs::set_permissions(world.dir.path(), everybody).unwrap();
+    world.unit("a", "command: [sleep, '1000']\nlogs: {to: null}\n");
+    sh(
+        &world,
+        "mkdir -p /run/opm /var/lib/opm /var/log/opm
+         mount -t tmpfs none /dev/shm && mkdir /dev/shm/w && mount --bind \"$PWD\" /dev/shm/w
+         mount -t tmpfs none /tmp && mkdir -p \"$PWD\" && mount --move /dev/shm/w \"$PWD\"
+         for dir in /run /var/lib /var/log; do mount -t tmpfs none $dir && mkdir $dir/opm; done",
+    );
+    Some(world)
+}
+
+/// What a script prints, with `opm` in its path. It has to succeed.
+fn sh(world: &World, script: &str) -> String {
+    let script =
+        format!("cd {}; PATH=$PWD:$PATH nobody='{NOBODY}'; {script}", world.dir.path().display());
+    let output = world.command("sh").args(["-ec", &script]).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{script}: {output:?}");
+    text
+}
+
+fn cannot_be_written(world: &World) {
+    sh(world, "for dir in /run /var/lib /var/log; do mount -o remount,ro $dir; done");
+}
+
+/// The exit code of a command, and what it says.
+fn code(world: &World, command: &str) -> (i32, String) {
+    let said = sh(world, &format!("code=0; {command} 2>&1 || code=$?; echo $code"));
+    let (said, code) = said.trim_end().rsplit_once('\n').unwrap_or(("", said.trim_end()));
+    (code.parse().unwrap(), said.to_owned())
+}
+
+#[test]
+fn what_another_user_has_put_there_is_neither_asked_nor_used() {
+    let Some(world) = apart() else { return };
+    cannot_be_written(&world);
+    sh(
+        &world,
+        "mkdir -m 755 /dev/shm/opm-0; chown 65534 /dev/shm/opm-0
+         $nobody opm --root /dev/shm/opm-0 daemon
+         test -S /dev/shm/opm-0/run/control.sock",
+    );
+    let (status, said) = code(&world, "opm status");
+    assert!(status == NO_DAEMON && said.contains("no daemon runs"), "{status}: {said}");
+    // An apply begins a daemon of its own, elsewhere.
+    sh(&world, "opm apply units");
+    assert_eq!(sh(&world, "stat -c %u /tmp/opm-0/run/control.sock"), "0\n");
+    assert_eq!(code(&world, "opm status a").0, 0);
+    let other = format!("{NOBODY} opm --root /dev/shm/opm-0 status a");
+    assert_eq!(code(&world, &other).0, NO_UNIT);
+    // That is the daemon of no other root.
+    let (status, said) = code(&world, "opm --root other status");
+    assert!(status == NO_DAEMON && said.contains("other/run/control.sock"), "{status}: {said}");
+}
+
+#[test]
+fn a_place_in_another_user_s_directory_is_refused_by_daemon_and_command() {
+    let Some(world) = apart() else { return };
+    // Who owns a directory may put another one in the place of what is in it.
+    sh(
+        &world,
+        "for place in /tmp /dev/shm; do
+           mkdir -pm 755 $place/opm-65534/run; chown 65533 $place/opm-65534; chown 65534 $place/opm-65534/run
+         done",
+    );
+    for command in ["status", "daemon"] {
+        let (status, said) = code(&world, &format!("{NOBODY} opm {command}"));
+        assert!(status != 0 && said.contains("user 65533"), "{command}: {status}: {said}");
+    }
+}
+
+#[test]
+fn a_socket_that_nobody_listens_at_hides_no_daemon_elsewhere() {
+    let Some(world) = apart() else { return };
+    // As in an image that was made of a file system on which opm ran.
+    sh(&world, "opm daemon; kill -9 \"$(cat /run/opm/lock)\"; test -S /run/opm/control.sock");
+    cannot_be_written(&world);
+    sh(
+        &world,
+        "opm apply units; test -S /dev/shm/opm-0/run/control.sock; opm status a; opm stop a",
+    );
+}
