@@ -469,6 +469,24 @@ fn every_exit_code_is_in_the_manual_and_back() {
 }
 
 #[test]
+fn every_field_of_a_row_of_status_is_in_the_manual_and_back() {
+    let Some(page) = page("opm.1") else { return };
+    let lines = section(&page, "COMMANDS");
+    let of_status = lines.iter().skip_while(|line| !line.starts_with(".It Cm status"));
+    let named = of_status.skip(1).take_while(|line| !line.starts_with(".It Cm "));
+    let described: BTreeSet<&str> = named
+        .filter_map(|line| line.strip_prefix(".It Va "))
+        .flat_map(|names| names.split(" , "))
+        .filter(|name| name.chars().all(|c| !c.is_uppercase()))
+        .collect();
+    let types = opm::protocol::CONTROL_DESCRIPTION;
+    let (_, row) = types.split_once("type Instance (").unwrap();
+    let (row, _) = row.split_once("\n)").unwrap();
+    let known = row.lines().filter_map(|line| Some(line.split_once(':')?.0.trim())).collect();
+    assert_eq!(described, known, "opm(1), status, and the type Instance");
+}
+
+#[test]
 fn every_key_is_in_the_manual_and_back() {
     let Some(page) = page("opm-unit.5") else { return };
     let mut described = BTreeSet::new();
