@@ -265,6 +265,28 @@ fn explain_takes_what_units_take_and_refuses_what_they_refuse() {
 }
 
 #[test]
+fn what_can_be_told_from_the_words_alone_is_told_before_anybody_is_asked() {
+    let world = World::bare();
+    for (args, text) in [
+        (&["kill", "-s", "SIGTERN", "web"][..], "did you mean `TERM`?"),
+        (&["kill", "-s", "65", "web"], "write it as `TERM`, `SIGTERM`, `15` or `RTMIN+3`"),
+        (&["explain", "every", "1h", "-n", "0"], "0 is not in 1..=1000"),
+        (&["explain", "every", "1h", "-n", "1001"], "1001 is not in 1..=1000"),
+        (&["explain", "every", "1h", "--from", "soon"], "`soon` is no time; write it as"),
+    ] {
+        let said = world.opm(args);
+        assert_eq!(said.code, 2, "{args:?}: {said:?}");
+        assert!(said.err.contains(text), "{args:?}: {said:?}");
+    }
+    // A day is one of the zone that is asked about.
+    let day = ["explain", "schedule", "0 * * * *", "--from", "2026-11-26", "-n1", "--timezone"];
+    for (zone, due) in [("UTC", "Thu 2026-11-26 01:00:00 UTC"), ("Asia/Tokyo", "01:00:00 JST")] {
+        let said = world.opm(&[&day[..], &[zone]].concat());
+        assert!(said.code == 0 && said.out.contains(due), "{zone}: {said:?}");
+    }
+}
+
+#[test]
 fn a_daemon_whose_units_have_mistakes_prints_them_and_does_not_start() {
     let Some(world) = World::new() else { return };
     world.unit("a", "comand: [sleep]\n");

@@ -1,6 +1,7 @@
 //! The arguments, and the text of `--help`. The manual is opm(1).
 
 mod deploy;
+mod values;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -8,11 +9,13 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 
 use super::ssh;
-use crate::model::Span;
+use crate::model::{Signal, Span};
 use crate::simulate::Wish;
 pub(super) use deploy::{
     Apply, Check, Composed, Diff, Files, Format, History, Plan, Rollback, Rolling, Waiting,
 };
+pub(super) use values::Until;
+use values::{signal, size, span, until};
 
 /// A declarative init and supervisor: YAML units in, running processes out.
 #[derive(Debug, Parser)]
@@ -142,11 +145,6 @@ impl Command {
     }
 }
 
-/// A duration with a unit.
-fn span(text: &str) -> Result<Span, String> {
-    Span::parse(text).map_err(|error| error.to_string())
-}
-
 #[derive(Debug, clap::Args)]
 pub(super) struct Run {
     /// Directory of unit files
@@ -222,24 +220,6 @@ pub(super) struct Stop {
     pub(super) until: Option<Until>,
 }
 
-/// When a hold ends.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Until {
-    /// After so long a time.
-    After(Span),
-    /// At this time.
-    At(jiff::Timestamp),
-}
-
-fn until(text: &str) -> Result<Until, String> {
-    if let Ok(time) = text.parse() {
-        return Ok(Until::At(time));
-    }
-    span(text).map(Until::After).map_err(|_| {
-        "neither a duration as `2h` nor a time with its zone as `2026-03-29T06:00:00Z`".to_owned()
-    })
-}
-
 #[derive(Debug, clap::Args)]
 pub(super) struct Names {
     /// Units or instances
@@ -267,9 +247,9 @@ pub(super) struct Kill {
     /// Units or instances
     #[arg(required = true)]
     pub(super) units: Vec<String>,
-    /// Which signal
-    #[arg(short, long, default_value = "TERM")]
-    pub(super) signal: String,
+    /// Which signal, as TERM, SIGTERM or 15
+    #[arg(short, long, default_value = "TERM", value_parser = signal)]
+    pub(super) signal: Signal,
     /// To every process of the run, not only the main one
     #[arg(long)]
     pub(super) all: bool,
@@ -399,12 +379,6 @@ struct WishArgs {
 #[derive(Debug, Clone, Copy)]
 struct Budget(Option<Span>);
 
-/// A number of bytes, as in unit files.
-fn size(text: &str) -> Result<u64, String> {
-    let size = crate::config::parse_size(text);
-    size.ok_or_else(|| "write it as `512M`, `10G` (of 1024) or `10GB` (of 1000)".to_owned())
-}
-
 fn budget(text: &str) -> Result<Budget, String> {
     if text.is_empty() { Ok(Budget(None)) } else { span(text).map(|time| Budget(Some(time))) }
 }
@@ -451,6 +425,9 @@ pub(super) struct Wait {
     pub(super) timeout: Option<Span>,
 }
 
+/// Times of an expression that are printed at most.
+const TIMES_MAX: i64 = 1_000;
+
 #[derive(Debug, clap::Args)]
 pub(super) struct Explain {
     /// A key, as `restart.delay`; all of them where none is named
@@ -461,11 +438,12 @@ pub(super) struct Explain {
     /// In this time zone [default: the system's]
     #[arg(long, value_name = "ZONE", requires = "expression")]
     pub(super) timezone: Option<String>,
-    /// After this time, as 2026-03-29T00:00:00Z [default: now]
+    /// After this time, as 2026-03-29 or yesterday [default: now]
     #[arg(long, value_name = "TIME", requires = "expression")]
-    pub(super) from: Option<jiff::Timestamp>,
-    /// So many times
+    pub(super) from: Option<String>,
+    /// So many times, 1 to 1000
     #[arg(short = 'n', long, value_name = "N", default_value_t = 5, requires = "expression")]
+    #[arg(value_parser = clap::value_parser!(u16).range(1..=TIMES_MAX))]
     pub(super) lines: u16,
 }
 

@@ -5,12 +5,9 @@ use jiff::tz::TimeZone;
 use serde_json::json;
 
 use super::args::{Explain, Global};
-use super::{Error, Exit, Outcome, output};
+use super::{Error, Exit, Outcome, output, when};
 use crate::config::{KEYS, Key, due_times, key_of, nearest_key};
 use crate::model::Wall;
-
-/// Most due times that are printed.
-const TIMES_MAX: u16 = 1_000;
 
 pub(super) fn explain(global: &Global, args: &Explain) -> Outcome {
     if let Some(expression) = &args.expression {
@@ -78,10 +75,14 @@ fn times(global: &Global, args: &Explain, key: &str, expression: &str) -> Outcom
         Some(name) => TimeZone::get(name)
             .map_err(|_| bad(format!("there is no time zone `{name}` on this system")))?,
     };
-    let from = args.from.unwrap_or_else(Timestamp::now);
+    let now = Timestamp::now();
+    let from = match &args.from {
+        Some(text) => when::moment(text, now, &zone).map_err(bad)?,
+        None => now,
+    };
     let mut last = Wall(from.as_microsecond());
     let mut times = Vec::new();
-    for _ in 0..args.lines.min(TIMES_MAX) {
+    for _ in 0..args.lines {
         let Some(next) = when.next_after(last, &zone).filter(|next| *next > last) else { break };
         let Ok(time) = Timestamp::from_microsecond(next.0) else { break };
         times.push(time.to_zoned_datetime(zone.clone()));

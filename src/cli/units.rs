@@ -197,7 +197,8 @@ pub(super) fn release(global: &Global, args: &Names) -> Outcome {
 
 /// `opm kill`.
 pub(super) fn kill(global: &Global, args: &Kill) -> Outcome {
-    let parameters = json!({ "units": args.units, "signal": args.signal, "all": args.all });
+    let parameters =
+        json!({ "units": args.units, "signal": args.signal.number().to_string(), "all": args.all });
     let reply = Client::connect(global)?.call("Kill", parameters)?;
     let reached = reply.get("instances").and_then(Value::as_array).map_or(0, Vec::len);
     if reached == 0 {

@@ -18,9 +18,16 @@ const TIMES: [&str; 2] = ["%H:%M:%S%.f", "%H:%M"];
 /// The time that a text means at this moment, in this time zone, as logs are stamped. A duration is
 /// a time before now; a time of day is today's.
 pub(super) fn parse(text: &str, now: Timestamp, zone: &TimeZone) -> Result<String, String> {
-    let bad = || format!("`{text}` is no time; write it as {FORMS}");
-    let time = point(text.trim(), now, zone).ok_or_else(bad)?;
-    stamp(time).ok_or_else(bad)
+    stamp(moment(text, now, zone)?).ok_or_else(|| bad(text))
+}
+
+/// The same as a time.
+pub(super) fn moment(text: &str, now: Timestamp, zone: &TimeZone) -> Result<Timestamp, String> {
+    point(text.trim(), now, zone).ok_or_else(|| bad(text))
+}
+
+fn bad(text: &str) -> String {
+    format!("`{text}` is no time; write it as {FORMS}")
 }
 
 /// A time as it stands at the head of a record.

@@ -48,7 +48,7 @@ pub use origin::Origins;
 pub(crate) use render::plural;
 pub use render::{DRAWN_MAX, render};
 pub use source::{FILE_BYTES_MAX, MISTAKES_MAX, SourceFile};
-pub use suggest::nearest;
+pub use suggest::{nearest, nearest_signal};
 pub use yaml::{ALIASES_MAX, DEPTH_MAX, DOCUMENTS_MAX, NODES_MAX};
 
 use crate::model::{FilePath, Gather, Spec, UnitName};

@@ -1,5 +1,7 @@
 //! The word that was probably meant.
 
+use crate::model::Signal;
+
 /// Farthest word that is suggested, in single edits; one for words of less than five letters.
 const DISTANCE_MAX: usize = 2;
 
@@ -56,6 +58,12 @@ pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) ->
         }
     }
     best.filter(|_| !is_tied).map(|(_, candidate)| candidate)
+}
+
+/// The signal whose name is nearest, with or without `SIG`.
+pub fn nearest_signal(text: &str) -> Option<&'static str> {
+    let name = text.to_ascii_uppercase();
+    nearest(name.strip_prefix("SIG").unwrap_or(&name), Signal::names())
 }
 
 /// What a key of another supervisor is called here, if it is among the legal ones.

@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use super::span;
+use super::values::span;
 use crate::model::Span;
 
 /// Longest name of a source, in bytes: as long as a file's. It stands in messages.

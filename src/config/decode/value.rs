@@ -240,9 +240,7 @@ impl<'a> Decoder<'_, 'a> {
         let text = self.scalar(key, "a signal", node)?;
         let signal = Signal::parse(text);
         if signal.is_none() {
-            let short = text.to_ascii_uppercase();
-            let short = short.strip_prefix("SIG").unwrap_or(&short);
-            let meant = suggest::nearest(short, Signal::names());
+            let meant = suggest::nearest_signal(text);
             let message = format!("`{key}`: no signal {}", quoted(text));
             let found = self.sink.error(node.at, message).did_you_mean(meant);
             if meant.is_none() {
