@@ -156,7 +156,7 @@ fn happenings(run: RunId) -> Vec<(&'static str, Happening)> {
             "Listens",
             Happening::Listens {
                 run,
-                bound: vec![Bound { at: "tcp [::1]:80".to_owned(), inode: 7 }],
+                bound: vec![Bound { at: "tcp [::1]:80".to_owned(), inode: 7, file: None }],
             },
         ),
         ("Called", Happening::Called { run }),
@@ -453,7 +453,7 @@ fn any_happening() -> impl Strategy<Value = Happening> {
         1 => run().prop_map(|run| Happening::Touched { run }),
         1 => (run(), "[aä€]{0,200}").prop_map(|(run, status)| Happening::Said { run, status }),
         1 => (run(), 0..3u64).prop_map(|(run, inode)| Happening::Listens {
-            run, bound: vec![Bound { at: "tcp [::1]:80".to_owned(), inode }],
+            run, bound: vec![Bound { at: "tcp [::1]:80".to_owned(), inode, file: None }],
         }),
         1 => run().prop_map(|run| Happening::Called { run }),
         1 => run().prop_map(|run| Happening::Adopted { run }),

@@ -101,6 +101,9 @@ pub struct Bound {
     pub at: String,
     /// As in `/proc/PID/fd`.
     pub inode: u64,
+    /// Device and inode of its file, where it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<(u64, u64)>,
 }
 
 #[cfg(test)]

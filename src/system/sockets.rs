@@ -5,11 +5,11 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use mio::Token;
@@ -19,7 +19,7 @@ use nix::sys::socket::{
 };
 
 use super::{accounts, plain, set_inheritable, sys};
-use crate::model::{Identity, InstanceId, Listen, RunId, UNIX_MODE, UnitName};
+use crate::model::{Bound, Identity, InstanceId, Listen, RunId, UNIX_MODE, UnitName};
 
 /// How many connections wait in the kernel for the service to take them: as many as it allows.
 const BACKLOG: Backlog = Backlog::MAXCONN;
@@ -51,17 +51,34 @@ pub(super) struct Open {
     pub(super) place: Place,
     /// Its name for the service.
     pub(super) name: String,
-    /// Device and inode of its file, where it has one.
+    /// Device and inode of its file, where it has one and they are known.
     file: Option<(u64, u64)>,
 }
 
 impl Open {
     fn new(fd: OwnedFd, place: Place) -> Self {
-        let file = match &place {
-            Place::Unix(path) => identity_of(path),
-            Place::Tcp(_) | Place::Udp(_) => None,
-        };
-        Self { fd, place, name: String::new(), file }
+        Self { fd, place, name: String::new(), file: None }
+    }
+
+    /// What an earlier supervisor knew of it. One that told nothing of its file made what is there now.
+    pub(super) fn recall(&mut self, before: &[Bound]) {
+        let Place::Unix(path) = &self.place else { return };
+        let inode = self.inode();
+        let known = before.iter().find(|bound| bound.inode == inode).and_then(|bound| bound.file);
+        self.file = self.file.or(known).or_else(|| identity_of(path));
+    }
+
+    /// Whether its file, where it has one, is where it was made: no link, and nobody else's.
+    pub(super) fn is_in_place(&self) -> bool {
+        match &self.place {
+            Place::Unix(path) => self.file.is_some() && identity_of(path) == self.file,
+            Place::Tcp(_) | Place::Udp(_) => true,
+        }
+    }
+
+    /// What is kept of it in the ledger.
+    pub(super) fn bound(&self) -> Bound {
+        Bound { at: self.place.to_string(), inode: self.inode(), file: self.file }
     }
 
     /// The inode by which the socket is found in a process that has it.
@@ -145,8 +162,9 @@ fn open_unix(path: &Path, spec: &Listen) -> Result<Open, String> {
     let fd = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, none)
         .map_err(fail)?;
     bind(fd.as_raw_fd(), &address).map_err(fail)?;
-    let open = Open::new(fd, Place::Unix(path.to_owned()));
-    let done = set_owner(path, spec).and_then(|()| listen(&open.fd, BACKLOG).map_err(fail));
+    let mut open = Open::new(fd, Place::Unix(path.to_owned()));
+    open.file = identity_of(path);
+    let done = set_owner(&open, spec).and_then(|()| listen(&open.fd, BACKLOG).map_err(fail));
     if let Err(reason) = done {
         open.remove_file();
         return Err(reason);
@@ -154,8 +172,10 @@ fn open_unix(path: &Path, spec: &Listen) -> Result<Open, String> {
     Ok(open)
 }
 
-/// Gives the file of a Unix socket its mode and owner.
-pub(super) fn set_owner(path: &Path, spec: &Listen) -> Result<(), String> {
+/// Gives the file of a Unix socket its mode and owner; of any other socket nothing. Never of another file: who may
+/// write in its directory could have put a link in its place.
+pub(super) fn set_owner(open: &Open, spec: &Listen) -> Result<(), String> {
+    let Place::Unix(path) = &open.place else { return Ok(()) };
     let user = |name: &String| {
         let account = accounts::user(name).map_err(|error| reason(&error))?;
         Ok::<u32, String>(account.ok_or_else(|| format!("there is no user `{name}`"))?.uid)
@@ -174,12 +194,20 @@ pub(super) fn set_owner(path: &Path, spec: &Listen) -> Result<(), String> {
     } else {
         (user, group)
     };
+    let file = File::options().read(true).custom_flags(libc::O_PATH | libc::O_NOFOLLOW).open(path);
+    let file = file.map_err(|error| reason(&error))?;
+    let found = file.metadata().map_err(|error| reason(&error))?;
+    if !found.file_type().is_socket() || Some((found.dev(), found.ino())) != open.file {
+        return Err("there is another file in its place".to_owned());
+    }
+    // The file itself, whatever is at its path by now, proc_pid_fd(5).
+    let itself = format!("/proc/self/fd/{}", file.as_raw_fd());
     if user.is_some() || group.is_some() {
-        std::os::unix::fs::chown(path, user, group)
+        std::os::unix::fs::chown(&itself, user, group)
             .map_err(|error| format!("cannot change its owner: {}", reason(&error)))?;
     }
     let mode = fs::Permissions::from_mode(spec.mode.unwrap_or(UNIX_MODE));
-    fs::set_permissions(path, mode)
+    fs::set_permissions(&itself, mode)
         .map_err(|error| format!("cannot change its mode: {}", reason(&error)))
 }
 
@@ -210,9 +238,10 @@ fn knock(path: &Path) -> io::Result<()> {
     Ok(nix::sys::socket::connect(fd.as_raw_fd(), &UnixAddr::new(path)?)?)
 }
 
-/// Device and inode of a file.
+/// Device and inode of the file of a socket.
 fn identity_of(path: &Path) -> Option<(u64, u64)> {
-    fs::symlink_metadata(path).ok().map(|found| (found.dev(), found.ino()))
+    let found = fs::symlink_metadata(path).ok().filter(|found| found.file_type().is_socket())?;
+    Some((found.dev(), found.ino()))
 }
 
 /// Where a descriptor listens; nothing for one that does not.

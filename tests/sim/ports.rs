@@ -50,7 +50,7 @@ impl Machine {
                 return Err(at);
             } else {
                 self.ports.next_inode += 1;
-                bound.push(Bound { at, inode: self.ports.next_inode });
+                bound.push(Bound { at, inode: self.ports.next_inode, file: None });
             }
         }
         let (run, service) = (listening.run, socket.service.clone());

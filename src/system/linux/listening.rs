@@ -30,13 +30,13 @@ impl Linux {
         let (mut kept, gone) = std::mem::take(&mut held.open)
             .into_iter()
             .partition::<Vec<Open>, _>(|open| places.contains(&open.place));
+        for open in &mut kept {
+            open.recall(listening.before);
+        }
         close_all(&gone);
         drop(gone);
         let (open, failed) = self.open_all(listening, &places, &mut kept);
-        let bound = open
-            .iter()
-            .map(|open| Bound { at: open.place.to_string(), inode: open.inode() })
-            .collect();
+        let bound = open.iter().map(Open::bound).collect();
         if let Some(held) = self.sockets.get_mut(instance) {
             held.open = open;
         }
@@ -133,19 +133,15 @@ impl Linux {
     ) -> (Vec<Open>, Option<StartError>) {
         let Listening { instance, spec, .. } = *listening;
         // Nobody can reach one whose file somebody removed.
-        let is_lost = |open: &mut Open| matches!(&open.place, Place::Unix(path) if !path.exists());
+        let is_lost = |open: &mut Open| !open.is_in_place();
         let lost: Vec<Open> = kept.extract_if(.., is_lost).collect();
         close_all(&lost);
         let mut new = Vec::new();
         let mut all: Vec<Option<Open>> = Vec::new();
         let listen = spec.socket.as_ref().map_or(&[][..], |socket| socket.listen.as_slice());
         for (place, one) in places.iter().zip(listen) {
-            if kept.iter().any(|open| open.place == *place) {
-                if let Place::Unix(path) = place
-                    && let Err(reason) = sockets::set_owner(path, one)
-                {
-                    log::warn!("{instance}: {place}: {reason}");
-                }
+            if let Some(open) = kept.iter().find(|open| open.place == *place) {
+                set_owner(instance, open, one);
                 continue;
             }
             match self.open_socket(listening, place, one) {
@@ -182,11 +178,7 @@ impl Linux {
             StartError { stage, subject, reason, passing }
         };
         if let Some(open) = self.take_from_other(listening, place) {
-            if let Place::Unix(path) = place
-                && let Err(reason) = sockets::set_owner(path, one)
-            {
-                log::warn!("{}: {place}: {reason}", listening.instance);
-            }
+            set_owner(listening.instance, &open, one);
             return Ok(open);
         }
         if !self.descriptors.for_start(self.null.as_fd()) {
@@ -195,8 +187,12 @@ impl Linux {
         let at = place.to_string();
         let before = listening.before.iter().find(|bound| bound.at == at);
         if let Some(bound) = before {
-            if let Some(open) = self.regain(listening.holders, bound.inode, place) {
-                return Ok(open);
+            if let Some(mut open) = self.regain(listening.holders, bound.inode, place) {
+                open.recall(listening.before);
+                if open.is_in_place() {
+                    set_owner(listening.instance, &open, one);
+                    return Ok(open);
+                }
             }
             log::warn!("{}: {at} could not be kept; it is opened anew", listening.instance);
         }
@@ -205,7 +201,7 @@ impl Linux {
 
     /// A socket of another unit, which is about to close it: nobody who connects meanwhile is refused.
     fn take_from_other(&mut self, listening: &Listening<'_>, place: &Place) -> Option<Open> {
-        let is_it = |open: &Open| open.place == *place;
+        let is_it = |open: &Open| open.place == *place && open.is_in_place();
         let leaves = |other: &InstanceId| other != listening.instance && (listening.leaves)(other);
         let mut others = self.sockets.iter();
         let (other, held) = others.find(|(id, held)| held.open.iter().any(is_it) && leaves(id))?;
@@ -227,6 +223,13 @@ impl Linux {
                 leaders.chain(self.members_now(run).into_iter().map(|member| member.identity));
             all.find_map(|holder| sockets::regain(&holder, inode, place))
         })
+    }
+}
+
+/// Gives a socket that was open before the mode and owner that it is to have now.
+fn set_owner(instance: &InstanceId, open: &Open, listen: &Listen) {
+    if let Err(reason) = sockets::set_owner(open, listen) {
+        log::warn!("{instance}: {}: {reason}", open.place);
     }
 }
 
