@@ -141,6 +141,7 @@ fn happenings(run: RunId) -> Vec<(&'static str, Happening)> {
         ("Spawned main", spawned(Role::Main)),
         ("Spawned pre_start 2", spawned(Role::PreStart(1))),
         ("Execed main", Happening::Execed { run, role: Role::Main }),
+        ("HeldUp main", Happening::HeldUp { run, role: Role::Main }),
         ("Ended main", ended(Role::Main)),
         ("Ended pre_start 1", ended(Role::PreStart(0))),
         ("Spawned health check", spawned(Role::HealthProbe)),
@@ -201,6 +202,7 @@ fn names_a_run(what: &Happening) -> bool {
         | Happening::Listens { .. }
         | Happening::Called { .. }
         | Happening::Execed { .. }
+        | Happening::HeldUp { .. }
         | Happening::Ended { .. }
         | Happening::Ready { .. }
         | Happening::Up { .. }
@@ -442,6 +444,7 @@ fn any_happening() -> impl Strategy<Value = Happening> {
             run, role, identity: identity(pid),
         }),
         2 => (run(), any_role()).prop_map(|(run, role)| Happening::Execed { run, role }),
+        1 => (run(), any_role()).prop_map(|(run, role)| Happening::HeldUp { run, role }),
         4 => (run(), any_role(), any_outcome())
             .prop_map(|(run, role, outcome)| Happening::Ended { run, role, outcome }),
         1 => run().prop_map(|run| Happening::Ready { run }),

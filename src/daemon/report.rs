@@ -201,6 +201,7 @@ fn line<S: System>(supervisor: &Supervisor<S>, notice: &Notice) -> Option<(Level
         Happening::Reloaded { .. } => (Level::Info, format!("reloaded{because}")),
         Happening::Spawned { .. }
         | Happening::Execed { .. }
+        | Happening::HeldUp { .. }
         | Happening::Ready { .. }
         | Happening::Rung { .. }
         | Happening::Tree { .. }

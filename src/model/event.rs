@@ -334,6 +334,13 @@ pub enum Happening {
         /// For this purpose.
         role: Role,
     },
+    /// A process that was let go has not become its program yet: it was found so by another supervisor.
+    HeldUp {
+        /// Of this run.
+        run: RunId,
+        /// For this purpose.
+        role: Role,
+    },
     /// A process ended, or could not be started.
     Ended {
         /// Of this run.
@@ -465,9 +472,11 @@ impl Happening {
             | Self::Forgotten => true,
             Self::Waits { epoch, .. } => epoch.is_some(),
             Self::Word { word, .. } => word.is_lasting(),
-            Self::Tree { .. } | Self::Called { .. } | Self::Said { .. } | Self::Unproven { .. } => {
-                false
-            }
+            Self::HeldUp { .. }
+            | Self::Tree { .. }
+            | Self::Called { .. }
+            | Self::Said { .. }
+            | Self::Unproven { .. } => false,
         }
     }
 }

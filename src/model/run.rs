@@ -326,6 +326,18 @@ impl Run {
 }
 
 impl Run {
+    pub(super) fn held_up(&mut self, role: Role) -> bool {
+        // What a run that is ready is made of runs.
+        let is_ready = self.ready.is_some();
+        let process = self.process_mut(role);
+        let process =
+            process.filter(|process| !is_ready && matches!(process.state, Life::Running(_)));
+        process.is_some_and(|process| {
+            process.state = Life::Born;
+            true
+        })
+    }
+
     pub(super) fn execed(&mut self, role: Role, at: Monotonic) -> bool {
         let born = self.process_mut(role).filter(|process| process.state == Life::Born);
         born.is_some_and(|process| {

@@ -170,6 +170,7 @@ impl Teller {
             }
             Happening::Spawned { .. }
             | Happening::Execed { .. }
+            | Happening::HeldUp { .. }
             | Happening::Ended { .. }
             | Happening::Ready { .. }
             | Happening::Up { .. }

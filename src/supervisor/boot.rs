@@ -112,6 +112,8 @@ struct Claim {
     role: Role,
     identity: crate::model::Identity,
     execed: bool,
+    /// Whether opm itself made it, for a program of its own.
+    may_be_held_up: bool,
 }
 
 impl<S: System> Supervisor<S> {
@@ -138,12 +140,17 @@ impl<S: System> Supervisor<S> {
             return false;
         };
         let run_id = run.id;
+        // The program of a run may have made another process the main one, which need not become any program.
+        let has_another = run.processes().any(|(role, _)| matches!(role, Role::Former(_)));
         let claims: Vec<Claim> = run
             .processes()
             .filter(|(_, process)| process.is_alive())
             .filter_map(|(role, process)| {
                 let execed = process.state != Life::Born;
-                Some(Claim { run: run_id, role, identity: process.identity?, execed })
+                let is_anothers = role == Role::Main && has_another;
+                let may_be_held_up = !is_anothers && !matches!(role, Role::Former(_));
+                let identity = process.identity?;
+                Some(Claim { run: run_id, role, identity, execed, may_be_held_up })
             })
             .collect();
         if !same_process {
@@ -179,15 +186,19 @@ impl<S: System> Supervisor<S> {
     }
 
     fn adopt_process(&mut self, id: &InstanceId, claim: &Claim) -> bool {
-        let Claim { run, role, identity, execed } = *claim;
+        let Claim { run, role, identity, execed, may_be_held_up } = *claim;
         let spec = self.desired.units.get(&id.unit).map(|unit| Arc::clone(&unit.spec));
         let spec = spec.unwrap_or_else(|| Arc::new(Spec::new(Kind::Service, id.unit.clone())));
         let index = spec.index_of(id);
         let launch = Launch { instance: id.clone(), index, run, role, spec };
         match self.system.adopt(&launch, &identity) {
             Proof::Alive => {
-                if !execed {
-                    self.happened(id, Happening::Execed { run, role });
+                // That it has become its program stands in the ledger before it is let go.
+                let is_held_up = may_be_held_up && !self.system.has_execed(&launch, &identity);
+                match (execed, is_held_up) {
+                    (true, true) => self.happened(id, Happening::HeldUp { run, role }),
+                    (false, false) => self.happened(id, Happening::Execed { run, role }),
+                    (true, false) | (false, true) => {}
                 }
                 true
             }

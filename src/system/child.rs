@@ -6,7 +6,9 @@
 //! to the places of its own number ([`Pointers`]). All strings and arrays are made before by the
 //! parent ([`Prepared`]), and stay until the child has left this memory, `stacks.rs`.
 //!
-//! Whatever can hang (a dead NFS server) comes after the gate.
+//! Whatever can hang (a dead NFS server, a FIFO that nobody writes) comes after the gate; and after the child
+//! has let go of all that is the supervisor's, and takes signals. It holds up nobody then, is ended as its
+//! program would be, and is found by the next supervisor.
 #![expect(unsafe_code, reason = "execve takes arrays of pointers")]
 
 use std::cell::Cell;
@@ -252,14 +254,16 @@ pub(super) fn signal_bit(signal: i32) -> u64 {
 }
 
 fn become_program(prepared: &Prepared, pointers: &Pointers, gate: RawFd) -> Failure {
-    let steps = [session, descriptors, limits, identity_of_group, user, stdin];
-    for step in steps {
-        if let Err(failure) = step(prepared, gate) {
-            return failure;
-        }
+    let steps = [session, descriptors, limits, identity_of_group, user];
+    if let Err(failure) = steps.iter().try_for_each(|step| step(prepared, gate)) {
+        return failure;
     }
-    // The mask last: a signal that was sent meanwhile arrives with default dispositions.
+    // A signal that was sent meanwhile arrives with default dispositions.
     let _done = raw::unblock_all();
+    let steps = [directory, stdin];
+    if let Err(failure) = steps.iter().try_for_each(|step| step(prepared, gate)) {
+        return failure;
+    }
     // SAFETY: both arrays end with a null pointer, and what they point to lives in `prepared` and
     // `pointers`.
     let errno = unsafe { raw::execve(&prepared.program, &pointers.argv, &pointers.envp) };
@@ -285,9 +289,6 @@ fn session(prepared: &Prepared, _gate: RawFd) -> Result<(), Failure> {
 }
 
 fn descriptors(prepared: &Prepared, gate: RawFd) -> Result<(), Failure> {
-    // Nothing is closed before exec. Older kernels lack it: there the supervisor's own descriptors
-    // are close-on-exec one by one.
-    let _marked = raw::close_on_exec_from(3);
     // One that has a number which another one is to have moves above all of them first.
     let highest = highest_given(prepared);
     let taken = prepared.descriptors.iter().map(|(ours, _)| *ours);
@@ -309,6 +310,15 @@ fn descriptors(prepared: &Prepared, gate: RawFd) -> Result<(), Failure> {
             if from == *theirs { raw::keep_over_exec(from) } else { raw::dup3(from, *theirs, 0) };
         done.map_err(failure(Stage::Descriptors, place))?;
     }
+    // The rest is the supervisor's: its lock, and where it listens.
+    let is_given = |fd: RawFd| prepared.descriptors.iter().any(|(_, theirs)| *theirs == fd);
+    for fd in 3..=highest {
+        if fd != gate && !is_given(fd) {
+            let _closed = raw::close(fd);
+        }
+    }
+    // Older kernels lack it: there it is all close-on-exec.
+    let _closed = raw::close_from_but(highest.max(2).saturating_add(1), gate);
     Ok(())
 }
 
@@ -347,6 +357,10 @@ fn user(prepared: &Prepared, _gate: RawFd) -> Result<(), Failure> {
     if let Some(uid) = prepared.uid {
         raw::setuid(uid).map_err(failure(Stage::Uid, 0))?;
     }
+    Ok(())
+}
+
+fn directory(prepared: &Prepared, _gate: RawFd) -> Result<(), Failure> {
     let entered = raw::chdir(&prepared.dir);
     let entered = if prepared.dir_asked { entered } else { entered.or_else(|_| raw::chdir(c"/")) };
     entered.map_err(failure(Stage::WorkingDir, 0))?;

@@ -258,9 +258,8 @@ fn make(dir: &Path, mode: u32) -> Result<(), SystemError> {
 ///
 /// It is on the directory itself, so that no file that somebody removes can take it away; and on the
 /// run directory too, so that nobody comes in beside us where one of them is removed or replaced:
-/// the ledger is in the other. It belongs to the open directories, so that a child that has not
-/// reached exec holds it too: a new supervisor cannot read the ledger while a half-started child of
-/// the old one exists.
+/// the ledger is in the other. It belongs to the open directories, so that a child at the gate holds it too:
+/// a new supervisor cannot read the ledger while a child of the old one exists that may not be in it.
 #[derive(Debug)]
 pub(super) struct Lock {
     state: File,

@@ -1,4 +1,4 @@
-//! What could not be watched for want of a descriptor, and is looked at again.
+//! What could not be watched, for want of a descriptor or of an event, and is looked at again.
 
 use std::collections::BTreeSet;
 
@@ -8,11 +8,12 @@ use crate::model::{Identity, Monotonic, Role, RunId, Span};
 /// The wait before it is looked at again.
 const LOOK_AGAIN: Span = Span::seconds(1);
 
-/// What could not be watched for want of a descriptor. It is looked at from time to time, until it
-/// is watched, or gone.
+/// What could not be watched. It is looked at from time to time, until it is watched, or gone.
 #[derive(Debug, Default)]
 pub(super) struct Later {
     pub(super) processes: Vec<(Launch, Identity)>,
+    /// What an earlier supervisor let go, and has not become its program: nothing would tell of that.
+    pub(super) execs: Vec<(Launch, Identity)>,
     pub(super) readiness: Vec<(Launch, Identity)>,
     pub(super) trees: BTreeSet<RunId>,
     at: Option<Monotonic>,
@@ -39,12 +40,16 @@ impl Later {
     /// A run is over.
     pub(super) fn forget(&mut self, run: RunId) {
         self.processes.retain(|(launch, _)| launch.run != run);
+        self.execs.retain(|(launch, _)| launch.run != run);
         self.readiness.retain(|(launch, _)| launch.run != run);
         self.trees.remove(&run);
     }
 
     /// A process has ended.
     pub(super) fn ended(&mut self, run: RunId, role: Role) {
-        self.processes.retain(|(launch, _)| (launch.run, launch.role) != (run, role));
+        let is_another =
+            |(launch, _): &(Launch, Identity)| (launch.run, launch.role) != (run, role);
+        self.processes.retain(is_another);
+        self.execs.retain(is_another);
     }
 }

@@ -84,6 +84,11 @@ fn known<T>(
     found.ok_or_else(|| error(stage, name, nothing))
 }
 
+/// The user of a hook, or else of its unit.
+fn user_of<'a>(hook: Option<&'a Hook>, process: &'a ProcessSpec) -> Option<&'a String> {
+    hook.and_then(|hook| hook.user.as_ref()).or(process.user.as_ref())
+}
+
 fn c_string(text: impl Into<OsString>, stage: Stage) -> Result<CString, StartError> {
     CString::new(text.into().into_vec()).map_err(|error| holds_nul(error, stage))
 }
@@ -196,8 +201,13 @@ impl Launcher<'_> {
         })
     }
 
+    /// As whom the role runs.
+    fn user(&self) -> Option<&String> {
+        user_of(self.command().ok().and_then(|(_, hook)| hook), self.process)
+    }
+
     fn identity(&self, hook: Option<&Hook>) -> Result<RunAs, StartError> {
-        let name = hook.and_then(|hook| hook.user.as_ref()).or(self.process.user.as_ref());
+        let name = user_of(hook, self.process);
         let no_user = "no such user in /etc/passwd";
         let user = |name: &String| known(Stage::User, name, accounts::user(name), no_user);
         let no_group = "no such group in /etc/group";
@@ -348,7 +358,7 @@ impl Launcher<'_> {
             Stage::Exec => text(&prepared.program),
             Stage::Stdin => prepared.stdin.as_ref().map(text).unwrap_or_default(),
             Stage::Uid | Stage::Gid | Stage::Groups | Stage::User => {
-                self.process.user.clone().unwrap_or_default()
+                self.user().cloned().unwrap_or_default()
             }
             Stage::Nice => self.process.nice.map(|nice| nice.to_string()).unwrap_or_default(),
             Stage::OomScore => prepared.oom_score_adjust.as_ref().map(text).unwrap_or_default(),
@@ -384,10 +394,29 @@ impl Launcher<'_> {
             _ => None,
         };
         let mut reason = reason.unwrap_or_else(|| errno_words(errno));
-        if let (Some(user), libc::EACCES) = (&self.process.user, errno) {
+        if let (Some(user), libc::EACCES) = (self.user(), errno) {
             reason = format!("{reason}, as user `{user}`");
         }
-        StartError { stage, subject, reason, passing: super::sys::is_shortage_number(errno) }
+        let own = self.own_limit(stage, errno);
+        if let Some(name) = own {
+            reason = format!("{reason}, by its own `limits.{name}`");
+        }
+        let passing = own.is_none() && super::sys::is_shortage_number(errno);
+        StartError { stage, subject, reason, passing }
+    }
+
+    /// The limit of the unit's own that a child came up against, once it had its limits.
+    fn own_limit(&self, stage: Stage, errno: i32) -> Option<&'static str> {
+        let may_be: &[Resource] = match errno {
+            libc::EMFILE => &[Resource::Nofile],
+            libc::EAGAIN => &[Resource::Nproc],
+            libc::ENOMEM => &[Resource::As, Resource::Data, Resource::Stack],
+            _ => &[],
+        };
+        let is_before = matches!(stage, Stage::Session | Stage::Descriptors | Stage::Limits);
+        let own = may_be.iter().find(|resource| self.process.limits.contains_key(resource));
+        let own = own.filter(|_| !is_before)?;
+        Resource::ALL.iter().find(|(_, resource)| resource == own).map(|(name, _)| *name)
     }
 }
 

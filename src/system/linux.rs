@@ -468,6 +468,10 @@ impl System for Linux {
         self.adopt_process(launch, identity)
     }
 
+    fn has_execed(&mut self, launch: &Launch, identity: &Identity) -> bool {
+        self.has_become_program(launch, identity).unwrap_or(true)
+    }
+
     fn await_main(&mut self, launch: &Launch, first: &Identity) {
         self.await_main_of(launch, first);
     }

@@ -252,6 +252,11 @@ pub trait System {
     /// Whether a process that the ledger names lives; if so, its end will be told.
     fn adopt(&mut self, launch: &Launch, process: &Identity) -> Proof;
 
+    /// Whether a process that was adopted has become its program; where it has not, that it has will be told.
+    fn has_execed(&mut self, _launch: &Launch, _process: &Identity) -> bool {
+        true
+    }
+
     /// For a run of an earlier supervisor whose main process is not known yet: its pid file counts
     /// from now on, and what it named while nobody looked. `first`: the process that was made.
     fn await_main(&mut self, _launch: &Launch, _first: &Identity) {}

@@ -12,6 +12,8 @@ use crate::model::{Identity, Signal, Wall};
 
 /// More than `/proc/PID/stat` ever has: 52 numbers, and a name.
 const STAT_BYTES_MAX: usize = 2048;
+/// Among the flags of a process: forked, and no exec since then; `include/linux/sched.h` of the kernel.
+const PF_FORKNOEXEC: u32 = 0x40;
 /// For programs the kernel counts start times in hundredths of a second, `proc_pid_stat(5)`.
 const TICK: Duration = Duration::from_millis(10);
 /// How near to the next tick the clock says nothing of the start of a process.
@@ -30,6 +32,8 @@ pub struct Stat {
     pub group: i32,
     /// Its session.
     pub session: i32,
+    /// Whether it has become another program since it was forked.
+    pub has_execed: bool,
     /// How many threads it has.
     pub threads: u32,
     /// When it was started, in clock ticks since boot.
@@ -52,10 +56,12 @@ pub fn parse_stat(text: &str) -> Option<Stat> {
     let parent = fields.next()?.parse().ok()?;
     let group = fields.next()?.parse().ok()?;
     let session = fields.next()?.parse().ok()?;
-    // Field 20 is the 18th after the name, and 22 the 20th; four are read.
-    let threads = fields.nth(13)?.parse().ok()?;
+    // Field 9 is the 7th after the name, 20 the 18th, and 22 the 20th; four are read.
+    let flags: u32 = fields.nth(2)?.parse().ok()?;
+    let threads = fields.nth(10)?.parse().ok()?;
     let start = fields.nth(1)?.parse().ok()?;
-    Some(Stat { state, parent, group, session, threads, start })
+    let has_execed = flags & PF_FORKNOEXEC == 0;
+    Some(Stat { state, parent, group, session, has_execed, threads, start })
 }
 
 fn stat_path(pid: i32) -> String {
@@ -283,7 +289,10 @@ mod tests {
             let stat = parse_stat(&format!("42 ({name}) {tail}")).unwrap();
             assert_eq!((stat.state, stat.parent, stat.group), ('S', 1, 42), "{name}");
             assert_eq!((stat.session, stat.threads, stat.start), (43, 1, 777), "{name}");
+            assert!(stat.has_execed, "{name}");
         }
+        let forked = tail.replace("4194560", "4194624");
+        assert!(!parse_stat(&format!("42 (sh) {forked}")).unwrap().has_execed);
     }
 
     #[test]

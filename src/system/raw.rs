@@ -15,8 +15,6 @@ use std::time::Duration;
 const SIGNAL_SET_BYTES: usize = 8;
 /// `CLOSE_RANGE_UNSHARE` (Linux 5.9).
 const CLOSE_RANGE_UNSHARE: i32 = 2;
-/// `CLOSE_RANGE_CLOEXEC` (Linux 5.11).
-const CLOSE_RANGE_CLOEXEC: i32 = 4;
 /// The largest signal number.
 pub(super) const SIGNAL_MAX: i32 = 64;
 
@@ -181,28 +179,32 @@ pub(super) fn dup3(fd: RawFd, to: RawFd, flags: i32) -> Answer {
     numbers(libc::SYS_dup3, [fd, to, flags])
 }
 
-/// Marks every descriptor from `first` on close-on-exec, where the kernel can do that (Linux 5.11).
-pub(super) fn close_on_exec_from(first: RawFd) -> Answer {
-    close_range(first, CLOSE_RANGE_CLOEXEC)
+/// Closes all descriptors from `first` on, but for one of them (Linux 5.9).
+pub(super) fn close_from_but(first: RawFd, kept: RawFd) -> Answer {
+    if first < kept {
+        close_range(first, kept.saturating_sub(1), 0)?;
+    }
+    close_range(kept.saturating_add(1), LAST, 0)
 }
 
 /// Leaves a table of descriptors that is shared with others for one of our own, with copies of those
 /// below `end` alone: the others are neither copied nor closed (Linux 5.9).
 pub(super) fn own_descriptors_below(end: RawFd) -> Answer {
-    close_range(end, CLOSE_RANGE_UNSHARE)
+    close_range(end, LAST, CLOSE_RANGE_UNSHARE)
 }
 
-/// Does what the flags say with all descriptors from `first` on.
-fn close_range(first: RawFd, flags: i32) -> Answer {
-    // As an unsigned number the last that there can be.
-    const LAST: i32 = -1;
-    numbers(libc::SYS_close_range, [first, LAST, flags])
+/// As an unsigned number the last descriptor that there can be.
+const LAST: RawFd = -1;
+
+/// Does what the flags say with all descriptors from `first` to `last`.
+fn close_range(first: RawFd, last: RawFd, flags: i32) -> Answer {
+    numbers(libc::SYS_close_range, [first, last, flags])
 }
 
 /// Whether a table of descriptors can be left: some containers refuse the call.
 pub(super) fn can_leave_descriptors() -> bool {
     // There are none from here on.
-    close_range(RawFd::MAX, 0).is_ok()
+    close_range(RawFd::MAX, LAST, 0).is_ok()
 }
 
 /// Wakes who waits for a change of this number, [`wait`].

@@ -21,8 +21,9 @@ pub fn stat(bytes: &[u8]) {
         assert_eq!(fields[19].parse(), Ok(stat.start));
     }
     let numbers = "1 42 43 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 18446744073709551615 9 10";
-    let (threads, start) = (1, u64::MAX);
-    let expected = Stat { state: 'Z', parent: 1, group: 42, session: 43, threads, start };
+    let (threads, start, has_execed) = (1, u64::MAX, true);
+    let expected =
+        Stat { state: 'Z', parent: 1, group: 42, session: 43, has_execed, threads, start };
     assert_eq!(parse_stat(&format!("42 ({text}) Z {numbers}\n")), Some(expected), "{text:?}");
 }
 

@@ -1,5 +1,5 @@
 //! What an earlier supervisor began: taken over where it lives, and looked at again where a descriptor
-//! to watch it with is wanting.
+//! to watch it with is wanting, or it has not become its program yet.
 
 use std::os::fd::{AsFd, AsRawFd};
 
@@ -111,6 +111,22 @@ impl Linux {
         self.later.again(self.now());
     }
 
+    /// Whether a process has become its program; nothing where it is gone. Where it has not, it is looked at
+    /// again.
+    pub(super) fn has_become_program(
+        &mut self,
+        launch: &Launch,
+        identity: &Identity,
+    ) -> Option<bool> {
+        let found = process::stat(identity.pid).filter(|found| found.start == identity.start);
+        let has = found.filter(|found| !found.is_dead())?.has_execed;
+        if !has {
+            self.later.execs.push((launch.clone(), *identity));
+            self.later.again(self.now());
+        }
+        Some(has)
+    }
+
     /// When to look again at what could not be watched for want of a descriptor.
     pub fn wake_at(&self) -> Option<Monotonic> {
         self.later.at()
@@ -135,6 +151,13 @@ impl Linux {
                 Proof::Unknown(why) => Happening::Unproven { run, why },
             };
             events.push(self.event(instance, what));
+        }
+        for (launch, identity) in due.execs {
+            // The end of one that is gone is told by whoever watches it.
+            if self.has_become_program(&launch, &identity) == Some(true) {
+                let Launch { run, role, ref instance, .. } = launch;
+                events.push(self.event(instance, Happening::Execed { run, role }));
+            }
         }
         for (launch, identity) in due.readiness {
             self.reopen_channels(&launch, &identity);
