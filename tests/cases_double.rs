@@ -215,6 +215,39 @@ fn a_run_directory_that_was_removed_is_there_again_and_nothing_runs_twice() {
 }
 
 #[test]
+fn where_all_directories_were_removed_whoever_makes_them_again_has_them_alone() {
+    let Some(mut world) = with_web() else { return };
+    let (pid, daemon) = (world.pid("web").unwrap(), world.daemon_pid().unwrap());
+    let remove = |world: &World| {
+        for dir in ["run", "state"] {
+            let gone = world.root().join("gone");
+            fs::rename(world.root().join(dir), &gone).unwrap();
+            fs::remove_dir_all(&gone).unwrap();
+        }
+    };
+    remove(&world);
+    world.kill("WINCH", daemon);
+    world.until("the socket", || world.root().join("run/control.sock").exists());
+    world.until("the saved state", || world.root().join("state/desired.json").exists());
+    let said = world.opm(&["run", "units"]);
+    assert!(said.code == 4 && said.err.contains("opm runs already"), "{said:?}");
+    assert_eq!((world.pid("web"), world.starts("web")), (Some(pid), 1));
+    // Who is quicker has them, and knows nothing of the other one's, which starts nothing any more.
+    remove(&world);
+    world.run();
+    world.until("another", || world.daemon_pid().is_some_and(|pid| pid != daemon));
+    world.kill("KILL", pid);
+    world.until("the first to see it", || world.log().contains("minimal mode"));
+    let told = format!("opm runs already: process {}", world.daemon_pid().unwrap());
+    assert!(world.log().contains(&told), "{}", world.log());
+    started(&world, "web", 2);
+    world.kill("TERM", daemon);
+    world.until("its end", || !world.alive(daemon));
+    world.until_phase("web", "up");
+    assert_eq!(world.starts("web"), 2);
+}
+
+#[test]
 fn a_run_directory_that_cannot_be_made_again_is_told_of_once_and_made_when_it_can() {
     let Some(mut world) = World::new() else { return };
     lasting(&world, "web");

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use mio::net::{UnixListener, UnixStream};
@@ -36,6 +36,8 @@ const ACCEPT_AGAIN: Span = Span::seconds(1);
 /// The listening socket and everyone connected to it.
 pub(super) struct Clients {
     path: PathBuf,
+    /// Device and inode of the socket's file.
+    file: Option<(u64, u64)>,
     listener: UnixListener,
     connected: BTreeMap<Token, Client>,
     next: usize,
@@ -45,6 +47,11 @@ pub(super) struct Clients {
     heard: Option<Token>,
     /// Set while clients knock for whom there is no descriptor: when to try again.
     accept_at: Option<Monotonic>,
+}
+
+/// Device and inode of what is at a path.
+fn identity_of(path: &Path) -> Option<(u64, u64)> {
+    fs::symlink_metadata(path).ok().map(|found| (found.dev(), found.ino()))
 }
 
 /// One connection.
@@ -149,8 +156,8 @@ impl Clients {
             .map_err(|error| SystemError::new("listen on", path.display(), error))?;
         let connected = BTreeMap::new();
         let busy = BTreeSet::new();
-        let (path, next) = (path.to_owned(), FIRST_CLIENT);
-        Ok(Self { path, listener, connected, next, busy, heard: None, accept_at: None })
+        let (path, file, next) = (path.to_owned(), identity_of(path), FIRST_CLIENT);
+        Ok(Self { path, file, listener, connected, next, busy, heard: None, accept_at: None })
     }
 
     /// Lets the socket live on over an exec of opm; returns its descriptor.
@@ -357,9 +364,9 @@ impl Clients {
         }
     }
 
-    /// Whether somebody removed the socket.
+    /// Whether somebody removed the socket, or put another one in its place.
     pub(super) fn is_removed(&self) -> bool {
-        !self.path.exists()
+        identity_of(&self.path) != self.file
     }
 
     /// Binds a socket that somebody removed again.
@@ -368,7 +375,7 @@ impl Clients {
         if let Err(error) = registry.deregister(&mut self.listener) {
             log::debug!("cannot stop watching the old socket: {error}");
         }
-        self.listener = new.listener;
+        (self.listener, self.file) = (new.listener, new.file);
         Ok(())
     }
 
@@ -390,7 +397,10 @@ impl Clients {
     /// opm is over: nobody is to find a socket where nobody listens. Who is connected learns of it after
     /// the lock is free, so that it may begin another opm then: connections are dropped last.
     pub(super) fn close(&mut self) {
-        if let Err(error) = fs::remove_file(&self.path) {
+        // Another one is somebody else's.
+        if !self.is_removed()
+            && let Err(error) = fs::remove_file(&self.path)
+        {
             log::debug!("cannot remove {}: {error}", self.path.display());
         }
     }

@@ -25,7 +25,7 @@ pub use setup::BootFailure;
 use crate::model::{Monotonic, Signal, Span};
 use crate::protocol::Failure;
 use crate::supervisor::{Source, Supervisor};
-use crate::system::{Dirs, Environment, Linux, System, SystemError};
+use crate::system::{Dirs, Environment, Linux, LockError, System, SystemError};
 use clients::{Clients, Pending};
 use signals::Signals;
 
@@ -300,13 +300,15 @@ impl Daemon {
         None
     }
 
-    /// The control socket was removed, and perhaps the run directory with it: both are there again,
-    /// and so is the ledger. FIFOs that are gone stay so for those that have them open. What cannot
+    /// The control socket was removed, and perhaps directories with it: all are there again, and so is the
+    /// ledger, unless another opm has them by now: then nothing is started here any more. FIFOs that are gone stay so for those that have them open. What cannot
     /// be made is tried again at each turn, and told once.
     fn come_back(&mut self) {
         if self.unmade.is_none() {
             let dirs = &self.options.dirs;
-            log::warn!("{} was removed; it is made again", dirs.socket().display());
+            let socket = dirs.socket();
+            let what = if socket.exists() { "replaced" } else { "removed" };
+            log::warn!("{} was {what}; it is made again", socket.display());
             if !dirs.fifos().exists() {
                 log::error!(
                     "{} was removed; it is made again, and units that were up write to nowhere until \
@@ -323,7 +325,18 @@ impl Daemon {
     }
 
     fn make_again(&mut self) -> Result<(), SystemError> {
-        self.options.dirs.make_run_again()?;
+        match self.supervisor.system_mut().make_again() {
+            Ok(()) => {}
+            Err(LockError::Failed(error)) => return Err(error),
+            Err(error @ LockError::Held { .. }) => {
+                // It has our place, and may have started all of this too.
+                if self.unmade.is_none() {
+                    self.supervisor.enter_minimal_mode();
+                }
+                let socket = self.options.dirs.socket();
+                return Err(SystemError::new("have again", socket.display(), error));
+            }
+        }
         if let Some(clients) = &mut self.clients {
             clients.rebind(self.poll.registry())?;
         }

@@ -143,9 +143,13 @@ impl Dirs {
         Ok(moved)
     }
 
-    /// Makes those of a run anew that somebody removed while we run.
-    pub fn make_run_again(&self) -> Result<(), SystemError> {
+    /// Makes those anew that somebody removed while we run.
+    pub fn make_again(&self) -> Result<(), SystemError> {
         make(&self.run, 0o755)?;
+        // One that is there may have become one that nobody can write in.
+        if !self.state.exists() {
+            make(&self.state, 0o700)?;
+        }
         self.make_inner()
     }
 
@@ -309,6 +313,31 @@ impl Lock {
             }
         }
         Ok(Self { state, run })
+    }
+
+    /// Takes the lock of directories that were removed, and made anew by us or by somebody else.
+    pub(super) fn renew(&mut self, dirs: &Dirs) -> Result<(), LockError> {
+        for (file, path) in [(&mut self.state, &dirs.state), (&mut self.run, &dirs.run)] {
+            let fail = |error| LockError::Failed(SystemError::new("lock", path.display(), error));
+            let place = |found: fs::Metadata| (found.dev(), found.ino());
+            let dir = File::open(path).map_err(fail)?;
+            if dir.metadata().map(place).map_err(fail)?
+                == file.metadata().map(place).map_err(fail)?
+            {
+                continue;
+            }
+            dir.try_lock().map_err(|error| match error {
+                fs::TryLockError::WouldBlock => {
+                    LockError::Held { pid: holder(&path.join(HOLDER)), path: path.clone() }
+                }
+                fs::TryLockError::Error(error) => fail(error),
+            })?;
+            *file = dir;
+            if let Err(error) = sign(&path.join(HOLDER)) {
+                log::warn!("cannot write {}: {error}", path.join(HOLDER).display());
+            }
+        }
+        Ok(())
     }
 
     /// Lets the lock live on over an exec of opm; returns the variables that say where it is.

@@ -221,6 +221,13 @@ impl Linux {
         self.lasting.as_ref().map(|lasting| lasting.lock.hand_over())
     }
 
+    /// Makes the directories anew that somebody removed, and takes their lock.
+    pub fn make_again(&mut self) -> Result<(), LockError> {
+        self.dirs.make_again().map_err(LockError::Failed)?;
+        let Some(lasting) = &mut self.lasting else { return Ok(()) };
+        lasting.lock.renew(&self.dirs)
+    }
+
     /// The exec failed: the lock is close-on-exec again.
     pub fn take_back_lock(&self) {
         if let Some(lasting) = &self.lasting {
