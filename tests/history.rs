@@ -324,3 +324,82 @@ fn a_roll_halts_where_an_instance_does_not_come_up_and_is_taken_back_in_turns() 
     assert!(rows.iter().all(|row| row["phase"] == "up"), "{rows:?}");
     assert_eq!(least(&world), 3, "{:?}", world.lines("turns"));
 }
+
+#[test]
+fn what_only_some_units_of_a_source_would_be_beside_the_others_is_checked_as_all_of_them_are() {
+    let Some(world) = World::new() else { return };
+    let to = |path: &str| format!("command: [sleep, '1000']\nlogs: {{to: {{path: {path}}}}}\n");
+    world.unit("a", &to("x.log"));
+    world.unit("b", &to("y.log"));
+    world.unit("d", SLEEP);
+    done(&world, &["apply", "units"]);
+    world.unit("a", &to("y.log"));
+    world.unit("b", &to("x.log"));
+    world.unit("c", &format!("{SLEEP}conflicts: [d]\n"));
+    world.unit("d", &format!("{SLEEP}enabled: false\n"));
+    world.unit("e", "command: [sleep, '1000']\nlogs: {to: {unit: ship}}\n");
+    world.unit("f", &format!("{SLEEP}on_failure: {{start: alarm}}\n"));
+    world.unit("g", "kind: socket\nfor: web\nlisten: [{unix: g.sock}]\n");
+    world.unit("h", &format!("{SLEEP}wants: [web]\n"));
+    world.unit("ship", "command: [cat]\nstdin: logs\n");
+    world.unit("alarm", &format!("{SLEEP}enabled: false\n"));
+    world.unit("web", SLEEP);
+    for (unit, code, why) in [
+        ("b", 2, "`a` and `b` would both write"),
+        ("c", 2, "`c` and `d` conflict, and both would be up"),
+        ("e", 4, "`e` names in `logs.to` `ship`, which is not applied; apply it too"),
+        ("f", 4, "`f` names in `on_failure` `alarm`, which is not applied; apply it too"),
+        ("g", 4, "`g` names in `for` `web`, which is not applied; apply it too"),
+        ("h", 2, "`wants` of unit `h` names `web`, which is not applied"),
+    ] {
+        for command in ["plan", "apply"] {
+            let said = world.opm(&[command, "units", "--only", unit]);
+            assert!(said.code == code && said.err.contains(why), "{command} {unit}: {said:?}");
+        }
+        assert!(["absent", "up"].contains(&world.phase(unit).as_str()), "{unit} changed");
+    }
+    assert_eq!(world.phase("d"), "up");
+    let pairs = [["a", "b"], ["c", "d"], ["e", "ship"], ["f", "alarm"], ["g", "web"]];
+    for [one, other] in pairs {
+        done(&world, &["apply", "units", "--only", one, "--only", other]);
+    }
+    done(&world, &["apply", "units", "--only", "h"]);
+}
+
+#[test]
+fn what_a_unit_of_another_source_names_is_not_taken_away_under_it() {
+    let Some(world) = World::new() else { return };
+    fs::create_dir(world.path("more")).unwrap();
+    let of_more = |name: &str, text: &str| {
+        fs::write(world.path("more").join(format!("{name}.yaml")), text).unwrap();
+    };
+    of_more("ship", "command: [cat]\nstdin: logs\n");
+    of_more("alarm", &format!("{SLEEP}enabled: false\n"));
+    of_more("sv", SLEEP);
+    of_more("base", SLEEP);
+    of_more("soft", SLEEP);
+    done(&world, &["apply", "more"]);
+    let logs = "logs: {to: {unit: ship}}\non_failure: {start: alarm}\n";
+    let needs = "requires: [base]\nwants: [soft]\n";
+    world.unit("web", &format!("command: [sleep, '1000']\n{logs}{needs}"));
+    world.unit("sk", "kind: socket\nfor: sv\nlisten: [{unix: s.sock}]\n");
+    done(&world, &["apply", "units"]);
+    for (gone, how) in [
+        ("ship", "`web` of source"),
+        ("alarm", "names in `on_failure` `alarm`"),
+        ("sv", "names in `for` `sv`"),
+        ("base", "requires `base`"),
+    ] {
+        let file = world.path("more").join(format!("{gone}.yaml"));
+        let text = fs::read_to_string(&file).unwrap();
+        fs::remove_file(&file).unwrap();
+        for command in ["plan", "apply"] {
+            let said = world.opm(&[command, "more"]);
+            assert!(said.code == 4 && said.err.contains(how), "{command} {gone}: {said:?}");
+            assert!(said.err.contains("which is not declared any more"), "{said:?}");
+        }
+        fs::write(&file, text).unwrap();
+    }
+    fs::remove_file(world.path("more/soft.yaml")).unwrap();
+    done(&world, &["apply", "more"]);
+}

@@ -41,6 +41,8 @@ pub(super) struct Set<'a> {
     pub others: &'a BTreeMap<UnitName, String>,
     /// What those units say.
     pub other_specs: &'a [&'a Spec],
+    /// Units that the source declares too, and that are not applied.
+    pub not_applied: BTreeSet<&'a UnitName>,
 }
 
 impl<'a> Set<'a> {
@@ -120,6 +122,14 @@ impl<'a> Set<'a> {
                     continue;
                 }
                 let key = reference.key;
+                if self.not_applied.contains(to) {
+                    let message =
+                        format!("`{key}` of unit `{name}` names `{to}`, which is not applied");
+                    let mut missing = Diagnostic::error(reference.spot.clone(), &message);
+                    missing.help(format!("apply it too, with `--only {to}`"));
+                    found.push(missing);
+                    continue;
+                }
                 let message =
                     format!("`{key}` of unit `{name}` names `{to}`, which does not exist");
                 let mut missing = Diagnostic::error(reference.spot.clone(), &message);

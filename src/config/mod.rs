@@ -34,7 +34,7 @@ mod suggest;
 mod syntax;
 mod yaml;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 pub use cache::Cache;
@@ -76,6 +76,21 @@ pub struct Loaded {
 }
 
 impl Loaded {
+    /// What goes wrong where only these of the units come to the side of others, which stay as they are.
+    pub fn check_beside(&self, only: &[UnitName], rest: &[&Spec]) -> Vec<Diagnostic> {
+        let is_taken =
+            |unit: &&Arc<Decoded>| unit.name.as_ref().is_some_and(|name| only.contains(name));
+        let (taken, left): (Vec<_>, Vec<_>) = self.declared.iter().partition(is_taken);
+        let taken: Vec<Arc<Decoded>> = taken.into_iter().map(Arc::clone).collect();
+        let (none, others) = (BTreeSet::new(), BTreeMap::new());
+        let not_applied = left.iter().filter_map(|unit| unit.name.as_ref()).gather();
+        let set =
+            Set { units: &taken, unread: &none, others: &others, other_specs: rest, not_applied };
+        let mut found = set.check(&set.by_name());
+        found.sort_by(Diagnostic::order);
+        found
+    }
+
     /// Where each unit is declared, those with a mistake too.
     pub fn places(&self) -> BTreeMap<UnitName, Place> {
         let first = check::by_name(&self.declared).into_iter();
@@ -135,7 +150,8 @@ pub fn load_again(
     let words = Words::new(layers);
     let read = compose::read(&order, &words, layers, others, cache);
     let Composed { units, unread, mut diagnostics, origins, left_out } = read;
-    let set = Set { units: &units, unread: &unread, others, other_specs };
+    let not_applied = BTreeSet::new();
+    let set = Set { units: &units, unread: &unread, others, other_specs, not_applied };
     let first = set.by_name();
     diagnostics.extend(set.check(&first));
     diagnostics.sort_by(Diagnostic::order);

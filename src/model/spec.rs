@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::logs::Logs;
+use super::logs::{LogTarget, Logs};
 use super::name::{InstanceId, UnitName};
 use super::outcome::{ExitMatch, Outcome};
 use super::path::FilePath;
@@ -252,6 +252,20 @@ impl Spec {
     /// Whether the log keeper has to read the unit's output.
     pub fn needs_keeper(&self) -> bool {
         self.process.as_ref().is_some_and(|process| process.output == Output::Keeper)
+    }
+
+    /// The units without which it cannot do what it says, but for those that it waits for (`needs_of`); each with the
+    /// key that names it.
+    pub fn named(&self) -> impl Iterator<Item = (&'static str, &UnitName)> {
+        let reader = if let LogTarget::Unit(reader) = &self.logs.to { Some(reader) } else { None };
+        let service = self.socket.as_ref().map(|socket| &socket.service);
+        let ends = [("on_success", &self.on_success), ("on_failure", &self.on_failure)];
+        let started = ends.into_iter().filter_map(|(key, action)| match &**action {
+            EndAction::Start(unit) => Some((key, unit)),
+            EndAction::None | EndAction::Shutdown => None,
+        });
+        let reader = reader.map(|reader| ("logs.to", reader));
+        reader.into_iter().chain(service.map(|service| ("for", service))).chain(started)
     }
 
     /// Whether it reads what other units write.

@@ -1,6 +1,7 @@
 //! What a source says becomes what is wanted: plan and apply are one computation, and only an apply
 //! puts its result in force.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -11,7 +12,7 @@ use super::source::Source;
 use crate::config::{self, Diagnostic, Loaded, SourceFile};
 use crate::model::{
     Author, Cause, Desired, Gather, Instance, InstanceId, KeptFile, Kind, Phase, Revision, Role,
-    Span, Spec, StopCause, Strength, Unit, UnitName, find_loop, needs_of,
+    Span, Spec, StopCause, Unit, UnitName, find_loop,
 };
 use crate::plan::{self, Plan};
 use crate::system::System;
@@ -156,8 +157,8 @@ impl<S: System> Supervisor<S> {
         manner: &Manner,
     ) -> Result<(Applied, Option<Desired>), Refusal> {
         let only = manner.only.as_slice();
-        let loaded = self.load(source);
-        let diagnostics = loaded.diagnostics;
+        let mut loaded = self.load(source);
+        let mut diagnostics = std::mem::take(&mut loaded.diagnostics);
         // What an apply does not run it has not to wait for.
         let scheduled: BTreeSet<UnitName> = loaded
             .specs
@@ -170,7 +171,7 @@ impl<S: System> Supervisor<S> {
         let desired = if is_same || config::has_errors(&diagnostics) {
             None
         } else {
-            let mut specs = loaded.specs;
+            let mut specs = std::mem::take(&mut loaded.specs);
             if !only.is_empty() {
                 specs = self.only_these(&source.name, specs, only)?;
                 units = only.to_vec();
@@ -181,8 +182,13 @@ impl<S: System> Supervisor<S> {
                 self.leaves_whole(&desired)?;
             } else {
                 whole(&desired)?;
+                let rest = desired.units.iter().filter(|(name, unit)| {
+                    !unit.removed && !only.contains(name) && !is_internal(unit)
+                });
+                let rest: Vec<&Spec> = rest.map(|(_, unit)| &*unit.spec).collect();
+                diagnostics.extend(loaded.check_beside(only, &rest));
             }
-            Some(desired)
+            (!config::has_errors(&diagnostics)).then_some(desired)
         };
         units.retain(|unit| !scheduled.contains(unit));
         let plan = desired.as_ref().map(|desired| self.plan_to(desired)).unwrap_or_default();
@@ -197,26 +203,22 @@ impl<S: System> Supervisor<S> {
         Ok((Applied { plan, generation, basis, units, diagnostics, warnings }, desired))
     }
 
-    /// Refuses to take away what the unit of another source requires.
+    /// Refuses to take away what a unit of another source cannot do without.
     fn leaves_whole(&self, desired: &Desired) -> Result<(), Refusal> {
-        let is_there = |desired: &Desired, name: &UnitName| {
-            desired.units.get(name).is_some_and(|unit| !unit.removed)
-        };
-        let goes = |name: &UnitName| is_there(&self.desired, name) && !is_there(desired, name);
+        let goes =
+            |name: &UnitName| is_declared(&self.desired, name) && !is_declared(desired, name);
         let gone: BTreeSet<&UnitName> =
             self.desired.units.keys().filter(|name| goes(name)).gather();
         if gone.is_empty() {
             return Ok(());
         }
         for unit in desired.units.values().filter(|unit| !unit.removed) {
-            let mut needs = needs_of(&unit.spec).map(|(_, need)| need);
-            let lost =
-                needs.find(|need| need.strength == Strength::Requires && gone.contains(&need.unit));
-            if let Some(need) = lost {
+            let lost = indispensable(&unit.spec).find(|(_, name)| gone.contains(*name));
+            if let Some((how, name)) = lost {
                 return Err(Refusal::Impossible(format!(
-                    "`{}` of source `{}` requires `{}`, which is not declared any more; apply that \
-                     source without the requirement first",
-                    unit.spec.name, unit.source, need.unit
+                    "`{}` of source `{}` {how} `{name}`, which is not declared any more; apply that \
+                     source without this first",
+                    unit.spec.name, unit.source
                 )));
             }
         }
@@ -395,15 +397,28 @@ fn kept(files: &[SourceFile]) -> Vec<KeptFile> {
     files.iter().map(|file| KeptFile { path: file.path.clone(), text: text(file) }).collect()
 }
 
+/// Whether a unit is there and stays.
+fn is_declared(desired: &Desired, name: &UnitName) -> bool {
+    desired.units.get(name).is_some_and(|unit| !unit.removed)
+}
+
+/// The units that a unit cannot do without, each with how it says so.
+fn indispensable(spec: &Spec) -> impl Iterator<Item = (Cow<'static, str>, &UnitName)> {
+    let required =
+        spec.relations.requires.iter().map(|need| (Cow::Borrowed("requires"), &need.unit));
+    let named = spec.named().map(|(key, name)| (Cow::Owned(format!("names in `{key}`")), name));
+    required.chain(named)
+}
+
 /// Units of two versions of a source must fit as one: the files alone did not show it.
 fn whole(desired: &Desired) -> Result<(), Refusal> {
     let units = || desired.units.values().filter(|unit| !unit.removed).map(|unit| &*unit.spec);
-    for (unit, need) in units().flat_map(needs_of) {
-        let is_there = |name| desired.units.get(name).is_some_and(|unit: &Unit| !unit.removed);
-        if need.strength == Strength::Requires && !is_there(&need.unit) {
+    for spec in units() {
+        let lost = indispensable(spec).find(|(_, name)| !is_declared(desired, name));
+        if let Some((how, name)) = lost {
             return Err(Refusal::Impossible(format!(
-                "`{unit}` requires `{}`, which is not applied; apply it too, with `--only {}`",
-                need.unit, need.unit
+                "`{}` {how} `{name}`, which is not applied; apply it too, with `--only {name}`",
+                spec.name
             )));
         }
     }
