@@ -170,6 +170,39 @@ fn reexec_keeps_pid_children_and_exit_codes() {
 }
 
 #[test]
+fn what_was_asked_of_the_command_of_opm_itself_is_known_after_a_reexec_and_a_crash() {
+    let Some(mut world) = World::new() else { return };
+    world.staying("a", "");
+    let arguments = ["run", "units", "--", "sleep", "1000"];
+    world.run_with(&arguments);
+    world.until_phase("command", "up");
+    assert_eq!(world.opm(&["restart", "command"]).code, 0);
+    let pid = world.pid("command");
+    assert_eq!(world.opm(&["reexec"]).code, 0);
+    world.until_phase("command", "up");
+    assert_eq!(world.pid("command"), pid, "a restart that was asked for once was made again");
+    world.crash();
+    world.run_with(&arguments);
+    world.until("the next one", || world.phase("command") == "up");
+    assert_eq!(world.pid("command"), pid, "the same after a crash");
+    assert_eq!(world.opm(&["stop", "command", "--reason", "lunch"]).code, 0);
+    assert_eq!(world.opm(&["reexec"]).code, 0);
+    world.until_phase("a", "up");
+    assert_eq!(world.phase("command"), "down");
+    let why = world.opm(&["why", "command"]).out;
+    assert!(why.contains("lunch"), "{why}");
+    // Another command is another wish.
+    world.crash();
+    world.run_with(&["run", "units", "--", "sleep", "2000"]);
+    world.until("the next one", || world.phase("command") == "up");
+    world.crash();
+    world.run();
+    world.until("the next one", || world.phase("command") == "absent");
+    world.until_phase("a", "up");
+    world.assert_no_doubles();
+}
+
+#[test]
 fn a_shutdown_is_not_lost_by_reexec() {
     let Some(world) = World::new() else { return };
     // It goes when it is let.

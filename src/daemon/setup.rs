@@ -15,8 +15,8 @@ use super::files::read_source;
 use super::signals::Signals;
 use super::{Daemon, LISTENER, Options, PassedOver, SIGNALS, report};
 use crate::model::{
-    Author, Command, FilePath, Gather, Kind, Output, ProcessSpec, RestartPolicy, Spec, Stdin,
-    Template, Unit, UnitName,
+    Author, Command, Desired, FilePath, Gather, Kind, Output, ProcessSpec, RestartPolicy, Spec,
+    Stdin, Template, Unit, UnitName,
 };
 use crate::plan::Capacity;
 use crate::supervisor::{Boot, COMMAND_SOURCE, KeeperOptions, Manner};
@@ -128,9 +128,14 @@ pub(super) fn build(mut options: Options) -> Result<(Daemon, Option<PassedOver>)
         linux.take_notify(&std::env::var(NOTIFY_FDS).unwrap_or_default());
     }
     let clients = clients(&options, &poll)?;
+    let saved = loaded.desired.as_mut().and_then(take_command);
     let had_state = loaded.desired.as_ref().is_some_and(|desired| !desired.units.is_empty());
     if !options.command.is_empty() {
-        let unit = command_unit(&options.command, options.stateless)?;
+        let mut unit = command_unit(&options.command, options.stateless)?;
+        // That of the same command is held, or was restarted, still.
+        if let Some(saved) = saved.filter(|saved| saved.spec.process == unit.spec.process) {
+            unit = Unit { spec: unit.spec, ..saved };
+        }
         let name = unit.spec.name.clone();
         loaded.desired.get_or_insert_default().units.insert(name, unit);
     }
@@ -218,6 +223,12 @@ impl Daemon {
 pub(super) fn own_manner(when: &str) -> Manner {
     let author = Author { by: "opm".to_owned(), message: when.to_owned() };
     Manner { author, ..Manner::default() }
+}
+
+/// Takes the unit of an `opm run -- CMD` out of what was saved.
+fn take_command(desired: &mut Desired) -> Option<Unit> {
+    let is_it = |_: &UnitName, unit: &mut Unit| *unit.source == *COMMAND_SOURCE;
+    desired.units.extract_if(.., is_it).next().map(|(_, unit)| unit)
 }
 
 /// The unit of `opm run -- CMD`: it has our own input and output, and ends us with its exit code.

@@ -31,7 +31,8 @@ pub(super) fn is_keeper(unit: &UnitName) -> bool {
     unit.as_str() == NAME
 }
 
-/// The source of the unit of `opm run -- CMD`. It is not saved: the command line says it each time.
+/// The source of the unit of `opm run -- CMD`. The command line says it each time; what was asked of it since
+/// is saved.
 pub const COMMAND_SOURCE: &str = "(command line)";
 
 /// Whether a unit is opm's own.
@@ -86,8 +87,7 @@ pub(super) fn add_to(desired: &mut Desired, options: &KeeperOptions) {
 
 /// Takes opm's own units out of a desired state before it is saved.
 pub(super) fn without_internal(desired: &Desired) -> Desired {
-    let saved = |unit: &Unit| !is_internal(unit) && *unit.source != *COMMAND_SOURCE;
-    let units = desired.units.iter().filter(|(_, unit)| saved(unit));
+    let units = desired.units.iter().filter(|(_, unit)| !is_internal(unit));
     Desired {
         generation: desired.generation,
         units: units.map(|(name, unit)| (name.clone(), unit.clone())).gather(),
