@@ -152,7 +152,8 @@ fn line<S: System>(supervisor: &Supervisor<S>, notice: &Notice) -> Option<(Level
             (Level::Info, format!("up{pid}"))
         }
         Happening::Ended { role, outcome, .. } => match outcome {
-            Outcome::NotStarted(error) => (Level::Error, error.to_string()),
+            Outcome::NotStarted(error) if *role == Role::Main => (Level::Error, error.to_string()),
+            Outcome::NotStarted(error) => (Level::Error, format!("{role}: {error}")),
             Outcome::Exited(0) => (Level::Debug, format!("{role} exited 0")),
             // Nothing else tells of it: the service goes on as before.
             Outcome::Exited(_) | Outcome::Killed { .. } if *role == Role::Reload => {

@@ -41,9 +41,13 @@ pub struct Stat {
 }
 
 impl Stat {
-    /// Whether the process has ended, and waits only to be reaped.
+    /// Whether the process has ended, and waits only to be reaped. One whose first thread has ended looks so too, and
+    /// lives on in others, `pthread_exit(3)`.
     pub fn is_dead(&self) -> bool {
-        matches!(self.state, 'Z' | 'X' | 'x')
+        match self.state {
+            'Z' => self.threads <= 1,
+            state => matches!(state, 'X' | 'x'),
+        }
     }
 }
 
@@ -281,6 +285,17 @@ fn with_found(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_lives_in_another_thread_than_the_first_is_alive() {
+        for (state, threads, is_dead) in
+            [('Z', 1, true), ('Z', 0, true), ('Z', 2, false), ('X', 2, true), ('S', 1, false)]
+        {
+            let text =
+                format!("42 (sh) {state} 1 42 42 0 -1 0 1 2 3 4 5 6 7 8 20 0 {threads} 0 777");
+            assert_eq!(parse_stat(&text).unwrap().is_dead(), is_dead, "{text}");
+        }
+    }
 
     #[test]
     fn a_program_may_have_any_name() {

@@ -237,10 +237,22 @@ fn sessions(run: &RunRef, members: &BTreeMap<i32, Stat>) -> BTreeSet<i32> {
     members.values().map(|stat| stat.session).filter(|session| leaders.contains(session)).gather()
 }
 
+/// The environment of a process; `None` where nobody can look.
+fn environment(pid: i32) -> Option<Vec<u8>> {
+    let env = fs::read(format!("/proc/{pid}/environ")).ok()?;
+    if !env.is_empty() {
+        return Some(env);
+    }
+    // A first thread that has ended has none any more, and the others have.
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let mut theirs = threads.filter_map(|thread| fs::read(thread.path().join("environ")).ok());
+    Some(theirs.find(|env| !env.is_empty()).unwrap_or_default())
+}
+
 /// The run whose number a process has in its environment.
 fn cookie_of(pid: i32) -> Option<RunId> {
     let begin = format!("{COOKIE}=");
-    let env = fs::read(format!("/proc/{pid}/environ")).ok()?;
+    let env = environment(pid)?;
     let mut entries = env.split(|byte| *byte == 0);
     let value = entries.find_map(|entry| entry.strip_prefix(begin.as_bytes()))?;
     u64::from_str_radix(std::str::from_utf8(value).ok()?, 16).ok().map(RunId)
@@ -249,7 +261,7 @@ fn cookie_of(pid: i32) -> Option<RunId> {
 /// Whether a process has the number of any run in its environment; `None` where nobody can look.
 pub(super) fn has_any_cookie(pid: i32) -> Option<bool> {
     let begin = format!("{COOKIE}=");
-    let env = fs::read(format!("/proc/{pid}/environ")).ok()?;
+    let env = environment(pid)?;
     Some(env.split(|byte| *byte == 0).any(|entry| entry.starts_with(begin.as_bytes())))
 }
 
