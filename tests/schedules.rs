@@ -27,6 +27,31 @@ fn a_task_runs_at_its_times_and_not_twice_over_a_crash() {
 }
 
 #[test]
+fn the_first_start_of_a_task_that_nobody_wanted_runs_it() {
+    let Some(mut world) = World::new() else { return };
+    let hourly = "enabled: false\nevery: 1h\n";
+    world.task("dump", "echo $$ >> dumps", hourly);
+    world.task("report", "echo $$ >> reports", hourly);
+    world.task("backup", "true", "on_success: {start: report}\n");
+    world.run();
+    world.until("the report after the first backup", || world.lines("reports").len() == 1);
+    for runs in 1..=2 {
+        assert_eq!(world.opm(&["start", "dump"]).code, 0);
+        assert_eq!(world.lines("dumps").len(), runs);
+    }
+    // What ran in the default target's time only by hand is one of those too.
+    world.unit("default", "kind: target\nrequires: [backup]\n");
+    world.task("aside", "echo $$ >> asides", "every: 1h\n");
+    world.apply(0);
+    assert_eq!(world.opm(&["start", "aside"]).code, 0);
+    assert_eq!(world.lines("asides").len(), 1);
+    world.crash();
+    world.run();
+    world.until("opm to be there", || world.phase("aside") == "done");
+    assert_eq!((world.lines("asides").len(), world.lines("dumps").len()), (1, 2));
+}
+
+#[test]
 fn a_task_is_not_run_by_an_apply_and_runs_at_once_when_it_is_started() {
     let Some(mut world) = World::new() else { return };
     world.run();

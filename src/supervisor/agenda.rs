@@ -47,6 +47,17 @@ impl<S: System> Supervisor<S> {
         schedule.due_after(id, last, &zone)
     }
 
+    /// Whether an instance is without a run until its next due time. One that nobody has wanted so far gets its
+    /// due times before, so that what is asked of it now counts as not yet done.
+    pub(super) fn rests_until_due(&mut self, id: &InstanceId) -> bool {
+        let schedule = self.schedule_of(id).map(Schedule::hash);
+        let known = self.times.agenda.get(id).map(|entry| entry.schedule);
+        if schedule.is_some() && schedule != known {
+            self.enrol(id);
+        }
+        plan::rests_until_due(&self.view(), id)
+    }
+
     /// Begins to know when an instance is due: from now on.
     pub(super) fn enrol(&mut self, id: &InstanceId) {
         let Some(schedule) = self.schedule_of(id).map(Schedule::hash) else { return };

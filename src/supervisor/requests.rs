@@ -119,7 +119,7 @@ impl<S: System> Supervisor<S> {
         for target in targets {
             self.want(&mut desired, target.unit());
             for id in self.ids(target) {
-                let is_due_later = plan::rests_until_due(&self.view(), &id);
+                let is_due_later = self.rests_until_due(&id);
                 let ended = self.observed.get(&id).is_some_and(|instance| match &instance.phase {
                     Phase::Failed { .. } | Phase::Done | Phase::Skipped { .. } => true,
                     Phase::Backoff { .. } => by_hand,
