@@ -103,3 +103,45 @@ fn what_fits_by_the_units_own_times_is_not_cut() {
     assert!(!log.contains("killed before their own time"), "{log}");
     assert!(log.contains("web: down (exited 0)"), "{log}");
 }
+
+#[test]
+fn who_cannot_be_killed_keeps_no_shutdown_from_its_end() {
+    if !common::is_root() {
+        return common::skip("who is not root kills all of its own");
+    }
+    let Some(mut world) = World::new() else { return };
+    world.unit(
+        "other",
+        "command: [sleep, '1000']\nuser: nobody\nworking_dir: /\nlogs: {to: null}\n",
+    );
+    for (more, signals) in [(&["--shutdown-timeout", "500ms"][..], 1), (&[], 3)] {
+        let log = std::fs::File::options().append(true).create(true).open(world.path("opm.out"));
+        let log = log.unwrap();
+        let mut command = world.command("setpriv");
+        command.args(["--bounding-set=-kill", "--inh-caps=-all", common::OPM, "--root"]);
+        command.arg(world.root()).args(["run", "units"]).args(more);
+        command.stdout(log.try_clone().unwrap()).stderr(log);
+        world.spawn(command);
+        world.until_phase("other", "up");
+        let pid = world.pid("other").unwrap();
+        let ends = || world.log().matches("SIGTERM").count();
+        let before = ends();
+        for signal in 1..=signals {
+            world.kill("TERM", world.daemon_pid().unwrap());
+            world.until("it to be heard", || ends() >= before + signal);
+        }
+        assert_eq!(world.wait_run(), 1, "{}", world.log());
+        assert!(
+            world.log().contains("not gone although they were killed: `other`"),
+            "{}",
+            world.log()
+        );
+        assert!(world.alive(pid));
+        // The next supervisor knows it, and may be able to.
+        world.run();
+        world.until("the end of the old one", || !world.alive(pid));
+        world.until_phase("other", "up");
+        assert_eq!(world.opm(&["shutdown"]).code, 0);
+        world.wait_run();
+    }
+}

@@ -335,6 +335,7 @@ fn any_shutdown() -> impl Strategy<Value = Option<Shutdown>> {
         stages: BTreeMap::new(),
         is_asked: true,
         hurry,
+        kills_since: None,
         code: 0,
         why: String::new(),
         spared: BTreeSet::new(),

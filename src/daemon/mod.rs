@@ -454,6 +454,7 @@ impl Daemon {
         if !self.options.stateless {
             self.cut_short.say(&self.supervisor);
         }
+        report::left_behind(&self.supervisor);
         // Of the time for a shutdown they get what is left.
         let now = self.supervisor.system().now();
         let deadline = self.supervisor.shutdown().and_then(|shutdown| shutdown.deadline);

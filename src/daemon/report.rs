@@ -132,6 +132,17 @@ impl CutShort {
     }
 }
 
+/// Says who lives although opm ends.
+pub(super) fn left_behind<S: System>(supervisor: &Supervisor<S>) {
+    let left: Vec<String> = supervisor.left_behind().iter().map(ToString::to_string).collect();
+    if !left.is_empty() {
+        log::error!(
+            "not gone although they were killed: `{}`; opm ends all the same",
+            left.join("`, `")
+        );
+    }
+}
+
 /// Says that opm is going down, and with how much patience.
 pub(super) fn shutdown<S: System>(supervisor: &Supervisor<S>) {
     let Some(shutdown) = supervisor.shutdown() else { return };

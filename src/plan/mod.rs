@@ -70,6 +70,9 @@ pub struct View<'a> {
     pub wall: Wall,
 }
 
+/// How long a shutdown waits for those that it has killed.
+const GIVES_UP_AFTER: Span = Span::seconds(2);
+
 /// opm is going down.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Shutdown {
@@ -83,6 +86,8 @@ pub struct Shutdown {
     pub stages: BTreeMap<UnitName, StopStage>,
     /// How much patience is left.
     pub hurry: Hurry,
+    /// Since when everything is to be killed.
+    pub kills_since: Option<Monotonic>,
     /// Whether anybody has asked for it: opm also goes down by itself, and to ask for that is not to
     /// ask again.
     pub is_asked: bool,
@@ -99,6 +104,12 @@ impl Shutdown {
     pub(crate) fn end(&self) -> Option<Monotonic> {
         let reserve = if self.spared.is_empty() { Span::ZERO } else { self.reserve };
         self.deadline.map(|deadline| self.began.after(deadline.since(self.began).less(reserve)))
+    }
+
+    /// When opm ends although somebody lives still: what was killed by then and is not gone nobody can end.
+    pub(crate) fn gives_up(&self) -> Option<Monotonic> {
+        let killed = self.deadline.into_iter().chain(self.kills_since).min();
+        killed.map(|killed| killed.after(GIVES_UP_AFTER))
     }
 }
 

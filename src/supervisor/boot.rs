@@ -11,8 +11,8 @@ use super::running::Running;
 use super::wakes::Wakes;
 use super::{Refusal, Supervisor};
 use crate::model::{
-    Event, Graph, Happening, InstanceId, Kind, Life, Outcome, Phase, Role, RunId, Span, Spec,
-    Stage, StartError, Word,
+    Event, Graph, Happening, Instance, InstanceId, Kind, Life, Outcome, Phase, Role, RunId, Rung,
+    Span, Spec, Stage, StartError, Word,
 };
 use crate::plan::{self, Capacity};
 use crate::system::{Launch, Loaded, Proof, Replay, System};
@@ -170,6 +170,16 @@ impl<S: System> Supervisor<S> {
         // definition that it began with may come back.
         if any {
             self.happened(id, Happening::Word { run: run_id, word: Word::Well });
+        }
+        // Whoever killed it before may not have been able to.
+        let is_killed = |instance: &Instance| {
+            matches!(instance.phase, Phase::Stopping { rung: Rung::Kill, .. })
+        };
+        if any
+            && self.instance(id).is_some_and(is_killed)
+            && let Some(tree) = self.run_ref(id)
+        {
+            self.system.kill_tree(&tree);
         }
         any
     }

@@ -172,13 +172,18 @@ impl<S: System> Supervisor<S> {
         let is_idle = self.shutdown.is_some() || self.minimal;
         let trial = self.trial_ends(self.system.now()).filter(|_| !is_idle);
         let lift = self.lift_after.filter(|_| !is_idle);
-        self.wakes.first().into_iter().chain(trial).chain(lift).min()
+        let gives_up = self.shutdown.as_ref().and_then(Shutdown::gives_up);
+        self.wakes.first().into_iter().chain(trial).chain(lift).chain(gives_up).min()
     }
 
     /// The exit code, once opm is going down and all runs are over.
     pub fn is_over(&self) -> Option<u8> {
         let shutdown = self.shutdown.as_ref()?;
-        self.running.is_over().then_some(shutdown.code)
+        if self.running.is_over() {
+            return Some(shutdown.code);
+        }
+        let gives_up = shutdown.gives_up().is_some_and(|at| self.system.now() >= at);
+        gives_up.then_some(shutdown.code.max(1))
     }
 
     /// One turn: facts first, then whatever is due, until nothing is.
@@ -399,6 +404,9 @@ impl<S: System> Supervisor<S> {
             Hurry::Ordered => Hurry::Unordered,
             Hurry::Unordered | Hurry::Kill => Hurry::Kill,
         };
+        if shutdown.hurry == Hurry::Kill {
+            shutdown.kills_since.get_or_insert(self.system.now());
+        }
         shutdown.why = why;
         self.touch_all();
     }
@@ -429,6 +437,7 @@ impl<S: System> Supervisor<S> {
             reserve: reserve.map_or(Span::ZERO, |reserve| reserve.min(KEEPER_TIME_MAX)),
             stages: stages.map(|(unit, stages)| (unit.clone(), stages)).gather(),
             hurry: Hurry::Ordered,
+            kills_since: None,
             is_asked,
             code,
             why,

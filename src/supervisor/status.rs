@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Supervisor;
 use super::keeper_unit::is_internal;
+use super::neighbours::Visible;
 use crate::model::{Gather, InstanceId, Life, Phase, Run, Unit, Wall};
 use crate::plan;
 use crate::system::System;
@@ -165,6 +166,12 @@ impl<S: System> Supervisor<S> {
             labels: unit.map(|unit| (*unit.spec.labels).clone()).unwrap_or_default(),
             settled: plan::is_settled(&view, id),
         }
+    }
+
+    /// Who lives although opm ends: they were killed, and are not gone.
+    pub fn left_behind(&self) -> Vec<&InstanceId> {
+        let runs = self.observed.iter().filter(|(_, instance)| Visible::of(instance).is_open);
+        runs.map(|(id, _)| id).collect()
     }
 
     /// When the hold of an instance ends by itself.
