@@ -156,3 +156,37 @@ fn without_any_pidfd_a_run_is_not_doubled_either() {
     let pidfds = [libc::SYS_pidfd_open, libc::SYS_pidfd_send_signal].map(Refused::Call);
     live(&[&[CLONE3, Refused::CloneWithPidfd], &pidfds[..]].concat(), libc::ENOSYS, "Fork");
 }
+
+#[test]
+fn root_without_any_privilege_starts_units_and_keeps_their_logs() {
+    if !common::is_root() {
+        return common::skip("needs root to be one without privileges");
+    }
+    let Some(mut world) = World::new() else { return };
+    world.unit("web", "command: [sh, -c, 'echo there > /dev/stdout; exec sleep 1000']\n");
+    world.unit("reader", "command: [sh, -c, 'cat > got']\nworking_dir: ..\nstdin: logs\n");
+    world.unit(
+        "shipped",
+        "command: [sh, -c, 'echo sent; exec sleep 1000']\nlogs: {to: {unit: reader}}\n",
+    );
+    world.unit(
+        "says",
+        "command: [sh, -c, 'echo >&3; exec sleep 1000']\nready: {fd: 3}\nlogs: {to: null}\n",
+    );
+    for _ in 0..2 {
+        let log = std::fs::File::options().append(true).create(true).open(world.path("opm.out"));
+        let log = log.unwrap();
+        let mut command = world.command("setpriv");
+        command.args(["--bounding-set=-all", "--inh-caps=-all", OPM, "--root"]);
+        command.arg(world.root()).args(["run", "units"]);
+        command.stdout(log.try_clone().unwrap()).stderr(log);
+        world.spawn(command);
+        for unit in ["web", "reader", "shipped", "says"] {
+            world.until_phase(unit, "up");
+        }
+        world.until("its line", || world.opm(&["logs", "web"]).out.contains("there"));
+        world.until("what was shipped", || world.read("got").contains("sent"));
+        world.crash();
+    }
+    world.assert_no_doubles();
+}

@@ -7,6 +7,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::sync::OnceLock;
 
 use super::sys;
 
@@ -19,18 +20,13 @@ const READS_AT_ONCE: usize = 16;
 /// has no end while we live.
 pub(super) fn make(path: &Path, owner: Option<u32>) -> io::Result<OwnedFd> {
     use nix::sys::stat::Mode;
-    // Write only: a unit cannot read back what others wrote. Without privileges we would lock
-    // ourselves out too.
-    let mode = if nix::unistd::geteuid().is_root() {
-        Mode::S_IWUSR
-    } else {
-        Mode::S_IRUSR | Mode::S_IWUSR
-    };
+    // Write only: a unit cannot read back what others wrote.
+    let mode = if overrides_modes() { Mode::S_IWUSR } else { Mode::S_IRUSR | Mode::S_IWUSR };
     match nix::unistd::mkfifo(path, mode) {
         Ok(()) | Err(nix::errno::Errno::EEXIST) => {}
         Err(errno) => return Err(errno.into()),
     }
-    if let Some(uid) = owner {
+    if let Some(uid) = owner.filter(|_| overrides_modes()) {
         std::os::unix::fs::chown(path, Some(uid), None)?;
     }
     open_both_ends(path).map(OwnedFd::from)
@@ -50,7 +46,22 @@ pub(super) fn let_openers_write(fifo: &OwnedFd) -> io::Result<()> {
     if !nix::unistd::geteuid().is_root() {
         return Ok(());
     }
-    fchmod(fifo, Mode::S_IWUSR | Mode::S_IWGRP | Mode::S_IWOTH).map_err(io::Error::from)
+    let own = if overrides_modes() { Mode::empty() } else { Mode::S_IRUSR };
+    fchmod(fifo, own | Mode::S_IWUSR | Mode::S_IWGRP | Mode::S_IWOTH).map_err(io::Error::from)
+}
+
+/// Whether we open what its mode and owner keep from us, capabilities(7): else we would lock ourselves out
+/// of what we make. Root in a container may be without.
+fn overrides_modes() -> bool {
+    /// `CAP_DAC_OVERRIDE`.
+    const BIT: u64 = 1 << 1;
+    static OVERRIDES: OnceLock<bool> = OnceLock::new();
+    *OVERRIDES.get_or_init(|| {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+        let bits = effective.and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok());
+        bits.is_some_and(|bits| bits & BIT != 0)
+    })
 }
 
 /// Lets the owner of a FIFO open it again for reading, as `/dev/stdin`.
