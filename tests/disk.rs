@@ -88,3 +88,28 @@ fn nothing_is_started_that_the_ledger_cannot_hold() {
     assert_eq!(world.pid("a"), pid);
     world.assert_no_doubles();
 }
+
+#[test]
+fn a_limit_of_file_sizes_that_opm_inherits_costs_lines_and_ends_nobody() {
+    let Some(mut world) = World::new() else { return };
+    let script = "yes | head -c 1000000; touch through; exec sleep 1000";
+    world.unit("web", &common::in_shell(script));
+    let root = world.root();
+    // In units of 512 bytes.
+    let limited = format!("ulimit -f 40; exec {} --root {} run units", common::OPM, root.display());
+    let mut command = world.command("sh");
+    command.args(["-c", &limited]).stdout(std::process::Stdio::null());
+    world.spawn(command);
+    world.until("all that it writes to be taken", || world.path("through").exists());
+    let kept = std::fs::metadata(root.join("log/web/current")).unwrap().len();
+    assert!(kept <= 40 * 512, "{kept} bytes");
+    let keeper = world.opm(&["status", "--all", "--json"]).out;
+    let rows: Vec<serde_json::Value> = serde_json::from_str(&keeper).unwrap();
+    let keeper = rows.iter().find(|row| row["instance"] == "_opm-log-keeper").unwrap();
+    assert_eq!((&keeper["phase"], &keeper["restarts"]), (&"up".into(), &0.into()), "{keeper}");
+    let limits = world.proc().unwrap().join(format!("{}/status", world.pid("web").unwrap()));
+    let ignored = std::fs::read_to_string(limits).unwrap();
+    let ignored = ignored.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap();
+    assert_eq!(u64::from_str_radix(ignored.trim(), 16), Ok(0), "the unit has the default");
+    assert_eq!(world.opm(&["stop", "web"]).code, 0);
+}

@@ -105,6 +105,8 @@ pub(super) fn build(mut options: Options) -> Result<(Daemon, Option<PassedOver>)
         system::become_subreaper().map_err(|error| fail("become a subreaper for", &error))?;
     }
     let nofile = system::raise_descriptor_limit();
+    // Before those that the supervisor of one command takes, to pass them on.
+    system::survive_large_files();
     let poll = Poll::new().map_err(|error| fail("make a poll for", &error))?;
     let signals = Signals::install(poll.registry(), SIGNALS, options.stateless)
         .map_err(|error| fail("install signal handlers for", &error))?;

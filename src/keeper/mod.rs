@@ -91,6 +91,7 @@ pub struct Options {
 pub fn run(options: &Options) -> ExitCode {
     // One descriptor for each FIFO and each file: the supervisor's own raised limit is not ours.
     system::raise_descriptor_limit();
+    system::survive_large_files();
     match Keeper::new(options).and_then(|mut keeper| keeper.run()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

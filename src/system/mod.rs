@@ -51,7 +51,7 @@ pub use sys::{
     exec_again, forget_environment, give_back_memory, host_name, inherited_listener, is_file,
     isatty, keep_memory_small, limits, lower_descriptor_limit, monotonic_now, mount_dev,
     mount_proc, own_uid, peer_credentials, raise_descriptor_limit, set_inheritable,
-    take_usual_umask, wall_now,
+    survive_large_files, take_usual_umask, wall_now,
 };
 
 use jiff::tz::TimeZone;

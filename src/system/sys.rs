@@ -298,6 +298,16 @@ pub fn close_on_exec_from(first: RawFd) {
     }
 }
 
+/// From now on a write beyond the limit of a file's size is an error, `EFBIG`, and not our end: setrlimit(2). What is
+/// started has the default again.
+pub fn survive_large_files() {
+    use nix::sys::signal::{SigHandler, Signal, signal};
+    // SAFETY: to ignore a signal runs no handler.
+    if let Err(errno) = unsafe { signal(Signal::SIGXFSZ, SigHandler::SigIgn) } {
+        log::warn!("cannot ignore SIGXFSZ: {errno}");
+    }
+}
+
 /// Raises the soft limit of open descriptors to the hard one. Returns what it was before.
 pub fn raise_descriptor_limit() -> (u64, u64) {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
