@@ -309,3 +309,31 @@ fn instances_that_change_their_numbers_do_so_in_turns_where_that_is_asked_for() 
     let first_again = turns[..second_stop].iter().filter(|line| line.contains(": up")).count();
     assert!(second_stop < last_up && first_again == 3, "one after the other:\n{log}");
 }
+
+#[test]
+fn a_plan_says_of_those_who_require_a_unit_what_then_happens_where_only_some_instances_restart() {
+    let Some(world) = World::new() else { return };
+    let w = |names: &str, more: &str| {
+        let script = "echo ${instance.index} > /dev/null; exec sleep 1000";
+        world.service("w", script, &format!("instances: [{names}]\n{more}"));
+    };
+    w("a, b, c, d", "");
+    world.staying("dep", "requires: [w]\n");
+    world.apply(0);
+    let dep = || world.pid("dep");
+    let before = dep();
+    // Two get another number, and one goes on.
+    w("a, c, d", "");
+    let plan = world.opm(&["plan", "units"]).out;
+    assert!(plan.contains("± w") && !plan.contains("dep"), "{plan}");
+    world.apply(0);
+    assert_eq!(dep(), before);
+    // Who is held comes not meanwhile.
+    assert_eq!(world.opm(&["stop", "w@c"]).code, 0);
+    w("a, c, d", "env: {A: b}\n");
+    let plan = world.opm(&["plan", "units"]).out;
+    assert!(plan.contains("± dep (restart, ") && plan.contains("because of `w`"), "{plan}");
+    let said = world.opm(&["apply", "units", "--no-wait"]);
+    assert_eq!(said.code, 0, "{said:?}");
+    world.until("its restart", || dep() != before);
+}

@@ -31,9 +31,8 @@ pub(super) fn dirs(global: &Global) -> Dirs {
 
 /// Those of the daemon that runs, or ran last: it may have had to go elsewhere.
 pub(super) fn dirs_found(global: &Global) -> Dirs {
-    let dirs = dirs(global);
     // Elsewhere there may be one with another root.
-    if global.root.is_some() && dirs.can_be_made() { dirs } else { dirs.where_found() }
+    dirs(global).where_found(global.root.is_none())
 }
 
 /// What to do where no daemon runs.

@@ -81,7 +81,17 @@ enum Loss {
 /// Whether instances are wanted that are not there: those who require the unit wait for these.
 fn others_come(unit: &Unit, observed: &Observed) -> bool {
     let runs = |id| observed.get(id).is_some_and(|known| known.run.is_some());
-    unit.spec.instance_ids().iter().any(|id| !runs(id))
+    unit.spec.instance_ids().iter().any(|id| !runs(id) && unit.hold_of(id).is_none())
+}
+
+/// Whether instances go on as they run, where others of the unit restart: those whose number has changed.
+fn others_stay(unit: &Unit, observed: &Observed) -> bool {
+    unit.spec.instance_ids().iter().any(|id| {
+        observed.get(id).is_some_and(|known| {
+            let is_as_wanted = known.hash == unit.hash && known.epoch == unit.epoch_of(id);
+            known.run.is_some() && is_as_wanted && unit.hold_of(id).is_none()
+        })
+    })
 }
 
 fn loss(change: &Change, new: &Desired, observed: &Observed) -> Option<Loss> {
@@ -91,8 +101,9 @@ fn loss(change: &Change, new: &Desired, observed: &Observed) -> Option<Loss> {
         Effect::Remove if unit.is_some_and(|unit| unit.spec.socket.is_some()) => Some(Loss::Whole),
         Effect::Remove | Effect::Stop => Some(Loss::Good),
         Effect::Restart => {
-            let others_come = unit.is_some_and(|unit| others_come(unit, observed));
-            let is_part = others_come || rolling(change, new).is_some();
+            let has_others =
+                unit.is_some_and(|unit| others_come(unit, observed) || others_stay(unit, observed));
+            let is_part = has_others || rolling(change, new).is_some();
             Some(if is_part { Loss::Part } else { Loss::Whole })
         }
         // A service that runs is given a new socket by a restart.

@@ -164,10 +164,13 @@ impl Dirs {
     }
 
     /// The directories as a daemon that could not make the usual ones will have chosen them, also where
-    /// none runs any more.
+    /// none runs any more. `is_usual`: they are those of this user, whose daemon may have found no place
+    /// for them that is there now; else only where there is none still.
     #[must_use]
-    pub fn where_found(self) -> Self {
-        let others = in_shared(sys::own_uid()).map(|place| place.join("run"));
+    pub fn where_found(self, is_usual: bool) -> Self {
+        let may_be_elsewhere = is_usual || !self.can_be_made();
+        let others = in_shared(sys::own_uid()).into_iter().filter(|_| may_be_elsewhere);
+        let others: Vec<PathBuf> = others.map(|place| place.join("run")).collect();
         let mut found = self;
         // In an image that cannot be written there may be the socket of a daemon that ran as it was built.
         let moved = others.iter().find(|run| is_trusted(run) && run.join(SOCKET).exists());
@@ -186,8 +189,7 @@ impl Dirs {
     }
 
     /// Whether a daemon would have its run directory here, and not elsewhere.
-    #[must_use]
-    pub fn can_be_made(&self) -> bool {
+    fn can_be_made(&self) -> bool {
         self.run.ancestors().find(|dir| dir.exists()).is_some_and(can_be_used)
     }
 
