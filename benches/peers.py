@@ -126,9 +126,6 @@ class Supervisord(Peer):
 class Horust(Peer):
     name, program = "horust", "horust"
 
-    def version(self):
-        return subprocess.run(["horust", "--version"], capture_output=True, text=True).stdout.split()[-1]
-
     def argv(self, root, services):
         os.makedirs(root + "/sockets")
         for name, command in services.items():
@@ -177,9 +174,16 @@ class Run:
     def settle(self):
         """Waits until it has nothing to do, or for as long as one waits for those that never have."""
         until, before = time.monotonic() + SETTLE_SECONDS, None
-        while time.monotonic() < until and before != (now := [switches(pid) for pid in self.own()]):
+        while time.monotonic() < until and before != (now := self.looks()):
             before = now
             time.sleep(1)
+
+    def looks(self):
+        """How often each of its processes was switched to or from; nothing where one ended meanwhile."""
+        try:
+            return [switches(pid) for pid in self.own()]
+        except (FileNotFoundError, ProcessLookupError):
+            return []
 
     def end(self):
         """Ends it; the milliseconds until nobody is left."""
