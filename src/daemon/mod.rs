@@ -301,8 +301,9 @@ impl Daemon {
     }
 
     /// The control socket was removed, and perhaps directories with it: all are there again, and so is the
-    /// ledger, unless another opm has them by now: then nothing is started here any more. FIFOs that are gone stay so for those that have them open. What cannot
-    /// be made is tried again at each turn, and told once.
+    /// ledger, unless another opm has them by now: then nothing is started here any more. FIFOs that are
+    /// gone stay so for those that have them open. What cannot be made is tried again at each turn, and told
+    /// once.
     fn come_back(&mut self) {
         if self.unmade.is_none() {
             let dirs = &self.options.dirs;
