@@ -8,7 +8,7 @@
 //!
 //! Whatever can hang (a dead NFS server, a FIFO that nobody writes) comes after the gate; and after the child
 //! has let go of all that is the supervisor's, and takes signals. It holds up nobody then, is ended as its
-//! program would be, and is found by the next supervisor. (Before Linux 5.9, where close_range(2) is wanting, it
+//! program would be, and is found by the next supervisor. (Before Linux 5.9, where `close_range(2)` is wanting, it
 //! keeps what is the supervisor's until its exec.)
 #![expect(unsafe_code, reason = "execve takes arrays of pointers")]
 
