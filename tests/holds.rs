@@ -99,3 +99,21 @@ fn case_097_what_was_stopped_by_hand_is_started_by_no_other_units_end() {
     }
     world.until_phase("c@y", "up");
 }
+
+#[test]
+fn what_is_held_takes_nothing_away_that_it_conflicts_with() {
+    let Some(world) = World::new() else { return };
+    world.staying("old", "");
+    world.staying("new", "enabled: false\nconflicts: [old]\n");
+    world.staying("app", "enabled: false\nrequires: [new]\n");
+    world.apply(0);
+    assert_eq!(world.opm(&["stop", "new", "--reason", "disk broken"]).code, 0);
+    let old = world.pid("old");
+    assert_eq!(world.opm(&["start", "app"]).code, 1, "it waits for what is held");
+    assert_eq!((world.phase("app").as_str(), world.phase("old").as_str()), ("waiting", "up"));
+    assert_eq!(world.pid("old"), old);
+    // Once that is lifted, who was asked for last is meant.
+    assert_eq!(world.opm(&["start", "new"]).code, 0);
+    world.until_phase("app", "up");
+    assert_eq!(world.phase("old"), "down");
+}

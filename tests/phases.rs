@@ -142,6 +142,7 @@ fn happenings(run: RunId) -> Vec<(&'static str, Happening)> {
         ("Spawned pre_start 2", spawned(Role::PreStart(1))),
         ("Execed main", Happening::Execed { run, role: Role::Main }),
         ("HeldUp main", Happening::HeldUp { run, role: Role::Main }),
+        ("AskedAnew", Happening::AskedAnew { run }),
         ("Ended main", ended(Role::Main)),
         ("Ended pre_start 1", ended(Role::PreStart(0))),
         ("Spawned health check", spawned(Role::HealthProbe)),
@@ -203,6 +204,7 @@ fn names_a_run(what: &Happening) -> bool {
         | Happening::Called { .. }
         | Happening::Execed { .. }
         | Happening::HeldUp { .. }
+        | Happening::AskedAnew { .. }
         | Happening::Ended { .. }
         | Happening::Ready { .. }
         | Happening::Up { .. }
@@ -445,6 +447,7 @@ fn any_happening() -> impl Strategy<Value = Happening> {
         }),
         2 => (run(), any_role()).prop_map(|(run, role)| Happening::Execed { run, role }),
         1 => (run(), any_role()).prop_map(|(run, role)| Happening::HeldUp { run, role }),
+        1 => run().prop_map(|run| Happening::AskedAnew { run }),
         4 => (run(), any_role(), any_outcome())
             .prop_map(|(run, role, outcome)| Happening::Ended { run, role, outcome }),
         1 => run().prop_map(|run| Happening::Ready { run }),

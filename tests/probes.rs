@@ -239,3 +239,23 @@ fn why_one_is_not_ready_names_the_answer() {
         world.until("the answer", || why().contains(says));
     }
 }
+
+#[test]
+fn another_question_begins_with_no_answer() {
+    let Some(world) = World::new() else { return };
+    let health = |command: &str, follows: &str| {
+        format!(
+            "health: {{exec: {command}, interval: 20ms, start_period: 0s, retries: 3, on_failure: {follows}}}\n"
+        )
+    };
+    world.staying("web", &health("[sh, -c, 'echo >> asked; exit 1']", "none"));
+    world.apply(0);
+    let pid = world.pid("web");
+    world.until("it to be unhealthy", || world.row("web")["healthy"] == false);
+    // Were what failed held against the new one, it would be restarted before that is asked.
+    world.staying("web", &health("[sh, -c, 'echo >> again; exit 0']", "restart"));
+    world.apply(0);
+    world.until("answers", || world.lines("again").len() >= 3);
+    assert_eq!((world.pid("web"), &world.row("web")["healthy"]), (pid, &true.into()));
+    assert_eq!(world.starts("web"), 1);
+}

@@ -49,6 +49,51 @@ fn the_first_start_of_a_task_that_nobody_wanted_runs_it() {
     world.run();
     world.until("opm to be there", || world.phase("aside") == "done");
     assert_eq!((world.lines("asides").len(), world.lines("dumps").len()), (1, 2));
+    world.task("other", "echo $$ >> others", hourly);
+    world.apply(0);
+    assert_eq!(world.opm(&["restart", "other"]).code, 0);
+    assert_eq!(world.lines("others").len(), 1, "what is down is started");
+}
+
+#[test]
+fn a_change_of_a_task_that_failed_is_not_run_before_it_is_due() {
+    let Some(mut world) = World::new() else { return };
+    world.task("backup", "echo $$ >> runs; exit 1", "every: 1h\nrestart: never\n");
+    world.task("unmet", "echo $$ >> met", "every: 1h\nconditions: {path_exists: [nowhere]}\n");
+    world.run();
+    world.until_phase("unmet", "down");
+    assert_eq!(world.opm(&["start", "backup"]).code, 1);
+    world.opm(&["start", "unmet"]);
+    assert_eq!(
+        (world.phase("backup").as_str(), world.phase("unmet").as_str()),
+        ("failed", "skipped")
+    );
+    world.task("backup", "echo $$ >> runs", "every: 1h\nrestart: never\n");
+    world.task("unmet", "echo $$ >> met", "every: 1h\n");
+    world.apply(0);
+    assert_eq!((world.lines("runs").len(), world.lines("met").len()), (1, 0));
+    assert_eq!(world.opm(&["start", "backup", "unmet"]).code, 0);
+    assert_eq!((world.lines("runs").len(), world.lines("met").len()), (2, 1));
+}
+
+#[test]
+fn a_task_that_was_due_and_waits_is_known_to_wait_by_the_next_supervisor() {
+    let Some(mut world) = World::new() else { return };
+    world.staying("db", "enabled: false\n");
+    world.task("tick", "echo $$ >> runs", "every: 1s\nrequires: [db]\n");
+    world.run();
+    world.until("the daemon", || world.phase("db") != "absent");
+    assert_eq!(world.opm(&["stop", "db"]).code, 0);
+    world.until_phase("tick", "waiting");
+    // Else, a minute later, it would be taken for one that nobody was there to start.
+    let is_kept = |line: &str| line.contains("\"tick\"") && line.contains("\"waits\"");
+    let ledger = || std::fs::read_to_string(world.ledger()).unwrap_or_default();
+    world.until("its wait in the ledger", || ledger().lines().any(is_kept));
+    assert_eq!(world.opm(&["reexec"]).code, 0);
+    world.until_phase("tick", "waiting");
+    assert_eq!(world.lines("runs").len(), 0);
+    assert_eq!(world.opm(&["start", "db"]).code, 0);
+    world.until("its run", || !world.lines("runs").is_empty());
 }
 
 #[test]

@@ -553,6 +553,20 @@ fn who_looks_whether_a_path_is_taken_calls_nobody() {
 }
 
 #[test]
+fn a_socket_unit_that_becomes_another_kind_leaves_its_address() {
+    let Some(mut world) = world() else { return };
+    let port = free_port();
+    server(&world, "");
+    socket(&world, "s", &tcp(port), "");
+    world.run();
+    world.until("an answer", || TcpStream::connect(("127.0.0.1", port)).is_ok());
+    world.unit("s", "command: [sleep, '1000']\nlogs: {to: null}\n");
+    world.apply(0);
+    assert_eq!(world.opm(&["restart", "web"]).code, 0);
+    TcpListener::bind(("127.0.0.1", port)).unwrap();
+}
+
+#[test]
 fn a_plan_says_that_a_service_goes_on_without_the_socket_that_it_had() {
     let Some(mut world) = world() else { return };
     server(&world, "");

@@ -364,3 +364,22 @@ fn a_stop_of_several_tells_of_the_one_that_is_up_again_by_its_end() {
     let said = Said::of_child(waits);
     assert!(said.code == 1 && said.err.contains("opm: `fast` is up"), "{said:?}");
 }
+
+#[test]
+fn who_stumbled_before_it_was_well_is_waited_for_again_when_it_restarts() {
+    let Some(world) = World::new() else { return };
+    let script = "echo >> tries; test $(wc -l < tries) -gt 3 || exit 1; \
+                  trap 'sleep 0.3; echo ended >> order; exit 0' TERM; \
+                  echo began >> order; while :; do sleep 0.02; done";
+    world.service("db", script, "restart: {delay: 10ms}\nready: {delay: 100ms}\n");
+    world.service("app", "echo app >> order; exec sleep 1000", "wants: [db]\n");
+    assert_eq!(world.opm(&["apply", "units", "--no-wait"]).code, 0);
+    for unit in ["db", "app"] {
+        world.until_phase(unit, "up");
+    }
+    assert_eq!(world.row("db")["restarts"], 3);
+    std::fs::remove_file(world.path("order")).unwrap();
+    assert_eq!(world.opm(&["restart", "db", "app"]).code, 0);
+    world.until("its first act", || world.lines("order").len() == 3);
+    assert_eq!(world.lines("order"), ["ended", "began", "app"]);
+}

@@ -432,8 +432,9 @@ impl Daemon {
     /// the new handlers are there waits for them, even as PID 1; and so does one that the old ones
     /// have taken already.
     fn replace_program(&mut self) -> SystemError {
-        if self.supervisor.shutdown().is_some() {
-            return SystemError::new("exec", "opm", "it is shutting down");
+        // What came in the last turn, after it was asked for, has to be known to the next one too.
+        if let Err(refusal) = self.supervisor.hand_over() {
+            return SystemError::new("exec", "opm", refusal);
         }
         signals::block_all();
         self.signals.put_back();

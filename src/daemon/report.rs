@@ -214,6 +214,7 @@ fn line<S: System>(supervisor: &Supervisor<S>, notice: &Notice) -> Option<(Level
         Happening::Spawned { .. }
         | Happening::Execed { .. }
         | Happening::HeldUp { .. }
+        | Happening::AskedAnew { .. }
         | Happening::Ready { .. }
         | Happening::Rung { .. }
         | Happening::Tree { .. }

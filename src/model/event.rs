@@ -436,6 +436,11 @@ pub enum Happening {
         /// What.
         word: Word,
     },
+    /// How it is is asked by another question from now on.
+    AskedAnew {
+        /// The run.
+        run: RunId,
+    },
     /// The run was found alive by the ledger and taken over.
     Adopted {
         /// The run.
@@ -467,6 +472,7 @@ impl Happening {
             | Self::Rung { .. }
             | Self::Settled { .. }
             | Self::Listens { .. }
+            | Self::AskedAnew { .. }
             | Self::Adopted { .. }
             | Self::Touched { .. }
             | Self::Forgotten => true,

@@ -212,6 +212,7 @@ impl Instance {
                 self.with_run(*run, |run| !is_known(run) && run.set(*role, process, at))
             }
             Happening::Execed { run, role } => self.with_run(*run, |run| run.execed(*role, at)),
+            Happening::AskedAnew { run } => self.with_run(*run, Run::asked_anew),
             Happening::HeldUp { run, role } => self.with_run(*run, |run| run.held_up(*role)),
             Happening::Ended { run, role, outcome } => {
                 self.with_run(*run, |run| run.end(*role, outcome, at))

@@ -326,6 +326,11 @@ impl Run {
 }
 
 impl Run {
+    pub(super) fn asked_anew(&mut self) -> bool {
+        self.unhealthy = Shared::default();
+        true
+    }
+
     pub(super) fn held_up(&mut self, role: Role) -> bool {
         // What a run that is ready is made of runs.
         let is_ready = self.ready.is_some();

@@ -171,6 +171,7 @@ impl Teller {
             Happening::Spawned { .. }
             | Happening::Execed { .. }
             | Happening::HeldUp { .. }
+            | Happening::AskedAnew { .. }
             | Happening::Ended { .. }
             | Happening::Ready { .. }
             | Happening::Up { .. }

@@ -2,6 +2,7 @@
 //! the wall clock is set.
 
 use super::Supervisor;
+use super::requests::Target;
 use super::wakes::Wakes;
 use crate::model::{
     Agenda, Due, Entry, Instance, InstanceId, Reason, RunId, Schedule, Span, UnitName, Wall,
@@ -72,6 +73,14 @@ impl<S: System> Supervisor<S> {
         self.times.agenda.insert(id.clone(), entry);
         self.times.changed = true;
         self.touch(id);
+    }
+
+    /// So that a wish for these counts as not yet served where nobody has wanted them so far.
+    pub(super) fn know_before_wish(&mut self, target: &Target) {
+        for id in self.ids(target) {
+            self.rests_until_due(&id);
+            self.waits_for_callers(&id);
+        }
     }
 
     /// Forgets all due times: each instance is due from now on, as one that is new.

@@ -11,8 +11,8 @@ use super::requests::{Refusal, raise_epoch};
 use super::source::Source;
 use crate::config::{self, Diagnostic, Loaded, SourceFile};
 use crate::model::{
-    Author, Cause, Desired, Gather, Instance, InstanceId, KeptFile, Kind, Phase, Revision, Role,
-    Span, Spec, StopCause, Unit, UnitName, find_loop,
+    Author, Cause, Desired, Gather, Happening, Instance, InstanceId, KeptFile, Kind, Phase,
+    Revision, Role, Span, Spec, StopCause, Unit, UnitName, find_loop,
 };
 use crate::plan::{self, Plan};
 use crate::system::System;
@@ -325,7 +325,10 @@ impl<S: System> Supervisor<S> {
                 let unit = desired.units.get(&id.unit);
                 unit.is_some_and(|unit| plan::goes_on_by_policy(unit, instance))
             };
-            let has_ended = has_ended || goes_on(id);
+            // No apply runs what runs when it is due.
+            let is_due = |unit: &Unit| unit.spec.schedule.is_some();
+            let is_due = desired.units.get(&id.unit).is_some_and(is_due);
+            let has_ended = (has_ended && !is_due) || goes_on(id);
             let has_other = || conditions(desired, id) != conditions(&self.desired, id);
             has_ended || (looks_at_conditions(instance) && has_other())
         });
@@ -347,7 +350,11 @@ impl<S: System> Supervisor<S> {
             let running =
                 self.observed.of_unit(&change.unit).filter(|(_, instance)| instance.run.is_some());
             let ids: Vec<InstanceId> = running.map(|(id, _)| id.clone()).collect();
+            let is_asked_anew = change.fields.iter().any(|field| field.key.starts_with("health"));
             for id in ids {
+                if is_asked_anew {
+                    self.ask_anew(&id);
+                }
                 self.watch_paths(&id);
                 let index = spec.index_of(&id);
                 if spec.needs_keeper()
@@ -356,6 +363,16 @@ impl<S: System> Supervisor<S> {
                     log::error!("{id}: {error}");
                 }
             }
+        }
+    }
+}
+
+impl<S: System> Supervisor<S> {
+    /// What was answered so far was the answer to another question.
+    fn ask_anew(&mut self, id: &InstanceId) {
+        let run = self.instance(id).and_then(|instance| instance.run.as_ref()).map(|run| run.id);
+        if let Some(run) = run {
+            self.happens(id, Happening::AskedAnew { run }, None);
         }
     }
 }

@@ -57,6 +57,8 @@ const ROUNDS_MAX: usize = 20_000;
 
 /// Most instances that a message names.
 const NAMED_MAX: usize = 8;
+/// How long opm waits before it tries again to write its ledger.
+const WRITES_AGAIN: Span = Span::seconds(1);
 /// What a stage of a shutdown leaves to each that follows beyond its own times: from the end of one to the
 /// beginning of the next it takes a moment.
 const BETWEEN_STAGES: Span = Span::millis(50);
@@ -173,7 +175,9 @@ impl<S: System> Supervisor<S> {
         let trial = self.trial_ends(self.system.now()).filter(|_| !is_idle);
         let lift = self.lift_after.filter(|_| !is_idle);
         let gives_up = self.shutdown.as_ref().and_then(Shutdown::gives_up);
-        self.wakes.first().into_iter().chain(trial).chain(lift).chain(gives_up).min()
+        let writes = self.ledger_fails.then(|| self.system.now().after(WRITES_AGAIN));
+        let wakes = self.wakes.first().into_iter().chain(writes);
+        wakes.chain(trial).chain(lift).chain(gives_up).min()
     }
 
     /// The exit code, once opm is going down and all runs are over.

@@ -46,7 +46,7 @@ impl std::error::Error for Refusal {}
 
 /// A unit with all its instances, or one of them.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Target {
+pub(super) enum Target {
     Unit(UnitName),
     Instance(InstanceId),
 }
@@ -87,9 +87,8 @@ impl<S: System> Supervisor<S> {
 
     /// Saves the desired state again; returns its generation.
     pub fn save(&mut self) -> Result<u64, Refusal> {
-        self.system
-            .save(&without_internal(&self.desired))
-            .map_err(|error| Refusal::NotSaved(error.to_string()))?;
+        let saved = self.system.save(&without_internal(&self.desired));
+        saved.map_err(|error| Refusal::NotSaved(error.to_string()))?;
         self.touch_all();
         Ok(self.desired.generation)
     }
@@ -178,9 +177,7 @@ impl<S: System> Supervisor<S> {
         Ok(self.all_ids(&targets))
     }
 
-    /// Asks for one restart of units or instances; what is down is started.
-    ///
-    /// Of the instances of a unit only so many are away at a time where `rolling` says so.
+    /// Asks for one restart of units or instances; what is down is started. Of the instances of a unit only so many are away at a time where `rolling` says so.
     pub fn restart(
         &mut self,
         names: &[String],
@@ -191,6 +188,7 @@ impl<S: System> Supervisor<S> {
         let mut desired = self.desired.clone();
         for target in &targets {
             lift_hold(&mut desired, target);
+            self.know_before_wish(target);
             self.want(&mut desired, target.unit());
             if let Some(unit) = desired.units.get_mut(target.unit()) {
                 unit.rolling = rolling;
@@ -362,7 +360,9 @@ impl<S: System> Supervisor<S> {
             {
                 unit.started = true;
             }
-            let Some(node) = self.graph.node(&name) else { continue };
+            // What is held comes not, and takes nothing along and nothing away.
+            let is_held = desired.units.get(&name).is_some_and(|unit| unit.hold.is_some());
+            let Some(node) = self.graph.node(&name).filter(|_| !is_held) else { continue };
             let required = node.needs.iter().filter(|need| need.strength == Strength::Requires);
             queue.extend(required.map(|need| need.unit.clone()));
             // The one that was asked for last is the one that is meant.
@@ -422,7 +422,7 @@ impl<S: System> Supervisor<S> {
         Ok(names.iter().map(ids).collect::<Result<Vec<_>, _>>()?.concat())
     }
 
-    fn ids(&self, target: &Target) -> Vec<InstanceId> {
+    pub(super) fn ids(&self, target: &Target) -> Vec<InstanceId> {
         match target {
             Target::Unit(unit) => self.view().instances(unit),
             Target::Instance(id) => vec![id.clone()],

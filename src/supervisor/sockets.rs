@@ -63,17 +63,16 @@ impl<S: System> Supervisor<S> {
     /// A run of a socket unit is over: its sockets are closed, unless the next run has them in a
     /// moment.
     pub(super) fn leave_sockets(&mut self, id: &InstanceId, verdict: &Verdict) {
-        let is_socket = |spec: &Spec| spec.socket.is_some();
-        if !self.spec_of(id).is_some_and(|spec| is_socket(&spec)) {
-            return;
-        }
+        let is_socket = self.spec_of(id).is_some_and(|spec| spec.socket.is_some());
         let cause = self.instance(id).and_then(|instance| {
             if let Phase::Stopping { cause, .. } = &instance.phase {
                 return Some(cause.clone());
             }
             instance.last.as_ref().map(|end| end.cause.clone())
         });
-        let comes_back = self.view().wants(id)
+        // One that is of another kind by now has no sockets any more.
+        let comes_back = is_socket
+            && self.view().wants(id)
             && match verdict {
                 Verdict::Backoff { .. } => true,
                 Verdict::Down => matches!(cause, Some(StopCause::Changed | StopCause::Restart)),
@@ -115,12 +114,15 @@ impl<S: System> Supervisor<S> {
 
     /// The epoch that an instance serves by beginning to wait: all wishes up to now are granted where
     /// nothing but a connection is missing, and where nobody knows what was granted before, as after a
-    /// reboot. (It may become a lazy service while it waits.)
+    /// reboot. (It may become a lazy service while it waits.) A task that was due serves none: that it
+    /// waits is known to the next supervisor, which would take its time for one that was missed.
     pub(super) fn epoch_served(&self, id: &InstanceId, on: &[Blocker]) -> Option<u64> {
         let calls = on.iter().any(|blocker| blocker.until == Until::Connection);
-        let epoch = self.desired.units.get(&id.unit)?.epoch_of(id);
-        let is_untold = self.instance(id).is_none() && epoch > 0;
-        (calls || is_untold).then_some(epoch)
+        let unit = self.desired.units.get(&id.unit)?;
+        let (epoch, known) = (unit.epoch_of(id), self.instance(id).map(|instance| instance.epoch));
+        let is_untold = known.is_none() && epoch > 0;
+        let is_due = unit.spec.schedule.as_ref().map(|_| known.unwrap_or_default());
+        if calls || is_untold { Some(epoch) } else { is_due }
     }
 
     /// Watches the sockets of a service exactly while it waits for a connection.

@@ -34,6 +34,9 @@ pub(super) const REPORT_BYTES: usize = 6;
 /// `sd_watchdog_enabled(3)`, and that of `sd_listen_fds(3)`.
 pub(super) const WATCHDOG_PID: &str = "WATCHDOG_PID";
 pub(super) const LISTEN_PID: &str = "LISTEN_PID";
+/// Below this, descriptors are closed one by one where the kernel cannot close all at once: the supervisor's lock and
+/// where it listens are among its first.
+const CLOSED_SINGLY_END: RawFd = 256;
 /// Bytes of a number of at most ten digits, and NUL.
 const PID_BYTES: usize = 11;
 
@@ -318,8 +321,13 @@ fn descriptors(prepared: &Prepared, gate: RawFd) -> Result<(), Failure> {
             let _closed = raw::close(fd);
         }
     }
-    // Older kernels lack it: there it is all close-on-exec.
-    let _closed = raw::close_from_but(highest.max(2).saturating_add(1), gate);
+    let first = highest.max(2).saturating_add(1);
+    if raw::close_from_but(first, gate).is_err() {
+        // Older kernels lack it. What lies higher is close-on-exec.
+        for fd in (first..CLOSED_SINGLY_END).filter(|fd| *fd != gate) {
+            let _closed = raw::close(fd);
+        }
+    }
     Ok(())
 }
 

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::disk::{Disk, Files};
 use super::{SystemError, process, sys};
-use crate::model::{Event, Instance, InstanceId, Observed};
+use crate::model::{Event, Happening, Instance, InstanceId, Life, Observed};
 
 /// A ledger is rewritten when it has grown by this many bytes, and by twice the facts' own size:
 /// then the cost of rewriting is a constant part of the cost of writing.
@@ -101,6 +101,15 @@ pub fn compact_text(observed: &Observed) -> Result<Vec<u8>, serde_json::Error> {
         };
         serde_json::to_writer(&mut text, &snapshot)?;
         text.push(b'\n');
+        // Of one that is born and not yet seen to run the ledger said more than the facts: it was let go.
+        let Some(run) = &facts.run else { continue };
+        let born = run.processes().filter(|(_, process)| process.state == Life::Born);
+        for (role, _) in born.filter(|(_, process)| process.identity.is_some()) {
+            let what = Happening::Execed { run: run.id, role };
+            let event = Event { instance: id.clone(), at: facts.since, what };
+            serde_json::to_writer(&mut text, &event)?;
+            text.push(b'\n');
+        }
     }
     Ok(text)
 }

@@ -142,6 +142,8 @@ impl Linux {
         if let Err(error) = self.watch(Some(launch.run), fd, watched) {
             // The process runs and is in the ledger; only its exec goes unseen. Its end will tell.
             log::error!("cannot watch the start of {}: {error}", launch.instance);
+            self.later.execs.push((launch.clone(), identity));
+            self.later.again(self.now());
         }
         Ok(identity)
     }
