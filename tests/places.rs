@@ -100,6 +100,27 @@ fn a_place_in_another_user_s_directory_is_refused_by_daemon_and_command() {
 }
 
 #[test]
+fn a_reexec_stays_where_all_is_although_the_usual_place_can_be_had_by_now() {
+    let Some(world) = apart() else { return };
+    cannot_be_written(&world);
+    sh(
+        &world,
+        "opm apply units; opm stop a --reason lunch; test -S /dev/shm/opm-0/run/control.sock",
+    );
+    sh(&world, "for dir in /run /var/lib /var/log; do mount -o remount,rw $dir; done");
+    sh(&world, "opm reexec");
+    let why = sh(&world, "opm why a");
+    assert!(why.contains("lunch"), "{why}");
+    sh(&world, "opm start a; opm reexec");
+    cannot_be_written(&world);
+    let pid = |world: &World| sh(world, "opm status --json | grep '\"pid\"'");
+    let before = pid(&world);
+    sh(&world, "opm reexec");
+    assert_eq!(pid(&world), before);
+    sh(&world, "test ! -e /run/opm/control.sock; opm shutdown");
+}
+
+#[test]
 fn a_socket_that_nobody_listens_at_hides_no_daemon_elsewhere() {
     let Some(world) = apart() else { return };
     // As in an image that was made of a file system on which opm ran.

@@ -20,7 +20,7 @@ use crate::model::{
 };
 use crate::plan::Capacity;
 use crate::supervisor::{Boot, COMMAND_SOURCE, KeeperOptions, Manner};
-use crate::system::{self, Linux, LockError, SystemError};
+use crate::system::{self, Dirs, Linux, LockError, SystemError};
 
 /// Name of the unit of `opm run -- CMD`.
 const COMMAND_UNIT: &str = "command";
@@ -94,6 +94,18 @@ fn clients(options: &Options, poll: &Poll) -> Result<Option<Clients>, SystemErro
     clients.map(Some)
 }
 
+/// Makes the directories, or has those that the program before us had.
+fn settle_in(dirs: &mut Dirs) -> Result<(), SystemError> {
+    if let Some(handed) = Dirs::handed_over().filter(|_| is_reexec()) {
+        *dirs = handed;
+        return Ok(());
+    }
+    for moved in dirs.prepare()? {
+        log::warn!("{moved}");
+    }
+    Ok(())
+}
+
 /// Everything up to the first turn.
 pub(super) fn build(mut options: Options) -> Result<(Daemon, Option<PassedOver>), BootFailure> {
     let pid_one = std::process::id() == 1;
@@ -111,9 +123,7 @@ pub(super) fn build(mut options: Options) -> Result<(Daemon, Option<PassedOver>)
     let signals = Signals::install(poll.registry(), SIGNALS, options.stateless)
         .map_err(|error| fail("install signal handlers for", &error))?;
     if !options.stateless {
-        for moved in options.dirs.prepare()? {
-            log::warn!("{moved}");
-        }
+        settle_in(&mut options.dirs)?;
     }
     let registry =
         poll.registry().try_clone().map_err(|error| fail("share the poll of", &error))?;
@@ -287,8 +297,12 @@ pub(super) fn exec_again(
     let numbers = locks.into_iter().chain(listener).map(|(name, fd)| (name, fd.to_string()));
     let sockets = (SOCKET_FDS, linux.hand_over_sockets());
     let notify = (NOTIFY_FDS, linux.hand_over_notify());
-    let handed: BTreeMap<&str, String> = numbers.chain([sockets, notify]).gather();
-    let values = handed.iter().map(|(name, value)| (OsString::from(name), value.into()));
+    let handed: BTreeMap<&str, OsString> = numbers
+        .chain([sockets, notify])
+        .map(|(name, value)| (name, OsString::from(value)))
+        .chain(options.dirs.hand_over().map(|(name, dir)| (name, dir.into_os_string())))
+        .gather();
+    let values = handed.iter().map(|(name, value)| (OsString::from(name), value.clone()));
     let env: Result<Vec<CString>, _> = std::env::vars_os()
         .filter(|(known, _)| known.to_str().is_none_or(|known| !handed.contains_key(known)))
         .chain(values)

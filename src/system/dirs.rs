@@ -19,6 +19,10 @@ const ORPHANED_LOCK_WAIT: Span = Span::seconds(5);
 const LOCK_FD: &str = "OPM_LOCK_FD";
 /// The same for the lock on the run directory.
 const RUN_LOCK_FD: &str = "OPM_RUN_LOCK_FD";
+/// Variables that hand the directories over an exec.
+const KEPT_RUN: &str = "OPM_KEPT_RUN";
+const KEPT_STATE: &str = "OPM_KEPT_STATE";
+const KEPT_LOGS: &str = "OPM_KEPT_LOGS";
 /// The control socket in the run directory.
 const SOCKET: &str = "control.sock";
 /// The file in a locked directory that names the holder, for people and for messages.
@@ -141,6 +145,19 @@ impl Dirs {
         }
         self.make_inner()?;
         Ok(moved)
+    }
+
+    /// The variables that tell the program that runs in our place where all is. It is not to look for a place
+    /// itself: where one can be written by now, or cannot any more, it would find none of what we know.
+    pub fn hand_over(&self) -> [(&'static str, PathBuf); 3] {
+        [(KEPT_RUN, &self.run), (KEPT_STATE, &self.state), (KEPT_LOGS, &self.logs)]
+            .map(|(name, dir)| (name, dir.clone()))
+    }
+
+    /// What the program before us has handed over.
+    pub fn handed_over() -> Option<Self> {
+        let dir = |name| std::env::var_os(name).map(PathBuf::from).filter(|dir| dir.is_absolute());
+        Some(Self { run: dir(KEPT_RUN)?, state: dir(KEPT_STATE)?, logs: dir(KEPT_LOGS)? })
     }
 
     /// Makes those anew that somebody removed while we run.

@@ -8,7 +8,7 @@ use std::rc::Rc;
 use crate::model::Gather;
 
 /// Variables of the supervisor that say something about the supervisor itself.
-const OWN: [&str; 14] = [
+const OWN: [&str; 17] = [
     "OPM_RUN",
     "OPM_UNIT",
     "OPM_INSTANCE",
@@ -17,6 +17,9 @@ const OWN: [&str; 14] = [
     "OPM_LISTEN_FD",
     "OPM_SOCKET_FDS",
     "OPM_NOTIFY_FDS",
+    "OPM_KEPT_RUN",
+    "OPM_KEPT_STATE",
+    "OPM_KEPT_LOGS",
     "NOTIFY_SOCKET",
     "WATCHDOG_USEC",
     "WATCHDOG_PID",
