@@ -101,15 +101,6 @@ pub fn compact_text(observed: &Observed) -> Result<Vec<u8>, serde_json::Error> {
         };
         serde_json::to_writer(&mut text, &snapshot)?;
         text.push(b'\n');
-        // Of one that is born and not yet seen to run the ledger said more than the facts: it was let go.
-        let Some(run) = &facts.run else { continue };
-        let born = run.processes().filter(|(_, process)| process.state == Life::Born);
-        for (role, _) in born.filter(|(_, process)| process.identity.is_some()) {
-            let what = Happening::Execed { run: run.id, role };
-            let event = Event { instance: id.clone(), at: facts.since, what };
-            serde_json::to_writer(&mut text, &event)?;
-            text.push(b'\n');
-        }
     }
     Ok(text)
 }
@@ -282,8 +273,9 @@ impl<D: Disk> Ledger<D> {
     }
 
     fn replace(&mut self, observed: &Observed) -> Result<(), SystemError> {
-        let text = compact_text(observed)
-            .map_err(|error| SystemError::new("write to ledger", self.path.display(), error))?;
+        let text = compact_text(observed).and_then(|text| with_let_go(text, observed));
+        let text =
+            text.map_err(|error| SystemError::new("write to ledger", self.path.display(), error))?;
         let fail =
             |error: std::io::Error| SystemError::new("replace ledger", self.path.display(), error);
         let new = self.path.with_extension("new");
@@ -302,6 +294,22 @@ impl<D: Disk> Ledger<D> {
         self.stale = false;
         Ok(())
     }
+}
+
+/// Adds that those were let go who are not seen to run their programs yet: of the processes of a supervisor that
+/// lives all were, and the ledger said so before; they may have run when somebody else reads it.
+fn with_let_go(mut text: Vec<u8>, observed: &Observed) -> Result<Vec<u8>, serde_json::Error> {
+    for (id, facts) in observed.iter() {
+        let Some(run) = &facts.run else { continue };
+        let born = run.processes().filter(|(_, process)| process.state == Life::Born);
+        for (role, _) in born.filter(|(_, process)| process.identity.is_some()) {
+            let what = Happening::Execed { run: run.id, role };
+            let event = Event { instance: id.clone(), at: facts.since, what };
+            serde_json::to_writer(&mut text, &event)?;
+            text.push(b'\n');
+        }
+    }
+    Ok(text)
 }
 
 fn length(bytes: &[u8]) -> u64 {
