@@ -131,3 +131,75 @@ fn a_socket_that_nobody_listens_at_hides_no_daemon_elsewhere() {
         "opm apply units; test -S /dev/shm/opm-0/run/control.sock; opm status a; opm stop a",
     );
 }
+
+#[test]
+fn after_a_crash_all_is_where_it_was_wherever_one_would_look_for_a_place_by_then() {
+    let Some(world) = apart() else { return };
+    let pid = |world: &World| sh(world, "opm status --json | grep '\"pid\"'");
+    let crash = "kill -9 $(cat /dev/shm/opm-0/run/lock); opm daemon";
+    cannot_be_written(&world);
+    sh(&world, "opm apply units; test -S /dev/shm/opm-0/run/control.sock");
+    let before = pid(&world);
+    sh(&world, "for dir in /run /var/lib /var/log; do mount -o remount,rw $dir; done");
+    sh(&world, crash);
+    assert_eq!(pid(&world), before, "although the usual places can be written again");
+    cannot_be_written(&world);
+    sh(&world, crash);
+    assert_eq!(pid(&world), before);
+    sh(&world, "test ! -e /run/opm/control.sock; test ! -e /var/lib/opm/desired.json");
+    // What another opm has there is not its own.
+    let (status, said) = code(&world, "opm --root other daemon && opm --root other status a");
+    assert!(status == NO_UNIT, "{status}: {said}");
+}
+
+#[test]
+fn after_a_crash_a_user_s_opm_is_found_with_another_runtime_directory() {
+    let Some(world) = apart() else { return };
+    let user = "setpriv --reuid 65534 --regid 65534 --clear-groups env";
+    sh(&world, "mkdir home one two; chown 65534 home one two");
+    let pid = |runtime: &str| {
+        sh(&world, &format!("{user} {runtime} HOME=$PWD/home opm status --json | grep '\"pid\"'"))
+    };
+    sh(&world, &format!("{user} XDG_RUNTIME_DIR=$PWD/one HOME=$PWD/home opm apply units"));
+    let before = pid("XDG_RUNTIME_DIR=$PWD/one");
+    for now in ["XDG_RUNTIME_DIR=$PWD/two", "-u XDG_RUNTIME_DIR", "XDG_RUNTIME_DIR=$PWD/one"] {
+        // The one who asks has it, and the daemon had not; and the other way round.
+        assert_eq!(pid(now), before, "{now}");
+        let daemon = format!("{user} {now} HOME=$PWD/home opm daemon");
+        sh(&world, &format!("kill -9 $(cat home/.local/state/opm/lock); {daemon}"));
+        for asks in [now, "XDG_RUNTIME_DIR=$PWD/one"] {
+            assert_eq!(pid(asks), before, "{now}, asked with {asks}");
+        }
+    }
+}
+
+#[test]
+fn after_a_crash_a_run_directory_that_cannot_be_written_any_more_still_says_what_runs() {
+    let Some(world) = apart() else { return };
+    let pid = |world: &World| sh(world, "opm status --json | grep '\"pid\"'");
+    sh(&world, "opm apply units");
+    let before = pid(&world);
+    sh(&world, "kill -9 $(cat /run/opm/lock)");
+    cannot_be_written(&world);
+    sh(&world, "opm daemon; test -S /dev/shm/opm-0/run/control.sock");
+    assert_eq!(pid(&world), before);
+    // What is known since then is known there.
+    sh(&world, "opm restart a");
+    let before = pid(&world);
+    sh(&world, "for dir in /run /var/lib /var/log; do mount -o remount,rw $dir; done");
+    sh(&world, "kill -9 $(cat /dev/shm/opm-0/run/lock); opm daemon");
+    assert_eq!(pid(&world), before);
+}
+
+#[test]
+fn what_is_saved_where_nothing_can_be_written_is_what_runs() {
+    let Some(world) = apart() else { return };
+    sh(&world, "opm apply units; opm shutdown");
+    cannot_be_written(&world);
+    // As after a boot: nothing is known of what ran.
+    sh(&world, "mount -t tmpfs none /run; opm daemon");
+    sh(&world, "opm start a; opm status a; test -e /run/opm/state/desired.json");
+    sh(&world, "opm stop a --reason lunch; kill -9 $(cat /run/opm/lock); opm daemon");
+    let why = sh(&world, "opm why a");
+    assert!(why.contains("lunch"), "what was saved here since is newer: {why}");
+}

@@ -371,7 +371,11 @@ fn who_stumbled_before_it_was_well_is_waited_for_again_when_it_restarts() {
     let script = "echo >> tries; test $(wc -l < tries) -gt 3 || exit 1; \
                   trap 'sleep 0.3; echo ended >> order; exit 0' TERM; \
                   echo began >> order; while :; do sleep 0.02; done";
-    world.service("db", script, "restart: {delay: 10ms}\nready: {delay: 100ms}\n");
+    world.service(
+        "db",
+        script,
+        "restart: {delay: 10ms, reset_after: 1ms}\nready: {delay: 100ms}\n",
+    );
     world.service("app", "echo app >> order; exec sleep 1000", "wants: [db]\n");
     assert_eq!(world.opm(&["apply", "units", "--no-wait"]).code, 0);
     for unit in ["db", "app"] {

@@ -20,7 +20,7 @@ use crate::model::{
 };
 use crate::plan::Capacity;
 use crate::supervisor::{Boot, COMMAND_SOURCE, KeeperOptions, Manner};
-use crate::system::{self, Dirs, Linux, LockError, SystemError};
+use crate::system::{self, Dirs, Linux, LockError, SystemError, places};
 
 /// Name of the unit of `opm run -- CMD`.
 const COMMAND_UNIT: &str = "command";
@@ -94,9 +94,9 @@ fn clients(options: &Options, poll: &Poll) -> Result<Option<Clients>, SystemErro
     clients.map(Some)
 }
 
-/// Makes the directories, or has those that the program before us had.
+/// Makes the directories, or has those that the program before us had: it is not to look for places itself.
 fn settle_in(dirs: &mut Dirs) -> Result<(), SystemError> {
-    if let Some(handed) = Dirs::handed_over().filter(|_| is_reexec()) {
+    if let Some(handed) = places::handed_over().filter(|_| is_reexec()) {
         *dirs = handed;
         return Ok(());
     }
@@ -300,7 +300,7 @@ pub(super) fn exec_again(
     let handed: BTreeMap<&str, OsString> = numbers
         .chain([sockets, notify])
         .map(|(name, value)| (name, OsString::from(value)))
-        .chain(options.dirs.hand_over().map(|(name, dir)| (name, dir.into_os_string())))
+        .chain(places::hand_over(&options.dirs).map(|(name, dir)| (name, dir.into_os_string())))
         .gather();
     let values = handed.iter().map(|(name, value)| (OsString::from(name), value.clone()));
     let env: Result<Vec<CString>, _> = std::env::vars_os()

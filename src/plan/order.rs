@@ -106,17 +106,17 @@ pub(super) fn blocker(view: &View<'_>, need: &Need) -> Option<Blocker> {
     })
 }
 
-/// Whether a unit fails again and again before it is ready, by itself or with what it requires: who only wants
-/// it does not wait for that.
+/// Whether a unit fails again and again, by itself or with what it requires: who only wants it does not
+/// wait for that.
 fn is_failing(view: &View<'_>, unit: &UnitName) -> bool {
-    // However many attempts that took.
-    let was_ready = |instance: &Instance| match &instance.run {
-        Some(run) => run.ready.is_some(),
-        None => instance.last.as_ref().is_some_and(|last| last.ready_for.is_some()),
+    let was_stable = |instance: &Instance| {
+        let unit = view.desired.units.get(unit);
+        unit.is_some_and(|unit| restart::is_or_was_stable(unit, instance))
     };
-    let fails = |instance: &Instance| instance.attempt.max(instance.in_vain) >= FAILING_ATTEMPTS;
-    let mut instances = view.observed.of_unit(unit).map(|(_, instance)| instance);
-    instances.any(|instance| fails(instance) && !was_ready(instance))
+    view.observed.of_unit(unit).any(|(_, instance)| {
+        let tries_in_vain = instance.in_vain >= FAILING_ATTEMPTS;
+        tries_in_vain || (instance.attempt >= FAILING_ATTEMPTS && !was_stable(instance))
+    })
 }
 
 /// Whether any instance of the unit is wanted.

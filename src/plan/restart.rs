@@ -185,6 +185,19 @@ pub fn was_stable(unit: &Unit, end: &End) -> bool {
     was_there && end.ready_for.is_some_and(|span| span >= unit.spec.restart.reset_after)
 }
 
+/// Whether the run that stops now, or the last one, was well for long enough: the attempts that it took before
+/// are no longer held against the unit.
+pub(super) fn is_or_was_stable(unit: &Unit, instance: &Instance) -> bool {
+    let stops = matches!(instance.phase, Phase::Stopping { .. });
+    match instance.run.as_ref().filter(|_| stops) {
+        Some(run) => run.ready.is_some_and(|ready| {
+            unit.spec.kind != Kind::Task
+                && instance.since.since(ready) >= unit.spec.restart.reset_after
+        }),
+        None => instance.last.as_ref().is_some_and(|end| was_stable(unit, end)),
+    }
+}
+
 /// The verdict on a run that ended by itself and after which no other comes.
 fn final_verdict(unit: &Unit, end: &End) -> Option<Verdict> {
     let success = is_success(&unit.spec, end);

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 
-use super::{SystemError, sys};
+use super::{SystemError, ledger, places, sys};
 use crate::model::{InstanceId, Span};
 
 /// How long a start waits for the half-born child of a killed supervisor to let the lock go.
@@ -19,22 +19,24 @@ const ORPHANED_LOCK_WAIT: Span = Span::seconds(5);
 const LOCK_FD: &str = "OPM_LOCK_FD";
 /// The same for the lock on the run directory.
 const RUN_LOCK_FD: &str = "OPM_RUN_LOCK_FD";
-/// Variables that hand the directories over an exec.
-const KEPT_RUN: &str = "OPM_KEPT_RUN";
-const KEPT_STATE: &str = "OPM_KEPT_STATE";
-const KEPT_LOGS: &str = "OPM_KEPT_LOGS";
 /// The control socket in the run directory.
 const SOCKET: &str = "control.sock";
 /// The file in a locked directory that names the holder, for people and for messages.
 const HOLDER: &str = "lock";
 /// Where a run directory goes that cannot be made where it should be. Anybody may make directories there.
 const SHARED: [&str; 2] = ["/dev/shm", "/tmp"];
+/// The files that say what is to run, and when what is due ran last.
+const SAVED: [&str; 2] = [super::store::DESIRED_FILE, super::store::AGENDA_FILE];
+/// Name of the state directory beside the run directory's own files, where there is no other.
+const STATE: &str = "state";
 /// Name of the directory of logs beside the run directory's own files, where there is no other.
 const LOGS: &str = "logs";
 
 /// The directories of one opm.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Dirs {
+    /// The state directory that was asked for, wherever it had to go: by it an opm knows its own.
+    pub asked: PathBuf,
     /// Sockets, FIFOs and the ledger; best on tmpfs.
     pub run: PathBuf,
     /// The saved desired state and the lock.
@@ -46,18 +48,18 @@ pub struct Dirs {
 impl Dirs {
     /// Everything under one directory.
     pub fn under(root: &Path) -> Self {
-        Self { run: root.join("run"), state: root.join("state"), logs: root.join("log") }
+        Self::of(root.join("run"), root.join("state"), root.join("log"))
+    }
+
+    fn of(run: PathBuf, state: PathBuf, logs: PathBuf) -> Self {
+        Self { asked: state.clone(), run, state, logs }
     }
 
     /// The directories of the system scope for root, else those of the user by the XDG rules.
     /// `variable` looks up the caller's environment.
     pub fn of_scope(variable: &dyn Fn(&str) -> Option<PathBuf>) -> Self {
         if sys::own_uid() == 0 {
-            return Self {
-                run: "/run/opm".into(),
-                state: "/var/lib/opm".into(),
-                logs: "/var/log/opm".into(),
-            };
+            return Self::of("/run/opm".into(), "/var/lib/opm".into(), "/var/log/opm".into());
         }
         let uid = sys::own_uid();
         let home = variable("HOME").filter(|home| home.is_absolute() && home.is_dir());
@@ -67,7 +69,8 @@ impl Dirs {
         let state = variable("XDG_STATE_HOME")
             .or_else(|| home.map(|home| home.join(".local/state")))
             .map_or_else(|| volatile.join("state"), |dir| dir.join("opm"));
-        Self { run, logs: state.join("log"), state }
+        let logs = state.join("log");
+        Self::of(run, state, logs)
     }
 
     /// Where clients find the daemon.
@@ -113,28 +116,44 @@ impl Dirs {
         self.notify().join(format!("{id}.ready"))
     }
 
-    /// Makes the directories. On a root that cannot be written, those that cannot be made move to
-    /// `/dev/shm` or `/tmp`; returns what was moved, in words. Those of another user are an error: no
-    /// command would look for this user's daemon elsewhere.
+    /// Makes the directories, or takes those in which an opm of this life has let something run. On a root that
+    /// cannot be written, those that cannot be made move to `/dev/shm` or `/tmp`. Returns what is elsewhere, in
+    /// words. Those of another user are an error: no command would look for this user's daemon elsewhere.
     pub fn prepare(&mut self) -> Result<Vec<String>, SystemError> {
         let mut moved = Vec::new();
+        let ledger = ledger::name()?;
+        let left = places::left(self, &ledger);
+        if let Some(left) = left.as_ref().filter(|left| can_be_used(&left.run)) {
+            let changes = [(&self.run, &left.run), (&self.state, &left.state)];
+            for (other, dir) in changes.into_iter().filter(|(other, dir)| other != dir) {
+                let (other, dir) = (other.display(), dir.display());
+                moved.push(format!("using {dir} and not {other}, as opm did before in this boot"));
+            }
+            self.clone_from(left);
+            self.make_again()?;
+            return Ok(moved);
+        }
         if let Err(first) = make(&self.run, 0o755) {
             if is_of_another(&self.run) {
                 return Err(first);
             }
-            let places = in_shared(sys::own_uid()).map(|place| place.join("run"));
-            let found = places.into_iter().find(|place| make(place, 0o755).is_ok()).ok_or(first)?;
+            let found = others().find(|place| make(place, 0o755).is_ok()).ok_or(first)?;
             moved.push(format!("{} cannot be made; using {}", self.run.display(), found.display()));
             self.run = found;
         }
-        for (dir, name, mode) in [(&mut self.state, "state", 0o700), (&mut self.logs, LOGS, 0o750)]
-        {
+        if let Some(left) = left {
+            copy_missing(&left.run, &self.run, &[&ledger]);
+        }
+        for (dir, name, mode) in [(&mut self.state, STATE, 0o700), (&mut self.logs, LOGS, 0o750)] {
             if let Err(error) = make(dir, mode) {
                 if is_of_another(dir) {
                     return Err(error);
                 }
                 let found = self.run.join(name);
                 make(&found, mode)?;
+                if name == STATE {
+                    copy_missing(dir, &found, &SAVED);
+                }
                 moved.push(format!(
                     "{} cannot be made; using {}, which does not survive a reboot",
                     dir.display(),
@@ -145,19 +164,6 @@ impl Dirs {
         }
         self.make_inner()?;
         Ok(moved)
-    }
-
-    /// The variables that tell the program that runs in our place where all is. It is not to look for a place
-    /// itself: where one can be written by now, or cannot any more, it would find none of what we know.
-    pub fn hand_over(&self) -> [(&'static str, PathBuf); 3] {
-        [(KEPT_RUN, &self.run), (KEPT_STATE, &self.state), (KEPT_LOGS, &self.logs)]
-            .map(|(name, dir)| (name, dir.clone()))
-    }
-
-    /// What the program before us has handed over.
-    pub fn handed_over() -> Option<Self> {
-        let dir = |name| std::env::var_os(name).map(PathBuf::from).filter(|dir| dir.is_absolute());
-        Some(Self { run: dir(KEPT_RUN)?, state: dir(KEPT_STATE)?, logs: dir(KEPT_LOGS)? })
     }
 
     /// Makes those anew that somebody removed while we run.
@@ -186,15 +192,13 @@ impl Dirs {
     #[must_use]
     pub fn where_found(self, is_usual: bool) -> Self {
         let may_be_elsewhere = is_usual || !self.can_be_made();
-        let others = in_shared(sys::own_uid()).into_iter().filter(|_| may_be_elsewhere);
-        let others: Vec<PathBuf> = others.map(|place| place.join("run")).collect();
+        let noted = places::noted(&self).map(|left| left.run);
+        let others: Vec<PathBuf> = noted.chain(others().filter(|_| may_be_elsewhere)).collect();
         let mut found = self;
         // In an image that cannot be written there may be the socket of a daemon that ran as it was built.
-        let moved = others.iter().find(|run| is_trusted(run) && run.join(SOCKET).exists());
-        if let Some(run) = moved
-            && !is_listened_at(&found.socket())
-        {
-            found.run.clone_from(run);
+        if !is_listened_at(&found.socket()) {
+            let is_it = |run: &&PathBuf| is_trusted(run) && is_listened_at(&run.join(SOCKET));
+            found.run = others.iter().find(is_it).cloned().unwrap_or(found.run);
         }
         let logs = [found.run.clone()].into_iter().chain(others).map(|run| run.join(LOGS));
         if !can_be_used(&found.logs)
@@ -222,6 +226,11 @@ fn in_shared(uid: u32) -> [PathBuf; 2] {
     SHARED.map(|place| Path::new(place).join(format!("opm-{uid}")))
 }
 
+/// The run directories of this user there.
+pub(super) fn others() -> impl Iterator<Item = PathBuf> {
+    in_shared(sys::own_uid()).into_iter().map(|place| place.join("run"))
+}
+
 /// The other user who owns a directory of ours where anybody may make some, or one on the way to it.
 fn stranger(dir: &Path) -> Option<u32> {
     let uid = sys::own_uid();
@@ -237,6 +246,20 @@ fn is_listened_at(socket: &Path) -> bool {
     UnixStream::connect(socket).map_or_else(|error| !nobody.contains(&error.kind()), |_| true)
 }
 
+/// Copies files to where they can be written. Those that are there stay: they are newer.
+fn copy_missing(from: &Path, to: &Path, names: &[&str]) {
+    for name in names {
+        let (there, new) = (to.join(name), to.join(format!("{name}.new")));
+        if there.exists() || !from.join(name).is_file() {
+            continue;
+        }
+        let copied = fs::copy(from.join(name), &new).and_then(|_| fs::rename(&new, &there));
+        if let Err(error) = copied {
+            log::error!("cannot copy {}: {error}", from.join(name).display());
+        }
+    }
+}
+
 /// Whether a directory is there and belongs to another user, where that matters.
 fn is_of_another(dir: &Path) -> bool {
     let own = sys::own_uid();
@@ -244,7 +267,7 @@ fn is_of_another(dir: &Path) -> bool {
 }
 
 /// Whether there is a directory that nobody else but root has put there.
-fn is_trusted(dir: &Path) -> bool {
+pub(super) fn is_trusted(dir: &Path) -> bool {
     let trusted = [0, sys::own_uid()];
     let is_ours = |found: fs::Metadata| found.is_dir() && trusted.contains(&found.uid());
     fs::metadata(dir).is_ok_and(is_ours) && stranger(dir).is_none()

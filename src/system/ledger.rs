@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::disk::{Disk, Files};
-use super::{SystemError, process, sys};
+use super::{SystemError, process};
 use crate::model::{Event, Happening, Instance, InstanceId, Life, Observed};
 
 /// A ledger is rewritten when it has grown by this many bytes, and by twice the facts' own size:
@@ -21,6 +21,9 @@ use crate::model::{Event, Happening, Instance, InstanceId, Life, Observed};
 const COMPACT_BYTES_MIN: u64 = 64 * 1024;
 /// Largest ledger that is read, in bytes; 10,000 instances need about 10 MB.
 const LEDGER_BYTES_MAX: u64 = 256 * 1024 * 1024;
+
+/// Where the kernel tells the id of this boot, `random(4)`.
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 /// Most lines that are told one by one when they cannot be read; others are counted. More is a file
 /// that something else wrote over.
@@ -327,10 +330,30 @@ fn remove_others<D: Disk>(disk: &D, dir: &Path, own: &str) {
 
 /// Boot id, pid namespace, and when that namespace's pid 1 was started: a container that is
 /// started again has the host's boot id, and perhaps the same inode.
-pub(super) fn name() -> String {
-    let namespace = fs::metadata("/proc/self/ns/pid").map_or(0, |metadata| metadata.ino());
-    let first = process::stat(1).map_or(0, |stat| stat.start);
-    format!("ledger-{}-{namespace}-{first}.jsonl", sys::boot_id())
+///
+/// What cannot be read only now is an error: by another name all would be started again.
+pub(super) fn name() -> Result<String, SystemError> {
+    let namespace = known("/proc/self/ns/pid", fs::metadata("/proc/self/ns/pid"))?;
+    let namespace = namespace.map_or(0, |metadata| metadata.ino());
+    let first = known("/proc/1/stat", process::try_stat(1))?.map_or(0, |stat| stat.start);
+    Ok(format!("ledger-{}-{namespace}-{first}.jsonl", boot()?))
+}
+
+/// The id of this boot.
+pub(super) fn boot() -> Result<String, SystemError> {
+    let id = known(BOOT_ID, fs::read_to_string(BOOT_ID))?;
+    Ok(id.map_or_else(|| "unknown".to_owned(), |id| id.trim().to_owned()))
+}
+
+/// What could be read; nothing where it never can be, as in a `/proc` that hides other users' processes.
+fn known<T>(what: &str, read: std::io::Result<T>) -> Result<Option<T>, SystemError> {
+    match read {
+        Ok(read) => Ok(Some(read)),
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::PermissionDenied) => {
+            Ok(None)
+        }
+        Err(error) => Err(SystemError::new("read", what, error)),
+    }
 }
 
 #[cfg(test)]
@@ -363,6 +386,18 @@ mod tests {
         fs::remove_dir_all(ledger.path.with_extension("new")).unwrap();
         ledger.compact(&observed, true).unwrap();
         assert_eq!(ledger.bytes, 0);
+    }
+
+    #[test]
+    fn what_cannot_be_read_only_now_gives_the_ledger_no_other_name() {
+        let error = |kind: i32| Err::<(), _>(std::io::Error::from_raw_os_error(kind));
+        for hidden in [libc::ENOENT, libc::EACCES, libc::EPERM] {
+            assert_eq!(known("it", error(hidden)), Ok(None), "{hidden}");
+        }
+        for shortage in [libc::EMFILE, libc::ENFILE, libc::ENOMEM, libc::EIO, libc::EINTR] {
+            assert!(known("it", error(shortage)).is_err(), "{shortage}");
+        }
+        assert_eq!(name(), name());
     }
 
     #[test]

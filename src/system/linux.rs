@@ -37,6 +37,7 @@ use super::later::Later;
 use super::launch::{self, Origin};
 use super::ledger::{self, Ledger};
 use super::paths::Paths;
+use super::places;
 use super::sockets::Sockets;
 use super::spawn::Nursery;
 use super::store::Store;
@@ -104,6 +105,7 @@ pub struct Linux {
     /// Only where something is due by the wall clock.
     alarm: Option<Alarm>,
     urandom: fs::File,
+    boot: String,
     own: i32,
     /// When this supervisor began, on the clock of start times.
     began: u64,
@@ -152,8 +154,12 @@ impl Linux {
             (None, Loaded::default(), Replay::default())
         } else {
             let lock = Lock::take(&dirs)?;
+            let name = ledger::name().map_err(LockError::Failed)?;
             let (ledger, replay) =
-                Ledger::open(Files, &dirs.run, &ledger::name()).map_err(LockError::Failed)?;
+                Ledger::open(Files, &dirs.run, &name).map_err(LockError::Failed)?;
+            if let Err(error) = places::note(&dirs) {
+                log::warn!("cannot note which directories are used: {error}");
+            }
             let mut store = Store::new(Files, &dirs.state);
             let loaded = store.load().map_err(LockError::Failed)?;
             let archive = Archive::new(Files, &dirs.state);
@@ -190,6 +196,7 @@ impl Linux {
             paths: None,
             alarm: None,
             urandom: file("/dev/urandom")?,
+            boot: ledger::boot().map_err(LockError::Failed)?,
             own: i32::try_from(std::process::id()).unwrap_or(0),
             began: process::ticks_now(),
         };
@@ -318,7 +325,7 @@ impl System for Linux {
     }
 
     fn boot(&self) -> String {
-        sys::boot_id()
+        self.boot.clone()
     }
 
     fn zone(&self, name: Option<&str>) -> TimeZone {

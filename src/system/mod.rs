@@ -22,6 +22,7 @@ mod ledger;
 mod linux;
 mod notify;
 mod paths;
+pub(crate) mod places;
 mod process;
 mod program;
 mod raw;
@@ -47,11 +48,11 @@ pub use notify::{NotifyMessage, Ping, parse_notify};
 pub use process::{Stat, first_process_began, parse_stat};
 pub use store::{Loaded, Store, decode as decode_saved, encode as encode_saved};
 pub use sys::{
-    be_in_background, become_subreaper, boot_id, bytes_queued, close_on_exec_from, detach,
-    exec_again, forget_environment, give_back_memory, host_name, inherited_listener, is_file,
-    isatty, keep_memory_small, limits, lower_descriptor_limit, monotonic_now, mount_dev,
-    mount_proc, own_uid, peer_credentials, raise_descriptor_limit, set_inheritable,
-    survive_large_files, take_usual_umask, wall_now,
+    be_in_background, become_subreaper, bytes_queued, close_on_exec_from, detach, exec_again,
+    forget_environment, give_back_memory, host_name, inherited_listener, is_file, isatty,
+    keep_memory_small, limits, lower_descriptor_limit, monotonic_now, mount_dev, mount_proc,
+    own_uid, peer_credentials, raise_descriptor_limit, set_inheritable, survive_large_files,
+    take_usual_umask, wall_now,
 };
 
 use jiff::tz::TimeZone;

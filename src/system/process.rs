@@ -74,10 +74,16 @@ fn stat_path(pid: i32) -> String {
 
 /// What the kernel says about a process; `None` when there is none.
 pub(super) fn stat(pid: i32) -> Option<Stat> {
+    try_stat(pid).ok()
+}
+
+/// The same, with what stands in the way.
+pub(super) fn try_stat(pid: i32) -> std::io::Result<Stat> {
     let mut bytes = [0u8; STAT_BYTES_MAX];
     // The kernel gives all of it at once.
-    let got = File::open(stat_path(pid)).ok()?.read(&mut bytes).ok()?;
-    parse_stat(&String::from_utf8_lossy(bytes.get(..got)?))
+    let got = File::open(stat_path(pid))?.read(&mut bytes)?;
+    let text = String::from_utf8_lossy(bytes.get(..got).unwrap_or_default());
+    parse_stat(&text).ok_or_else(|| std::io::ErrorKind::InvalidData.into())
 }
 
 /// How long the machine is up, on the clock of start times.

@@ -16,6 +16,10 @@ use crate::model::{Agenda, Desired};
 const DESIRED: &str = "opm-desired";
 const AGENDA: &str = "opm-agenda";
 
+/// Their names.
+pub(super) const DESIRED_FILE: &str = "desired.json";
+pub(super) const AGENDA_FILE: &str = "agenda.json";
+
 /// What was found saved.
 #[derive(Debug, Default, PartialEq)]
 pub struct Loaded {
@@ -53,7 +57,7 @@ impl<D: Disk> Store<D> {
     }
 
     fn current(&self) -> PathBuf {
-        self.dir.join("desired.json")
+        self.dir.join(DESIRED_FILE)
     }
 
     fn previous(&self) -> PathBuf {
@@ -151,7 +155,7 @@ impl<D: Disk> Store<D> {
 
     /// Saves when schedules were served. When this returns, it survives power loss.
     pub fn save_agenda(&mut self, agenda: &Agenda) -> Result<(), SystemError> {
-        let path = self.dir.join("agenda.json");
+        let path = self.dir.join(AGENDA_FILE);
         let fail = |error| SystemError::new("save due times", path.display(), error);
         let bytes = seal(AGENDA, agenda).map_err(|reason| fail(std::io::Error::other(reason)))?;
         let new = self.dir.join("agenda.new");
@@ -162,7 +166,7 @@ impl<D: Disk> Store<D> {
     }
 
     fn load_agenda(&mut self, loaded: &mut Loaded) -> Result<(), SystemError> {
-        let path = self.dir.join("agenda.json");
+        let path = self.dir.join(AGENDA_FILE);
         if !self.disk.exists(&path) {
             return Ok(());
         }

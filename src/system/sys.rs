@@ -392,12 +392,6 @@ fn mount_new(kind: &str, path: &str, more: nix::mount::MsFlags) -> io::Result<()
     mount(Some(kind), path, Some(kind), flags, None::<&str>).map_err(io::Error::from)
 }
 
-/// The id of this boot.
-pub fn boot_id() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
-        .map_or_else(|_| "unknown".to_owned(), |id| id.trim().to_owned())
-}
-
 /// Replaces the running program. Returns only with an error.
 pub fn exec_again(program: &OsStr, args: &[CString], env: &[CString]) -> io::Error {
     let Ok(program) = CString::new(program.as_bytes()) else {

@@ -1,23 +1,26 @@
 //! Where the units of a random world must be once there are no more faults.
 
-use opm::model::{Instance, InstanceId, Kind, Observed, Phase, Unit, UnitName};
+use opm::model::{Desired, Instance, InstanceId, Kind, Observed, Phase, Unit, UnitName};
 use opm::plan;
 
 use crate::story::{NAMES, Story};
 
-/// Whether what an instance waits for has not come to rest itself, as what restarts again and again.
-fn is_under_way(observed: &Observed, phase: &Phase) -> bool {
+/// Whether what an instance waits for has not come to rest itself, as what restarts again and again, or a task
+/// that runs.
+fn is_under_way(desired: &Desired, observed: &Observed, phase: &Phase) -> bool {
     let Phase::Waiting { on, .. } = phase else { return false };
-    let is_moving = |instance: &Instance| {
-        matches!(
-            instance.phase,
-            Phase::Waiting { .. }
-                | Phase::Starting
-                | Phase::Stopping { .. }
-                | Phase::Backoff { .. }
-        )
+    let is_moving = |unit: &UnitName, instance: &Instance| match instance.phase {
+        Phase::Waiting { .. }
+        | Phase::Starting
+        | Phase::Stopping { .. }
+        | Phase::Backoff { .. } => true,
+        Phase::Up => desired.units[unit].spec.kind == Kind::Task,
+        _ => false,
     };
-    on.iter().any(|blocker| observed.of_unit(&blocker.unit).any(|(_, other)| is_moving(other)))
+    on.iter().any(|blocker| {
+        let mut all = observed.of_unit(&blocker.unit);
+        all.any(|(_, other)| is_moving(&blocker.unit, other))
+    })
 }
 
 impl Story {
@@ -90,7 +93,7 @@ impl Story {
                 // It may be looked at in the moment in which another task runs.
                 let may_wait = !is_met
                     || conflicts
-                    || is_under_way(supervisor.observed(), &phase)
+                    || is_under_way(supervisor.desired(), supervisor.observed(), &phase)
                     || self.waits_for(place, "overlap:");
                 may_wait || !matches!(phase, Phase::Waiting { .. })
             }
