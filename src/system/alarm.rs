@@ -41,7 +41,12 @@ impl Alarm {
         let time = TimeSpec::new(micros.div_euclid(MICROS), micros.rem_euclid(MICROS) * 1_000);
         let flags =
             TimerSetTimeFlags::TFD_TIMER_ABSTIME | TimerSetTimeFlags::TFD_TIMER_CANCEL_ON_SET;
-        Ok(self.timer.set(Expiration::OneShot(time), flags)?)
+        let arm = || self.timer.set(Expiration::OneShot(time), flags);
+        match arm() {
+            // The clock was set, and nobody had been told yet.
+            Err(Errno::ECANCELED) => Ok(arm()?),
+            done => Ok(done?),
+        }
     }
 
     /// Takes note that it is readable: it fired, or the clock was set and it has to be armed again.

@@ -1,9 +1,9 @@
-//! What could not be watched, for want of a descriptor or of an event, and is looked at again.
+//! What could not be watched, or done, for want of a descriptor or of an event, and is tried again.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use super::Launch;
-use crate::model::{Identity, Monotonic, Role, RunId, Span};
+use super::{Launch, RunRef};
+use crate::model::{Identity, Monotonic, Role, RunId, Span, Wall};
 
 /// The wait before it is looked at again.
 const LOOK_AGAIN: Span = Span::seconds(1);
@@ -16,6 +16,10 @@ pub(super) struct Later {
     pub(super) execs: Vec<(Launch, Identity)>,
     pub(super) readiness: Vec<(Launch, Identity)>,
     pub(super) trees: BTreeSet<RunId>,
+    /// Runs whose processes were not all reached by a kill.
+    pub(super) kills: BTreeMap<RunId, RunRef>,
+    /// What the timer could not be set to.
+    pub(super) alarm: Option<Wall>,
     at: Option<Monotonic>,
 }
 
@@ -43,6 +47,7 @@ impl Later {
         self.execs.retain(|(launch, _)| launch.run != run);
         self.readiness.retain(|(launch, _)| launch.run != run);
         self.trees.remove(&run);
+        self.kills.remove(&run);
     }
 
     /// A process has ended.

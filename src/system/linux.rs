@@ -338,8 +338,11 @@ impl System for Linux {
     }
 
     fn set_alarm(&mut self, at: Option<Wall>) {
+        self.later.alarm = None;
         if let Err(error) = self.arm(at) {
             log::error!("cannot set a timer: {error}; schedules are late");
+            self.later.alarm = at;
+            self.later.again(self.now());
         }
     }
 
@@ -366,11 +369,11 @@ impl System for Linux {
     }
 
     fn signal(&mut self, target: &Identity, signal: Signal) -> Result<(), SystemError> {
-        process::signal(target, signal)
+        process::signal(target, self.handle(target), signal)
     }
 
     fn kill_group(&mut self, leader: &Identity) -> Result<(), SystemError> {
-        process::kill_group(leader)
+        process::kill_group(leader, self.handle(leader))
     }
 
     fn signal_tree(&mut self, run: &RunRef, signal: Signal) -> u32 {

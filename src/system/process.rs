@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
@@ -247,16 +247,32 @@ pub(super) fn find(identity: &Identity) -> Found {
     }
 }
 
-/// Sends a signal to the process with this identity, through a handle that was proven; one that is
-/// gone is no error.
-pub(super) fn signal(identity: &Identity, signal: Signal) -> Result<(), SystemError> {
-    with_found(identity, |pidfd| send(identity, pidfd, signal))
+/// By what a process is known to be the one with an identity, without a look.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Handle<'a> {
+    /// It is our child, and was not reaped: nobody else has its number.
+    Child,
+    /// It was proven when this was opened.
+    Pidfd(BorrowedFd<'a>),
+}
+
+/// Sends a signal to the process with this identity; one that is gone is no error. Without a handle it takes a
+/// descriptor, and fails where there is none.
+pub(super) fn signal(
+    identity: &Identity,
+    handle: Option<Handle<'_>>,
+    signal: Signal,
+) -> Result<(), SystemError> {
+    with_found(identity, handle, |pidfd| send(identity, pidfd, signal))
 }
 
 /// Kills the process with this identity, which leads a group, with that group: while it lives,
 /// nobody else's group has its number. One that was let go just now may lead none yet, and is alone.
-pub(super) fn kill_group(identity: &Identity) -> Result<(), SystemError> {
-    with_found(identity, |pidfd| match sys::kill(-identity.pid, Signal::KILL) {
+pub(super) fn kill_group(
+    identity: &Identity,
+    handle: Option<Handle<'_>>,
+) -> Result<(), SystemError> {
+    with_found(identity, handle, |pidfd| match sys::kill(-identity.pid, Signal::KILL) {
         Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {
             send(identity, pidfd, Signal::KILL)
         }
@@ -264,23 +280,28 @@ pub(super) fn kill_group(identity: &Identity) -> Result<(), SystemError> {
     })
 }
 
-fn send(identity: &Identity, pidfd: Option<OwnedFd>, signal: Signal) -> std::io::Result<()> {
+fn send(identity: &Identity, pidfd: Option<BorrowedFd<'_>>, signal: Signal) -> std::io::Result<()> {
     match pidfd {
-        Some(pidfd) => sys::pidfd_send_signal(pidfd.as_fd(), signal),
+        Some(pidfd) => sys::pidfd_send_signal(pidfd, signal),
         None => sys::kill(identity.pid, signal),
     }
 }
 
 fn with_found(
     identity: &Identity,
-    send: impl FnOnce(Option<OwnedFd>) -> std::io::Result<()>,
+    handle: Option<Handle<'_>>,
+    send: impl FnOnce(Option<BorrowedFd<'_>>) -> std::io::Result<()>,
 ) -> Result<(), SystemError> {
     let fail = |reason: String| Err(SystemError::new("signal process", identity.pid, reason));
-    let result = match find(identity) {
-        Found::Alive(pidfd) => send(pidfd),
-        Found::Dead => return Ok(()),
-        Found::Unknown(why) => return fail(why),
-        Found::NoDescriptor => return fail("there is no descriptor to be had".to_owned()),
+    let result = match handle {
+        Some(Handle::Child) => send(None),
+        Some(Handle::Pidfd(pidfd)) => send(Some(pidfd)),
+        None => match find(identity) {
+            Found::Alive(pidfd) => send(pidfd.as_ref().map(AsFd::as_fd)),
+            Found::Dead => return Ok(()),
+            Found::Unknown(why) => return fail(why),
+            Found::NoDescriptor => return fail("there is no descriptor to be had".to_owned()),
+        },
     };
     match result {
         Err(error) if error.raw_os_error() != Some(libc::ESRCH) => fail(error.to_string()),

@@ -6,16 +6,17 @@
 //! opm's own children and what descends from them. Only for runs of an earlier supervisor, whose
 //! strays went elsewhere, all of `/proc` is read.
 
-use std::cell::OnceCell;
+use std::cell::{Cell, OnceCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::Read;
+use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::rc::Rc;
 
 use super::RunRef;
 use super::process::{self, Stat};
+use super::sys;
 use crate::model::{Gather, Identity, RunId};
 
 /// The variable that marks the processes of a run.
@@ -68,12 +69,36 @@ pub(super) struct Members {
     /// Whether a stray has ended since the list of them was made: what it had begun may have come to
     /// us since, and is not in the list.
     pub(super) is_stale: bool,
+    /// Whether somebody could not be looked at for want of a descriptor or of memory: there may be more.
+    pub(super) is_short: bool,
+}
+
+/// How looks at processes came out: one that fails for a shortage does not say that nobody is there.
+#[derive(Debug, Default)]
+struct Sight {
+    is_short: Cell<bool>,
+}
+
+impl Sight {
+    /// What was seen; nothing where there is nothing, or it could not be looked at.
+    fn of<T>(&self, look: io::Result<T>) -> Option<T> {
+        if let Err(error) = &look
+            && sys::is_shortage(error)
+        {
+            self.is_short.set(true);
+        }
+        look.ok()
+    }
+
+    fn stat(&self, pid: i32) -> Option<Stat> {
+        self.of(process::try_stat(pid))
+    }
 }
 
 /// All children of opm; `None` where the kernel does not tell.
 pub(super) fn own_children() -> Option<Vec<i32>> {
     let own = i32::try_from(std::process::id()).unwrap_or(0);
-    children_of_threads(own)
+    children_of_threads(own).ok()
 }
 
 /// The orphans that came to opm, without those that have a role in a run; `None` where the kernel does
@@ -84,7 +109,7 @@ pub(super) fn own_children() -> Option<Vec<i32>> {
 /// a role.
 pub(super) fn strays(has_role: impl Fn(i32) -> bool) -> Option<Vec<i32>> {
     let own = std::process::id();
-    let mut strays = children_of_thread(format!("/proc/{own}/task/{own}/children"))?;
+    let mut strays = children_of_thread(format!("/proc/{own}/task/{own}/children")).ok()?;
     strays.retain(|pid| !has_role(*pid));
     Some(strays)
 }
@@ -97,36 +122,11 @@ pub(super) fn members(
     ends: &Ends,
     everybody: impl FnOnce() -> Rc<Everybody>,
 ) -> Members {
-    let own = i32::try_from(std::process::id()).unwrap_or(0);
-    let mut is_stale = false;
-    let found = match (run.adopted, strays) {
-        (false, Some(strays)) => {
-            let mut family = Family { own, members: BTreeMap::new() };
-            for (_, leader) in &run.leaders {
-                if let Some(stat) = process::stat(leader.pid)
-                    && stat.start == leader.start
-                {
-                    family.add_seen(leader.pid, stat);
-                }
-            }
-            let seen: Vec<(i32, Stat)> =
-                strays.iter().filter_map(|pid| Some((*pid, process::stat(*pid)?))).collect();
-            is_stale = seen.len() < strays.len() || seen.iter().any(|(_, stat)| stat.is_dead());
-            for (stray, stat) in &seen {
-                if in_session(stat, run, ends) || cookie_of(*stray).is_some_and(|of| of == run.run)
-                {
-                    family.add(*stray, own);
-                }
-            }
-            let sessions = sessions(run, &family.members);
-            for (stray, stat) in &seen {
-                if sessions.contains(&stat.session) {
-                    family.add(*stray, own);
-                }
-            }
-            family.members
-        }
-        _ => everybody().of(run, ends),
+    let (found, is_stale, is_short) = if let Some(strays) = strays.filter(|_| !run.adopted) {
+        family(run, strays, ends)
+    } else {
+        let everybody = everybody();
+        (everybody.of(run, ends), false, everybody.sight.is_short.get())
     };
     let living = found
         .into_iter()
@@ -136,20 +136,53 @@ pub(super) fn members(
             leads_session: stat.session == pid,
         })
         .collect();
-    Members { living, is_stale }
+    Members { living, is_stale, is_short }
+}
+
+/// What descends from a run's processes with a role, and those of the strays that are of it; whether a stray has ended
+/// since, and whether any could not be looked at.
+fn family(run: &RunRef, strays: &[i32], ends: &Ends) -> (BTreeMap<i32, Stat>, bool, bool) {
+    let own = i32::try_from(std::process::id()).unwrap_or(0);
+    let sight = Sight::default();
+    let mut family = Family { own, members: BTreeMap::new(), sight: &sight };
+    for (_, leader) in &run.leaders {
+        if let Some(stat) = sight.stat(leader.pid)
+            && stat.start == leader.start
+        {
+            family.add_seen(leader.pid, stat);
+        }
+    }
+    let seen: Vec<(i32, Stat)> =
+        strays.iter().filter_map(|pid| Some((*pid, sight.stat(*pid)?))).collect();
+    let is_stale = seen.len() < strays.len() || seen.iter().any(|(_, stat)| stat.is_dead());
+    for (stray, stat) in &seen {
+        if in_session(stat, run, ends) || cookie_of(*stray, &sight).is_some_and(|of| of == run.run)
+        {
+            family.add(*stray, own);
+        }
+    }
+    let sessions = sessions(run, &family.members);
+    for (stray, stat) in &seen {
+        if sessions.contains(&stat.session) {
+            family.add(*stray, own);
+        }
+    }
+    (family.members, is_stale, sight.is_short.get())
 }
 
 /// A process and everything that descends from it.
-struct Family {
+struct Family<'a> {
     own: i32,
     members: BTreeMap<i32, Stat>,
+    sight: &'a Sight,
 }
 
-impl Family {
+impl Family<'_> {
     /// Adds a process that was looked at just now.
     fn add_seen(&mut self, pid: i32, stat: Stat) {
         if self.members.insert(pid, stat).is_none() {
-            self.add_all(children(pid, &stat).into_iter().map(|child| (child, pid)).collect());
+            let children = self.children(pid, &stat).into_iter();
+            self.add_all(children.map(|child| (child, pid)).collect());
         }
     }
 
@@ -164,21 +197,21 @@ impl Family {
             }
             // Between the list of a process's children and this look one may have ended, and its
             // number be another's; or its parent has, and it is ours now.
-            let stat = process::stat(pid);
+            let stat = self.sight.stat(pid);
             if let Some(stat) = stat.filter(|stat| [parent, self.own].contains(&stat.parent)) {
                 self.members.insert(pid, stat);
-                queue.extend(children(pid, &stat).into_iter().map(|child| (child, pid)));
+                queue.extend(self.children(pid, &stat).into_iter().map(|child| (child, pid)));
             }
         }
     }
-}
 
-/// The children of a process.
-fn children(pid: i32, stat: &Stat) -> Vec<i32> {
-    // Most have one thread, which has their number.
-    let of_one = || children_of_thread(format!("/proc/{pid}/task/{pid}/children"));
-    let found = if stat.threads == 1 { of_one() } else { children_of_threads(pid) };
-    found.unwrap_or_default()
+    /// The children of a process.
+    fn children(&self, pid: i32, stat: &Stat) -> Vec<i32> {
+        // Most have one thread, which has their number.
+        let of_one = || children_of_thread(format!("/proc/{pid}/task/{pid}/children"));
+        let found = if stat.threads == 1 { of_one() } else { children_of_threads(pid) };
+        self.sight.of(found).unwrap_or_default()
+    }
 }
 
 /// Whether a process has one thread, and that no children. `false` where the kernel does not tell.
@@ -187,32 +220,40 @@ pub(super) fn is_childless(pid: i32) -> bool {
     let threads = fs::metadata(format!("/proc/{pid}/task")).map(|tasks| tasks.nlink());
     threads.is_ok_and(|links| links == TASK_LINKS_OF_ONE)
         && children_of_thread(format!("/proc/{pid}/task/{pid}/children"))
-            .is_some_and(|children| children.is_empty())
+            .is_ok_and(|children| children.is_empty())
 }
 
-/// The children of a process, by all its threads; `None` where the kernel does not tell
+/// The children of a process, by all its threads; an error where the kernel does not tell
 /// (`CONFIG_PROC_CHILDREN`).
-fn children_of_threads(pid: i32) -> Option<Vec<i32>> {
-    let mut found = Vec::new();
-    for thread in fs::read_dir(format!("/proc/{pid}/task")).ok()?.flatten() {
-        found.extend(children_of_thread(thread.path().join("children"))?);
+fn children_of_threads(pid: i32) -> io::Result<Vec<i32>> {
+    let (mut found, mut is_told) = (Vec::new(), false);
+    for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
+        match children_of_thread(thread?.path().join("children")) {
+            Ok(children) => {
+                is_told = true;
+                found.extend(children);
+            }
+            // A thread that has ended since has left its children to another one.
+            Err(error) if sys::is_shortage(&error) => return Err(error),
+            Err(_) => {}
+        }
     }
-    Some(found)
+    if is_told { Ok(found) } else { Err(io::ErrorKind::NotFound.into()) }
 }
 
-fn children_of_thread(path: impl AsRef<Path>) -> Option<Vec<i32>> {
-    let mut file = fs::File::open(path).ok()?;
+fn children_of_thread(path: impl AsRef<Path>) -> io::Result<Vec<i32>> {
+    let mut file = fs::File::open(path)?;
     let mut text = Vec::new();
     let mut part = [0u8; CHILDREN_BYTES];
     loop {
-        let got = file.read(&mut part).ok()?;
+        let got = file.read(&mut part)?;
         if got == 0 {
             break;
         }
-        text.extend_from_slice(part.get(..got)?);
+        text.extend_from_slice(part.get(..got).unwrap_or_default());
     }
     let numbers = text.split(|byte| *byte == b' ');
-    Some(numbers.filter_map(|pid| std::str::from_utf8(pid).ok()?.parse().ok()).collect())
+    Ok(numbers.filter_map(|pid| std::str::from_utf8(pid).ok()?.parse().ok()).collect())
 }
 
 /// Whether a process is in the session of one of a run's leaders, and not in one that has got the
@@ -237,22 +278,27 @@ fn sessions(run: &RunRef, members: &BTreeMap<i32, Stat>) -> BTreeSet<i32> {
     members.values().map(|stat| stat.session).filter(|session| leaders.contains(session)).gather()
 }
 
-/// The environment of a process; `None` where nobody can look.
-fn environment(pid: i32) -> Option<Vec<u8>> {
-    let env = fs::read(format!("/proc/{pid}/environ")).ok()?;
+/// The environment of a process; an error where nobody can look.
+fn environment(pid: i32) -> io::Result<Vec<u8>> {
+    let env = fs::read(format!("/proc/{pid}/environ"))?;
     if !env.is_empty() {
-        return Some(env);
+        return Ok(env);
     }
     // A first thread that has ended has none any more, and the others have.
-    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
-    let mut theirs = threads.filter_map(|thread| fs::read(thread.path().join("environ")).ok());
-    Some(theirs.find(|env| !env.is_empty()).unwrap_or_default())
+    for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
+        match fs::read(thread?.path().join("environ")) {
+            Ok(env) if env.is_empty() => {}
+            Err(error) if !sys::is_shortage(&error) => {}
+            found => return found,
+        }
+    }
+    Ok(Vec::new())
 }
 
 /// The run whose number a process has in its environment.
-fn cookie_of(pid: i32) -> Option<RunId> {
+fn cookie_of(pid: i32, sight: &Sight) -> Option<RunId> {
     let begin = format!("{COOKIE}=");
-    let env = environment(pid)?;
+    let env = sight.of(environment(pid))?;
     let mut entries = env.split(|byte| *byte == 0);
     let value = entries.find_map(|entry| entry.strip_prefix(begin.as_bytes()))?;
     u64::from_str_radix(std::str::from_utf8(value).ok()?, 16).ok().map(RunId)
@@ -261,7 +307,7 @@ fn cookie_of(pid: i32) -> Option<RunId> {
 /// Whether a process has the number of any run in its environment; `None` where nobody can look.
 pub(super) fn has_any_cookie(pid: i32) -> Option<bool> {
     let begin = format!("{COOKIE}=");
-    let env = environment(pid)?;
+    let env = environment(pid).ok()?;
     Some(env.split(|byte| *byte == 0).any(|entry| entry.starts_with(begin.as_bytes())))
 }
 
@@ -269,6 +315,7 @@ pub(super) fn has_any_cookie(pid: i32) -> Option<bool> {
 #[derive(Debug)]
 pub(super) struct Everybody {
     all: BTreeMap<i32, Stat>,
+    sight: Sight,
     /// By their cookies, once that was asked.
     by_cookie: OnceCell<BTreeMap<RunId, Vec<i32>>>,
 }
@@ -276,13 +323,13 @@ pub(super) struct Everybody {
 impl Everybody {
     pub(super) fn now() -> Self {
         let own = i32::try_from(std::process::id()).unwrap_or(0);
-        let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+        let sight = Sight::default();
+        let entries = sight.of(fs::read_dir("/proc")).into_iter().flatten();
+        let entries = entries.filter_map(|entry| sight.of(entry));
         let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-        let all = pids
-            .filter(|pid| *pid != own)
-            .filter_map(|pid| Some((pid, process::stat(pid)?)))
-            .gather();
-        Self { all, by_cookie: OnceCell::new() }
+        let all =
+            pids.filter(|pid| *pid != own).filter_map(|pid| Some((pid, sight.stat(pid)?))).gather();
+        Self { all, sight, by_cookie: OnceCell::new() }
     }
 
     /// Those with the number of this run in their environment.
@@ -290,7 +337,7 @@ impl Everybody {
         let by_cookie = self.by_cookie.get_or_init(|| {
             let mut found: BTreeMap<RunId, Vec<i32>> = BTreeMap::new();
             for pid in self.all.keys() {
-                if let Some(run) = cookie_of(*pid) {
+                if let Some(run) = cookie_of(*pid, &self.sight) {
                     found.entry(run).or_default().push(*pid);
                 }
             }

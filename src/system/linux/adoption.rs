@@ -48,8 +48,9 @@ impl Linux {
         if found.is_some_and(|found| found.parent == self.own) {
             self.kept(&launch.instance, run).has_begun = true;
             self.forget_role(run, role, identity);
-            let instance = launch.instance.clone();
-            self.children.insert(identity.pid, Child { instance, run, role, leads_session: false });
+            let (instance, start) = (launch.instance.clone(), identity.start);
+            let child = Child { instance, run, role, start, leads_session: false };
+            self.children.insert(identity.pid, child);
             return Proof::Alive;
         }
         let pidfd = match process::find(identity) {
@@ -161,6 +162,12 @@ impl Linux {
         }
         for (launch, identity) in due.readiness {
             self.reopen_channels(&launch, &identity);
+        }
+        for tree in due.kills.into_values() {
+            self.kill_tree_of(&tree);
+        }
+        if due.alarm.is_some() {
+            self.set_alarm(due.alarm);
         }
         for run in due.trees {
             let tree = self.runs.get(&run).and_then(|kept| kept.tree.clone());

@@ -135,7 +135,10 @@ impl Linux {
         }
         let Launch { run, role, ref instance, .. } = *launch;
         let (instance, leads_session) = (instance.clone(), prepared.own_session);
-        self.children.insert(identity.pid, Child { instance, run, role, leads_session });
+        self.children.insert(
+            identity.pid,
+            Child { instance, run, role, start: identity.start, leads_session },
+        );
         let fd = born.channel.as_raw_fd();
         let launching = Launching { launch: launch.clone(), prepared, channel: born.channel };
         let watched = Watched::Channel(Box::new(launching));

@@ -11,6 +11,8 @@ pub(super) struct Child {
     pub(super) instance: InstanceId,
     pub(super) run: RunId,
     pub(super) role: Role,
+    /// When it was started, in clock ticks since boot.
+    pub(super) start: u64,
     /// Whether it is known to lead a session, as soon as it runs its program.
     pub(super) leads_session: bool,
 }
@@ -69,6 +71,7 @@ mod tests {
             instance: InstanceId::single(&UnitName::parse("a").unwrap()),
             run: RunId(run),
             role,
+            start: 1,
             leads_session: false,
         };
         let mut children = Children::default();

@@ -101,12 +101,12 @@ impl Linux {
         let others: Vec<&Identity> = all.filter(|one| one.pid != self.own).collect();
         for other in signal.iter().flat_map(|_| &others) {
             if let Some(signal) = signal
-                && let Err(error) = process::signal(other, signal)
+                && let Err(error) = process::signal(other, self.handle(other), signal)
             {
                 log::warn!("{error}");
             }
         }
-        others.len()
+        others.len().max(usize::from(found.is_short))
     }
 }
 

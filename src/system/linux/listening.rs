@@ -219,8 +219,8 @@ impl Linux {
     fn regain(&self, holders: &[RunRef], inode: u64, place: &Place) -> Option<Open> {
         holders.iter().find_map(|run| {
             let leaders = run.leaders.iter().map(|(_, identity)| *identity);
-            let mut all =
-                leaders.chain(self.members_now(run).into_iter().map(|member| member.identity));
+            let members = self.members_now(run).living.into_iter();
+            let mut all = leaders.chain(members.map(|member| member.identity));
             all.find_map(|holder| sockets::regain(&holder, inode, place))
         })
     }

@@ -83,8 +83,9 @@ impl Linux {
         if process::stat(pid).is_some_and(|stat| stat.parent == self.own) {
             let Some(kept) = self.runs.get(&run) else { return false };
             let instance = kept.instance.clone();
-            self.children
-                .insert(pid, Child { instance, run, role: Role::Main, leads_session: false });
+            let (role, start) = (Role::Main, identity.start);
+            let child = Child { instance, run, role, start, leads_session: false };
+            self.children.insert(pid, child);
             return true;
         }
         let watched =

@@ -7,10 +7,10 @@
 //! that other one is found dead.
 
 use std::collections::BTreeSet;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::rc::Rc;
 
-use super::super::process::Found;
+use super::super::process::{Found, Handle};
 use super::super::tree::{Everybody, Member, Members};
 use super::super::{RunRef, process, sys, tree};
 use super::{Kept, Linux, System, Token, Watched};
@@ -71,7 +71,7 @@ impl Linux {
     }
 
     /// All living processes of a run, by a list of our children that is not older than they are.
-    pub(super) fn members_now(&self, run: &RunRef) -> Vec<Member> {
+    pub(super) fn members_now(&self, run: &RunRef) -> Members {
         let mut before: Option<Vec<i32>> = None;
         let mut found = Members::default();
         for _ in 0..LISTS_MAX {
@@ -83,18 +83,18 @@ impl Linux {
             }
             before = strays;
         }
-        found.living
+        found
     }
 
     /// All living processes of a run, by the list of this turn as far as that can be.
-    fn members(&mut self, run: &RunRef) -> Vec<Member> {
+    fn members(&mut self, run: &RunRef) -> Members {
         let strays = self.strays();
         let ends = self.ends(run.run);
         let seen = &mut self.look.everybody;
         let everybody = || Rc::clone(seen.get_or_insert_with(|| Rc::new(Everybody::now())));
         let found = tree::members(run, strays.as_deref(), &ends, everybody);
         if !found.is_stale {
-            return found.living;
+            return found;
         }
         self.look.is_over();
         self.members_now(run)
@@ -120,14 +120,17 @@ impl Linux {
         let before = self.look.signalled.take().filter(|(of, _)| *of == run.run);
         let members = match before.filter(|_| signal == Signal::CONT) {
             Some((_, members)) => members,
-            None => self.alone(run).map_or_else(|| self.members(run), |member| vec![member]),
+            None => self.alone(run).map_or_else(|| self.members(run).living, |member| vec![member]),
         };
-        let reached = self.signal_members(run, &members, signal);
+        // Whom a signal of a stop does not reach, its kill does.
+        let _is_all = self.signal_members(run, &members, signal);
+        let reached = u32::try_from(members.len()).unwrap_or(u32::MAX);
         self.look.signalled = Some((run.run, members));
         reached
     }
 
-    fn signal_members(&self, run: &RunRef, members: &[Member], signal: Signal) -> u32 {
+    /// Returns whether all of them had the signal, or are gone.
+    fn signal_members(&self, run: &RunRef, members: &[Member], signal: Signal) -> bool {
         // The groups first, in one call each: nothing in them can be born in between and missed.
         let mut groups = BTreeSet::new();
         for (_, leader) in &run.leaders {
@@ -145,9 +148,8 @@ impl Linux {
                 Err(error) => log::debug!("cannot signal group {}: {error}", leader.pid),
             }
         }
-        let mut reached = 0u32;
+        let mut is_all = true;
         for member in members {
-            reached = reached.saturating_add(1);
             let Member { identity, leads_session } = member;
             let group = if *leads_session {
                 Some(identity.pid)
@@ -155,22 +157,41 @@ impl Linux {
                 process::stat(identity.pid).map(|stat| stat.group)
             };
             let in_group = group.is_some_and(|group| groups.contains(&group));
-            if !in_group && let Err(error) = process::signal(identity, signal) {
+            if !in_group
+                && let Err(error) = process::signal(identity, self.handle(identity), signal)
+            {
                 log::warn!("{}: {error}", run.instance);
+                is_all = false;
             }
         }
-        reached
+        is_all
     }
 
-    /// Kills every process of a run, those included that are born meanwhile.
+    /// By what a process that we watch is known, without a look.
+    pub(super) fn handle(&self, identity: &Identity) -> Option<Handle<'_>> {
+        if let Some(child) = self.children.get(identity.pid) {
+            return (child.start == identity.start).then_some(Handle::Child);
+        }
+        let watched = self.watched.get(self.foreign.get(&identity.pid)?)?;
+        let Watched::Foreign { start, pidfd, .. } = watched else { return None };
+        (*start == identity.start).then(|| Handle::Pidfd(pidfd.as_fd()))
+    }
+
+    /// Kills every process of a run, those included that are born meanwhile; whoever cannot be reached now, for
+    /// want of a descriptor, is killed a while later.
     pub(super) fn kill_tree_of(&mut self, run: &RunRef) {
+        let mut is_all = true;
         for _ in 0..KILL_ROUNDS_MAX {
             self.look.is_over();
             let members = self.members_now(run);
-            if members.is_empty() {
-                return;
+            is_all = !members.is_short && self.signal_members(run, &members.living, Signal::KILL);
+            if members.living.is_empty() {
+                break;
             }
-            self.signal_members(run, &members, Signal::KILL);
+        }
+        if !is_all {
+            self.later.kills.insert(run.run, run.clone());
+            self.later.again(self.now());
         }
     }
 
@@ -188,7 +209,7 @@ impl Linux {
         if nobody {
             return 0;
         }
-        let mut members = self.members(run);
+        let Members { living: mut members, is_short, .. } = self.members(run);
         // The end of those with a role is told anyway.
         members.retain(|Member { identity, .. }| {
             let mut leaders = run.leaders.iter();
@@ -203,11 +224,12 @@ impl Linux {
             self.unwatch(token);
         }
         self.kept(&run.instance, run.run).tree = Some(Box::new(run.clone()));
-        self.watch_members(run.run, &members)
+        self.watch_members(run.run, &members, is_short)
     }
 
-    /// Watches for the ends of these processes. Returns how many of them live.
-    fn watch_members(&mut self, run: RunId, members: &[Member]) -> u32 {
+    /// Watches for the ends of these processes. Returns how many of them live, and at least one where there may be
+    /// more.
+    fn watch_members(&mut self, run: RunId, members: &[Member], is_short: bool) -> u32 {
         let (mut left, mut watching) = (0u32, 0usize);
         for Member { identity, .. } in members {
             if watching >= MEMBERS_WATCHED_MAX {
@@ -226,11 +248,11 @@ impl Linux {
                 }
             }
         }
-        if left > 0 && watching == 0 {
+        if is_short || (left > 0 && watching == 0) {
             self.later.trees.insert(run);
             self.later.again(self.now());
         }
-        left
+        left.max(u32::from(is_short))
     }
 
     /// Whether a process that lives is of a run.
@@ -244,7 +266,7 @@ impl Linux {
         if leaders.any(|leader| [process.pid, session].contains(&leader.pid) && is_living(leader)) {
             return true;
         }
-        let members = self.members_now(&tree);
+        let members = self.members_now(&tree).living;
         let mut members = members.iter().map(|member| member.identity);
         members.any(|member| (member.pid, member.start) == (process.pid, process.start))
     }
