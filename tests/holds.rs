@@ -117,3 +117,48 @@ fn what_is_held_takes_nothing_away_that_it_conflicts_with() {
     world.until_phase("app", "up");
     assert_eq!(world.phase("old"), "down");
 }
+
+#[test]
+fn what_was_asked_by_hand_of_a_unit_that_goes_and_comes_back_holds() {
+    let Some(mut world) = World::new() else { return };
+    for unit in ["held", "one", "other"] {
+        world.staying(unit, if unit == "one" { "instances: [x, y]\n" } else { "" });
+    }
+    world.staying("by_hand", "enabled: false\n");
+    world.apply(0);
+    assert_eq!(world.opm(&["stop", "held", "one@x", "--reason", "lunch"]).code, 0);
+    assert_eq!(world.opm(&["start", "by_hand"]).code, 0);
+    let texts: Vec<(&str, String)> = ["held", "one", "by_hand"]
+        .map(|unit| (unit, world.read(&format!("units/{unit}.yaml"))))
+        .to_vec();
+    let is_held = |world: &World| {
+        let why = |id: &str| world.opm(&["why", id]).out;
+        why("held").contains("lunch")
+            && why("one@x").contains("lunch")
+            && world.phase("one@y") == "up"
+    };
+    let without = |world: &World, more: &[&str]| {
+        texts.iter().for_each(|(unit, _)| world.remove_unit(unit));
+        let said = world.opm(&[&["apply", "units"], more].concat());
+        assert_eq!(said.code, 0, "{said:?}");
+        world.until("that they are gone", || world.rows().len() == 1);
+        texts.iter().for_each(|(unit, text)| world.unit(unit, text));
+    };
+    without(&world, &["--confirm", "1s"]);
+    world.until("the way back", || world.rows().len() == 5);
+    world.until_phase("one@y", "up");
+    assert!(is_held(&world), "a trial that nobody confirms");
+    world.until_phase("by_hand", "up");
+
+    without(&world, &[]);
+    assert_eq!(world.opm(&["rollback"]).code, 0);
+    assert!(is_held(&world), "a rollback");
+    assert_eq!(world.phase("by_hand"), "up");
+
+    without(&world, &[]);
+    world.crash();
+    world.apply(0);
+    assert!(is_held(&world), "another apply, and a crash");
+    assert_eq!(world.phase("by_hand"), "down", "what was started once is not wanted for good");
+    assert_eq!(world.starts("held"), 1);
+}

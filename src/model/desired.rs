@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::gather::Gather;
 use super::history::{Sources, Trial};
 use super::name::{InstanceId, UnitName};
 use super::spec::{Spec, SpecHash};
@@ -29,7 +30,13 @@ pub struct Desired {
     /// Set while the last apply waits to be confirmed.
     #[serde(default)]
     pub trial: Option<Trial>,
+    /// What was asked for by hand of units that are gone: they may come back.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub gone: BTreeMap<UnitName, Gone>,
 }
+
+/// Most units that are gone of which it is known what was asked of them; the first that went are forgotten.
+const GONE_MAX: usize = 1_000;
 
 /// A unit as it is wanted.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -98,6 +105,22 @@ pub struct Automatic {
     pub chain: u32,
 }
 
+/// What was asked for by hand of a unit that is gone.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Gone {
+    /// The hold on it.
+    #[serde(default)]
+    pub hold: Option<Box<Hold>>,
+    /// Whether it was started although it was not enabled.
+    #[serde(default)]
+    pub started: bool,
+    /// Holds on single instances.
+    #[serde(default)]
+    pub instances: BTreeMap<InstanceId, Box<Hold>>,
+    /// The generation in which it went.
+    pub generation: u64,
+}
+
 /// "Stopped by hand".
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hold {
@@ -111,6 +134,43 @@ pub struct Hold {
     /// When it ends by itself.
     #[serde(default)]
     pub until: Option<Wall>,
+}
+
+impl Desired {
+    /// Takes out the units that were removed and of which nothing is left.
+    pub fn take_out_removed(&mut self, is_left: impl Fn(&UnitName) -> bool) {
+        let gone = self.units.iter().filter(|(name, unit)| unit.removed && !is_left(name));
+        for name in gone.map(|(name, _)| name.clone()).collect::<Vec<_>>() {
+            self.take_out(&name);
+        }
+    }
+
+    /// Takes out a unit. What was asked of it by hand is kept for when it comes back.
+    pub fn take_out(&mut self, name: &UnitName) {
+        let Some(Unit { hold, started, instances, .. }) = self.units.remove(name) else { return };
+        let of_one = |(id, wish): (InstanceId, InstanceWish)| Some((id, wish.hold?));
+        let instances: BTreeMap<_, _> = instances.into_iter().filter_map(of_one).gather();
+        if hold.is_some() || started || !instances.is_empty() {
+            let generation = self.generation;
+            self.gone.insert(name.clone(), Gone { hold, started, instances, generation });
+        }
+        if self.gone.len() > GONE_MAX {
+            let first = self.gone.iter().min_by_key(|(_, gone)| gone.generation);
+            let first = first.map(|(name, _)| name.clone());
+            first.and_then(|name| self.gone.remove(&name));
+        }
+    }
+
+    /// Gives a unit that comes back the holds that it had; with `started`, it is up where it was, though it is not
+    /// enabled.
+    pub fn give_back(&mut self, unit: &mut Unit, started: bool) {
+        let Some(gone) = self.gone.remove(&unit.spec.name) else { return };
+        unit.hold = gone.hold;
+        unit.started = started && gone.started;
+        for (id, hold) in gone.instances {
+            unit.instances.entry(id).or_default().hold = Some(hold);
+        }
+    }
 }
 
 impl Unit {

@@ -55,7 +55,7 @@ mod time;
 mod watch;
 
 pub use agenda::{Agenda, Due, Entry};
-pub use desired::{Automatic, Desired, Hold, InstanceWish, Unit};
+pub use desired::{Automatic, Desired, Gone, Hold, InstanceWish, Unit};
 pub use event::{Blocker, Doing, Event, Happening, Rung, StopCause, Until, Verdict, Word};
 pub use gather::Gather;
 pub use graph::{DEFAULT_TARGET, Graph, Need, Node, StopStage, Strength, find_loop, needs_of};

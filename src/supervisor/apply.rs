@@ -177,7 +177,7 @@ impl<S: System> Supervisor<S> {
                 units = only.to_vec();
             }
             let declared = Declared { source: source.name.clone(), specs };
-            let desired = self.declaring(vec![declared], manner.rolling);
+            let desired = self.declaring(vec![declared], manner.rolling, false);
             if only.is_empty() {
                 self.leaves_whole(&desired)?;
             } else {
@@ -263,8 +263,13 @@ impl<S: System> Supervisor<S> {
     }
 
     /// The desired state in which sources declare this and nothing else. What is wanted by hand
-    /// stays.
-    pub(super) fn declaring(&self, all: Vec<Declared>, rolling: Option<u32>) -> Desired {
+    /// stays. `is_back`: they did so before, and what was started by hand then is up again.
+    pub(super) fn declaring(
+        &self,
+        all: Vec<Declared>,
+        rolling: Option<u32>,
+        is_back: bool,
+    ) -> Desired {
         let mut desired = self.desired.clone();
         let sources: BTreeSet<String> = all.iter().map(|one| one.source.clone()).gather();
         let mut kept: BTreeSet<UnitName> = BTreeSet::new();
@@ -272,7 +277,7 @@ impl<S: System> Supervisor<S> {
             let source: Arc<str> = source.into();
             for spec in specs {
                 kept.insert(spec.name.clone());
-                set_spec(&mut desired, spec, &source, rolling);
+                set_spec(&mut desired, spec, &source, rolling, is_back);
             }
         }
         self.try_anew(&mut desired);
@@ -282,13 +287,8 @@ impl<S: System> Supervisor<S> {
             }
         }
         // Made anew, as what is in order, the map has no room to spare.
-        let stays = |name: &UnitName, unit: &Unit| {
-            !unit.removed || self.observed.of_unit(name).next().is_some()
-        };
-        desired.units = std::mem::take(&mut desired.units)
-            .into_iter()
-            .filter(|(name, unit)| stays(name, unit))
-            .collect();
+        desired.take_out_removed(|name| self.observed.of_unit(name).next().is_some());
+        desired.units = std::mem::take(&mut desired.units).into_iter().collect();
         if let Some(keeper) = &self.keeper {
             keeper_unit::add_to(&mut desired, keeper);
         }
@@ -449,7 +449,13 @@ fn whole(desired: &Desired) -> Result<(), Refusal> {
     }
 }
 
-fn set_spec(desired: &mut Desired, spec: Arc<Spec>, source: &Arc<str>, rolling: Option<u32>) {
+fn set_spec(
+    desired: &mut Desired,
+    spec: Arc<Spec>,
+    source: &Arc<str>,
+    rolling: Option<u32>,
+    is_back: bool,
+) {
     let is_there =
         |old: &Unit| Arc::ptr_eq(&old.spec, &spec) && old.source == *source && !old.removed;
     if desired.units.get(&spec.name).is_some_and(is_there) {
@@ -478,6 +484,8 @@ fn set_spec(desired: &mut Desired, spec: Arc<Spec>, source: &Arc<str>, rolling: 
                 wish.epoch = wish.epoch.saturating_add(1);
             }
         }
+    } else {
+        desired.give_back(&mut unit, is_back);
     }
     desired.units.insert(name, unit);
 }

@@ -44,7 +44,7 @@ impl<S: System> Boot<S> {
         }
         let mut desired = self.loaded.desired.unwrap_or_default();
         let observed = self.replay.observed;
-        desired.units.retain(|name, unit| !unit.removed || observed.of_unit(name).next().is_some());
+        desired.take_out_removed(|name| observed.of_unit(name).next().is_some());
         if let Some(keeper) = &self.keeper {
             keeper_unit::add_to(&mut desired, keeper);
         }

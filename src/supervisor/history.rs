@@ -176,7 +176,7 @@ impl<S: System> Supervisor<S> {
         }
         let gone = self.desired.sources.keys().filter(|source| !sources.contains_key(*source));
         all.extend(gone.map(|source| Declared { source: source.clone(), specs: Vec::new() }));
-        let mut desired = self.declaring(all, manner.rolling);
+        let mut desired = self.declaring(all, manner.rolling, true);
         desired.sources.clone_from(sources);
         desired.trial = None;
         let plan = self.plan_to(&desired);

@@ -94,5 +94,6 @@ pub(super) fn without_internal(desired: &Desired) -> Desired {
         sources: desired.sources.clone(),
         applied: desired.applied,
         trial: desired.trial.clone(),
+        gone: desired.gone.clone(),
     }
 }

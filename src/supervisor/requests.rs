@@ -333,7 +333,7 @@ impl<S: System> Supervisor<S> {
         if gone {
             // A service goes on without the socket that was removed.
             self.touch_neighbours(id);
-            self.desired.units.remove(&id.unit);
+            self.desired.take_out(&id.unit);
             self.graph.go_stale();
         }
     }
