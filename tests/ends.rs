@@ -453,3 +453,36 @@ fn a_name_without_end_holds_nobody_up() {
     let said: Said = world.opm(&["status", &"x".repeat(120_000)]);
     assert_eq!(said.code, 4, "{}", said.err.len());
 }
+
+#[test]
+fn what_the_end_of_another_unit_has_started_is_not_started_at_the_next_boot() {
+    let mut world = World::bare();
+    world.task("bad", "false", "restart: never\non_failure: {start: alarm}\n");
+    world.task("alarm", "echo >> alarms", "enabled: false\nrequires: [mail]\n");
+    world.staying("mail", "enabled: false\n");
+    world.staying("by_hand", "enabled: false\n");
+    if !world.start_pid_one(&["run", "units"]) {
+        return;
+    }
+    world.until("its socket", || world.opm(&["status"]).code == 0);
+    world.until_phase("alarm", "done");
+    world.until_phase("mail", "up");
+    assert_eq!(world.opm(&["start", "by_hand"]).code, 0);
+    // What failed is put in order.
+    world.task("bad", "true", "");
+    world.apply(0);
+    // Over a crash the boot is the same.
+    assert_eq!(world.opm(&["reexec"]).code, 0);
+    world.until_phase("mail", "up");
+    for (boots, by_hand) in [(1, "up"), (2, "up")] {
+        // It goes with its namespace.
+        world.opm(&["shutdown"]);
+        world.wait_init();
+        assert!(world.start_pid_one(&["run", "units"]));
+        world.until("its socket", || world.opm(&["status"]).code == 0);
+        world.until_phase("by_hand", by_hand);
+        world.until_phase("bad", "done");
+        assert_eq!((world.phase("alarm"), world.phase("mail")), ("down".into(), "down".into()));
+        assert_eq!((world.lines("alarms").len(), world.starts("mail")), (1, 1), "{boots}");
+    }
+}

@@ -138,11 +138,15 @@ fn what_was_asked_by_hand_of_a_unit_that_goes_and_comes_back_holds() {
             && world.phase("one@y") == "up"
     };
     let without = |world: &World, more: &[&str]| {
-        texts.iter().for_each(|(unit, _)| world.remove_unit(unit));
+        for (unit, _) in &texts {
+            world.remove_unit(unit);
+        }
         let said = world.opm(&[&["apply", "units"], more].concat());
         assert_eq!(said.code, 0, "{said:?}");
         world.until("that they are gone", || world.rows().len() == 1);
-        texts.iter().for_each(|(unit, text)| world.unit(unit, text));
+        for (unit, text) in &texts {
+            world.unit(unit, text);
+        }
     };
     without(&world, &["--confirm", "1s"]);
     world.until("the way back", || world.rows().len() == 5);

@@ -51,6 +51,9 @@ pub struct Unit {
     /// Set by `opm start`: up although it is not enabled.
     #[serde(default)]
     pub started: bool,
+    /// Whether that is not beyond the next boot: nobody asked for it by hand, but the end of another unit did.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub until_boot: bool,
     /// Set by `opm stop`: down until somebody starts or releases it.
     #[serde(default)]
     pub hold: Option<Box<Hold>>,
@@ -72,11 +75,12 @@ pub struct Unit {
 impl PartialEq for Unit {
     /// As it would be derived, but that a spec is not compared with itself.
     fn eq(&self, other: &Self) -> bool {
-        let Self { spec, source, hash, started, hold, epoch, rolling, instances, removed } = self;
+        let Self { spec, source, hash, started, until_boot, .. } = self;
+        let Self { hold, epoch, rolling, instances, removed, .. } = self;
         let is_same_spec = Arc::ptr_eq(spec, &other.spec) || *spec == other.spec;
         is_same_spec
-            && (source, hash, started, hold)
-                == (&other.source, &other.hash, &other.started, &other.hold)
+            && (source, hash, hold) == (&other.source, &other.hash, &other.hold)
+            && (started, until_boot) == (&other.started, &other.until_boot)
             && (epoch, rolling, instances, removed)
                 == (&other.epoch, &other.rolling, &other.instances, &other.removed)
     }
@@ -147,7 +151,9 @@ impl Desired {
 
     /// Takes out a unit. What was asked of it by hand is kept for when it comes back.
     pub fn take_out(&mut self, name: &UnitName) {
-        let Some(Unit { hold, started, instances, .. }) = self.units.remove(name) else { return };
+        let Some(unit) = self.units.remove(name) else { return };
+        let Unit { hold, started, until_boot, instances, .. } = unit;
+        let started = started && !until_boot;
         let of_one = |(id, wish): (InstanceId, InstanceWish)| Some((id, wish.hold?));
         let instances: BTreeMap<_, _> = instances.into_iter().filter_map(of_one).gather();
         if hold.is_some() || started || !instances.is_empty() {
@@ -158,6 +164,29 @@ impl Desired {
             let first = self.gone.iter().min_by_key(|(_, gone)| gone.generation);
             let first = first.map(|(name, _)| name.clone());
             first.and_then(|name| self.gone.remove(&name));
+        }
+    }
+
+    /// What another unit's end asked for in the boot before is not asked for any more.
+    pub fn forget_until_boot(&mut self) {
+        for unit in self.units.values_mut() {
+            unit.started &= !std::mem::take(&mut unit.until_boot);
+        }
+    }
+
+    /// Asks for one restart of an instance.
+    pub fn raise_epoch(&mut self, id: &InstanceId) {
+        if let Some(unit) = self.units.get_mut(&id.unit) {
+            let wish = unit.instances.entry(id.clone()).or_default();
+            wish.epoch = wish.epoch.saturating_add(1);
+        }
+    }
+
+    /// Notes that what was asked for last was asked for by no hand: it clears no counters, and waits.
+    pub fn note_automatic(&mut self, id: &InstanceId, chain: u32) {
+        if let Some(unit) = self.units.get_mut(&id.unit) {
+            let automatic = Automatic { epoch: unit.epoch_of(id), chain };
+            unit.instances.entry(id.clone()).or_default().automatic = Some(automatic);
         }
     }
 
@@ -181,6 +210,7 @@ impl Unit {
             spec,
             source: source.into(),
             started: false,
+            until_boot: false,
             hold: None,
             epoch: 0,
             rolling: None,

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::Supervisor;
 use super::keeper_unit::{self, is_internal, without_internal};
-use super::requests::{Refusal, raise_epoch};
+use super::requests::Refusal;
 use super::source::Source;
 use crate::config::{self, Diagnostic, Loaded, SourceFile};
 use crate::model::{
@@ -334,7 +334,7 @@ impl<S: System> Supervisor<S> {
         });
         let ids: Vec<InstanceId> = ended.map(|(id, _)| id).filter(changed).cloned().collect();
         for id in ids {
-            raise_epoch(desired, &id);
+            desired.raise_epoch(&id);
         }
     }
 
@@ -473,7 +473,7 @@ fn set_spec(
         let goes_on = unit.hash == old.hash && renumbered.is_empty();
         unit.rolling = if goes_on { old.rolling } else { rolling };
         unit.hold.clone_from(&old.hold);
-        unit.started = old.started;
+        (unit.started, unit.until_boot) = (old.started, old.until_boot);
         // The run of a service is no task in progress, which a new definition would leave alone.
         let is_other_kind = old.spec.kind != unit.spec.kind;
         unit.epoch = old.epoch.saturating_add(u64::from(is_other_kind));

@@ -45,6 +45,9 @@ impl<S: System> Boot<S> {
         let mut desired = self.loaded.desired.unwrap_or_default();
         let observed = self.replay.observed;
         desired.take_out_removed(|name| observed.of_unit(name).next().is_some());
+        if observed.iter().next().is_none() {
+            desired.forget_until_boot();
+        }
         if let Some(keeper) = &self.keeper {
             keeper_unit::add_to(&mut desired, keeper);
         }

@@ -8,8 +8,8 @@ use super::Supervisor;
 use super::keeper_unit::{is_internal, without_internal};
 use crate::config;
 use crate::model::{
-    Automatic, Desired, Graph, Happening, Hold, Instance, InstanceId, Phase, Reason, Role, Signal,
-    Step, Strength, UnitName, Wall,
+    Desired, Graph, Happening, Hold, Instance, InstanceId, Phase, Reason, Role, Signal, Step,
+    Strength, UnitName, Wall,
 };
 use crate::plan;
 use crate::system::System;
@@ -116,7 +116,7 @@ impl<S: System> Supervisor<S> {
     ) -> Result<(), Refusal> {
         let by_hand = chain.is_none();
         for target in targets {
-            self.want(&mut desired, target.unit());
+            self.want(&mut desired, target.unit(), by_hand);
             for id in self.ids(target) {
                 let is_due_later = self.rests_until_due(&id);
                 let ended = self.observed.get(&id).is_some_and(|instance| match &instance.phase {
@@ -131,9 +131,9 @@ impl<S: System> Supervisor<S> {
                 let waits_its_turn = by_hand && self.waits_its_turn(&id);
                 let waits = self.waits_for_callers(&id);
                 if ended || is_due_later || waits_its_turn || waits {
-                    raise_epoch(&mut desired, &id);
+                    desired.raise_epoch(&id);
                     if let Some(chain) = chain {
-                        note_automatic(&mut desired, &id, chain);
+                        desired.note_automatic(&id, chain);
                     }
                 }
             }
@@ -159,7 +159,7 @@ impl<S: System> Supervisor<S> {
             let Some(unit) = desired.units.get_mut(target.unit()) else { continue };
             let known = match target {
                 Target::Unit(_) => {
-                    unit.started = false;
+                    (unit.started, unit.until_boot) = (false, false);
                     &mut unit.hold
                 }
                 Target::Instance(id) => &mut unit.instances.entry(id.clone()).or_default().hold,
@@ -189,7 +189,7 @@ impl<S: System> Supervisor<S> {
         for target in &targets {
             lift_hold(&mut desired, target);
             self.know_before_wish(target);
-            self.want(&mut desired, target.unit());
+            self.want(&mut desired, target.unit(), true);
             if let Some(unit) = desired.units.get_mut(target.unit()) {
                 unit.rolling = rolling;
             }
@@ -199,7 +199,7 @@ impl<S: System> Supervisor<S> {
                         unit.epoch = unit.epoch.saturating_add(1);
                     }
                 }
-                Target::Instance(id) => raise_epoch(&mut desired, id),
+                Target::Instance(id) => desired.raise_epoch(id),
             }
         }
         self.commit_changed(desired)?;
@@ -346,8 +346,9 @@ impl<S: System> Supervisor<S> {
         self.commit(desired)
     }
 
-    /// Wants a unit, and whatever it requires that nothing else would bring up.
-    fn want(&self, desired: &mut Desired, name: &UnitName) {
+    /// Wants a unit, and whatever it requires that nothing else would bring up. What nobody asks for by hand is wanted
+    /// until the next boot.
+    fn want(&self, desired: &mut Desired, name: &UnitName, by_hand: bool) {
         let mut queue = vec![name.clone()];
         let mut seen = BTreeSet::new();
         while let Some(name) = queue.pop() {
@@ -355,10 +356,10 @@ impl<S: System> Supervisor<S> {
                 continue;
             }
             if let Some(unit) = desired.units.get_mut(&name)
-                && !self.graph.is_wanted(&name)
+                && (!self.graph.is_wanted(&name) || (unit.until_boot && by_hand))
                 && unit.hold.is_none()
             {
-                unit.started = true;
+                (unit.started, unit.until_boot) = (true, !by_hand);
             }
             // What is held comes not, and takes nothing along and nothing away.
             let is_held = desired.units.get(&name).is_some_and(|unit| unit.hold.is_some());
@@ -374,7 +375,7 @@ impl<S: System> Supervisor<S> {
                     let at = self.system.wall();
                     let by = "opm".to_owned();
                     unit.hold.get_or_insert(Box::new(Hold { by, reason, at, until: None }));
-                    unit.started = false;
+                    (unit.started, unit.until_boot) = (false, false);
                 }
             }
         }
@@ -481,20 +482,5 @@ fn lift_hold(desired: &mut Desired, target: &Target) {
                 wish.hold = None;
             }
         }
-    }
-}
-
-/// Notes that what was asked for last was asked for by no hand: it clears no counters, and waits.
-fn note_automatic(desired: &mut Desired, id: &InstanceId, chain: u32) {
-    if let Some(unit) = desired.units.get_mut(&id.unit) {
-        let automatic = Automatic { epoch: unit.epoch_of(id), chain };
-        unit.instances.entry(id.clone()).or_default().automatic = Some(automatic);
-    }
-}
-
-pub(super) fn raise_epoch(desired: &mut Desired, id: &InstanceId) {
-    if let Some(unit) = desired.units.get_mut(&id.unit) {
-        let wish = unit.instances.entry(id.clone()).or_default();
-        wish.epoch = wish.epoch.saturating_add(1);
     }
 }
