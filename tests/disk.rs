@@ -113,3 +113,31 @@ fn a_limit_of_file_sizes_that_opm_inherits_costs_lines_and_ends_nobody() {
     assert_eq!(u64::from_str_radix(ignored.trim(), 16), Ok(0), "the unit has the default");
     assert_eq!(world.opm(&["stop", "web"]).code, 0);
 }
+
+#[test]
+fn what_the_end_of_a_unit_starts_runs_although_that_cannot_be_saved() {
+    let Some(world) = World::new() else { return };
+    if !tiny(&world, "state") {
+        return;
+    }
+    world.service(
+        "web",
+        "read line < fifo; exit 1",
+        "restart: never\non_failure: {start: alarm}\n",
+    );
+    world.task("alarm", "echo >> alarms", "enabled: false\n");
+    let fifo = world.command("mkfifo").arg("fifo").status();
+    assert!(fifo.unwrap().success());
+    assert_eq!(world.opm(&["apply", "units", "--no-wait"]).code, 0);
+    world.until_phase("web", "up");
+    fill(&world, "state");
+    std::fs::write(world.path("fifo"), "end\n").unwrap();
+    world.until_phase("alarm", "done");
+    assert_eq!(world.lines("alarms").len(), 1);
+    // All else is refused, and done as soon as there is room again.
+    assert_eq!(world.opm(&["start", "web"]).code, 4);
+    empty(&world, "state");
+    assert_eq!(world.opm(&["start", "web", "--no-wait"]).code, 0);
+    std::fs::write(world.path("fifo"), "end\n").unwrap();
+    world.until("another alarm", || world.lines("alarms").len() == 2);
+}

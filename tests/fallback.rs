@@ -190,3 +190,22 @@ fn root_without_any_privilege_starts_units_and_keeps_their_logs() {
     }
     world.assert_no_doubles();
 }
+
+#[test]
+fn what_was_removed_and_can_be_watched_by_nobody_can_be_let_go() {
+    let Some(mut world) = World::new() else { return };
+    let no_pidfds = [CLONE3, Refused::CloneWithPidfd, Refused::Call(libc::SYS_pidfd_open)];
+    world.staying("web", "");
+    world.staying("other", "");
+    run_behind(&mut world, &no_pidfds, libc::ENOSYS);
+    world.until("both", || world.starts("web") == 1 && world.starts("other") == 1);
+    world.crash();
+    run_behind(&mut world, &no_pidfds, libc::ENOSYS);
+    world.until_phase("web", "unproven");
+    world.remove_unit("web");
+    assert_eq!(world.opm(&["apply", "units", "--no-wait"]).code, 0);
+    assert_eq!(world.phase("web"), "unproven", "nobody knows whether it lives");
+    let said = world.opm(&["release", "web"]);
+    assert_eq!(said.code, 0, "{said:?}");
+    world.until("that it is gone", || world.rows().len() == 1);
+}

@@ -64,17 +64,21 @@ impl<S: System> Supervisor<S> {
     /// Saves a desired state and puts it in force.
     pub(super) fn commit(&mut self, mut desired: Desired) -> Result<(), Refusal> {
         desired.generation = self.desired.generation.saturating_add(1);
-        let graph = Graph::build(&desired);
         self.system.save(&without_internal(&desired)).map_err(|error| {
             Refusal::NotSaved(format!("{error}; generation {} stays", self.desired.generation))
         })?;
+        self.want_from_now_on(desired);
+        Ok(())
+    }
+
+    fn want_from_now_on(&mut self, desired: Desired) {
+        let graph = Graph::build(&desired);
         self.note_former(&desired);
         self.graph = graph;
         self.desired = desired;
         self.prune_agenda();
         self.note_holds();
         self.touch_all();
-        Ok(())
     }
 
     /// Refuses what would bring something up while opm goes down.
@@ -102,18 +106,19 @@ impl<S: System> Supervisor<S> {
         for target in &targets {
             lift_hold(&mut desired, target);
         }
-        self.start_in(desired, &targets, None)?;
+        let desired = self.starting(desired, &targets, None);
+        self.commit_changed(desired)?;
         Ok(self.declared_ids(&targets))
     }
 
-    /// Starts these as far as no hold keeps them down. `chain`: by the end of another unit, and how many
-    /// such starts came one after the other.
-    fn start_in(
+    /// The same with a start of these, as far as no hold keeps them down. `chain`: by the end of another unit, and
+    /// how many such starts came one after the other.
+    fn starting(
         &mut self,
         mut desired: Desired,
         targets: &[Target],
         chain: Option<u32>,
-    ) -> Result<(), Refusal> {
+    ) -> Desired {
         let by_hand = chain.is_none();
         for target in targets {
             self.want(&mut desired, target.unit(), by_hand);
@@ -138,7 +143,7 @@ impl<S: System> Supervisor<S> {
                 }
             }
         }
-        self.commit_changed(desired)
+        desired
     }
 
     /// Holds units or instances down, until somebody starts or releases them, or until this time.
@@ -206,15 +211,15 @@ impl<S: System> Supervisor<S> {
         Ok(self.declared_ids(&targets))
     }
 
-    /// Lifts holds, and lets go of what the ledger could not prove.
+    /// Lifts holds, and lets go of what could not be proven.
     pub fn release(&mut self, names: &[String]) -> Result<Vec<InstanceId>, Refusal> {
-        let targets = self.targets(names)?;
+        let ids = self.reachable(names)?;
         let mut desired = self.desired.clone();
-        for target in &targets {
-            lift_hold(&mut desired, target);
+        // What was removed has nothing to come up for.
+        for target in names.iter().filter_map(|name| self.target(name).ok()) {
+            lift_hold(&mut desired, &target);
         }
         self.commit_changed(desired)?;
-        let ids = self.all_ids(&targets);
         for id in &ids {
             self.let_go(id);
         }
@@ -293,8 +298,18 @@ impl<S: System> Supervisor<S> {
         }
         let targets = self.targets(&[unit.to_string()]);
         let chain = self.chain_of(because).saturating_add(1);
-        let started =
-            targets.and_then(|targets| self.start_in(self.desired.clone(), &targets, Some(chain)));
+        let started = targets.and_then(|targets| {
+            let desired = self.desired.clone();
+            let desired = self.starting(desired, &targets, Some(chain));
+            let saved = self.commit_changed(desired.clone());
+            if let Err(Refusal::NotSaved(why)) = &saved {
+                // It may be an alarm that says so, and is wanted until the next boot at most.
+                log::warn!("{because} starts `{unit}`, which a crash of opm would undo: {why}");
+                self.want_from_now_on(desired);
+                return Ok(());
+            }
+            saved
+        });
         if let Err(refusal) = started {
             log::error!("{because} is to start `{unit}` at its end: {refusal}");
         }
@@ -302,10 +317,9 @@ impl<S: System> Supervisor<S> {
 
     /// Whether the end of another unit has asked for a start that is still to come.
     fn waits_its_turn(&self, id: &InstanceId) -> bool {
-        let unit = self.desired.units.get(&id.unit);
-        let asked = unit.and_then(|unit| unit.automatic(id)).map(|automatic| automatic.epoch);
+        let asked = self.desired.units.get(&id.unit).and_then(|unit| unit.automatic(id));
         let served = self.observed.get(id).map(|instance| instance.epoch);
-        asked.is_some() && asked != served
+        asked.is_some_and(|asked| Some(asked.epoch) != served)
     }
 
     /// How many starts by the ends of others led to the run of an instance that comes to its end, one
@@ -362,8 +376,8 @@ impl<S: System> Supervisor<S> {
                 (unit.started, unit.until_boot) = (true, !by_hand);
             }
             // What is held comes not, and takes nothing along and nothing away.
-            let is_held = desired.units.get(&name).is_some_and(|unit| unit.hold.is_some());
-            let Some(node) = self.graph.node(&name).filter(|_| !is_held) else { continue };
+            let is_free = desired.units.get(&name).is_none_or(|unit| unit.hold.is_none());
+            let Some(node) = self.graph.node(&name).filter(|_| is_free) else { continue };
             let required = node.needs.iter().filter(|need| need.strength == Strength::Requires);
             queue.extend(required.map(|need| need.unit.clone()));
             // The one that was asked for last is the one that is meant.
