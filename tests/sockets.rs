@@ -580,3 +580,29 @@ fn a_plan_says_that_a_service_goes_on_without_the_socket_that_it_had() {
     world.apply(0);
     assert_eq!(world.phase("web"), "up");
 }
+
+#[test]
+fn another_order_of_instances_starts_none_that_waits_for_a_connection() {
+    let Some(mut world) = world() else { return };
+    let port = free_port();
+    socket(&world, "web-sock", &tcp(port), "");
+    let web = |world: &World, instances: &str| {
+        let script = "echo $0 >> starts; exec sleep 1000";
+        world.unit(
+            "web",
+            &format!(
+                "command: [sh, -c, '{script}', '${{instance.index}}']\nworking_dir: ..\n\
+                 logs: {{to: null}}\ninstances: {instances}\n"
+            ),
+        );
+    };
+    web(&world, "[x, y]");
+    world.run();
+    world.until_phase("web@x", "waiting");
+    web(&world, "[y, x]");
+    assert_eq!(world.apply(0).code, 0);
+    for id in ["web@x", "web@y"] {
+        assert_eq!(world.phase(id), "waiting");
+    }
+    assert_eq!(world.read("starts"), "");
+}

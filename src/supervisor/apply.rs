@@ -277,7 +277,14 @@ impl<S: System> Supervisor<S> {
             let source: Arc<str> = source.into();
             for spec in specs {
                 kept.insert(spec.name.clone());
-                set_spec(&mut desired, spec, &source, rolling, is_back);
+                let renumbered = set_spec(&mut desired, spec, &source, rolling, is_back);
+                // Where nothing runs, nothing has another number than it should.
+                let runs = |id: &InstanceId| {
+                    self.observed.get(id).is_some_and(|instance| instance.run.is_some())
+                };
+                for id in renumbered.into_iter().filter(runs) {
+                    desired.raise_epoch(&id);
+                }
             }
         }
         self.try_anew(&mut desired);
@@ -449,19 +456,21 @@ fn whole(desired: &Desired) -> Result<(), Refusal> {
     }
 }
 
+/// Returns the instances whose runs have another number now, and are to restart.
 fn set_spec(
     desired: &mut Desired,
     spec: Arc<Spec>,
     source: &Arc<str>,
     rolling: Option<u32>,
     is_back: bool,
-) {
+) -> Vec<InstanceId> {
     let is_there =
         |old: &Unit| Arc::ptr_eq(&old.spec, &spec) && old.source == *source && !old.removed;
     if desired.units.get(&spec.name).is_some_and(is_there) {
         // What follows would make the same unit again.
-        return;
+        return Vec::new();
     }
+    let mut restarts = Vec::new();
     let name = spec.name.clone();
     let mut unit = Unit::new(spec, Arc::clone(source));
     if let Some(old) = desired.units.get(&name) {
@@ -479,13 +488,11 @@ fn set_spec(
         unit.epoch = old.epoch.saturating_add(u64::from(is_other_kind));
         unit.instances.clone_from(&old.instances);
         if unit.spec.kind != Kind::Task {
-            for id in renumbered {
-                let wish = unit.instances.entry(id).or_default();
-                wish.epoch = wish.epoch.saturating_add(1);
-            }
+            restarts = renumbered;
         }
     } else {
         desired.give_back(&mut unit, is_back);
     }
     desired.units.insert(name, unit);
+    restarts
 }
