@@ -8,8 +8,10 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::fields::{Fields, conceal, fields_of};
-use super::ripple;
-use crate::model::{Desired, Gather, Graph, Kind, Observed, Phase, Span, Spec, Unit, UnitName};
+use super::{View, ripple};
+use crate::model::{
+    Agenda, Desired, Gather, Graph, Kind, Observed, Phase, Span, Spec, Unit, UnitName, Wall,
+};
 
 /// What an apply will do.
 #[derive(Debug, Clone, PartialEq, Serialize, Default)]
@@ -40,6 +42,14 @@ pub struct Change {
     /// The hold that keeps it down all the same.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub held: Option<String>,
+}
+
+impl Change {
+    /// One that is not the unit's own.
+    pub(super) fn by(cause: &UnitName, unit: UnitName, effect: Effect) -> Self {
+        let because = Some(cause.clone());
+        Self { unit, effect, fields: Vec::new(), because, rolling: None, down_ms: None, held: None }
+    }
 }
 
 /// What happens to a unit.
@@ -122,7 +132,12 @@ pub fn plan(old: &Desired, new: &Desired, observed: &Observed) -> Plan {
         .into_iter()
         .filter_map(|name| change(old, new, observed, name, wanted(name)))
         .collect();
+    let agenda = Agenda::default();
+    let (wall, shutdown) = (Wall::default(), None);
+    let view = View { desired: new, graph: &graph, observed, shutdown, agenda: &agenda, wall };
+    ripple::mark_lost(&mut changes, &view);
     ripple::add_dependents(&mut changes, new, &graph, observed);
+    ripple::add_waiting(&mut changes, &was, &view);
     for change in &mut changes {
         // Where all instances are new, none of them was there to have a turn.
         let specs = [old, new].map(|of| of.units.get(&change.unit).map(|unit| &unit.spec));
