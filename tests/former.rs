@@ -341,7 +341,6 @@ fn a_plan_says_of_those_who_require_a_unit_what_then_happens_where_only_some_ins
 #[test]
 fn a_plan_names_who_begins_or_goes_because_of_what_another_unit_needs_no_more_or_from_now_on() {
     let Some(world) = World::new() else { return };
-    let fails = "command: ['false']\nrestart: never\nlogs: {to: null}\n";
     let off = |name: &str| world.staying(name, "enabled: false\n");
     let on = |name: &str| world.staying(name, "");
     off("p");
@@ -349,59 +348,33 @@ fn a_plan_names_who_begins_or_goes_because_of_what_another_unit_needs_no_more_or
     world.staying("r", "requires: [q]\n");
     assert_eq!(world.opm(&["apply", "units", "--no-wait"]).code, 0);
     world.until_phase("r", "waiting");
-    // What is changed, what the plan says of each unit, and who is up then.
-    let cases: [(&str, &dyn Fn(), &[&str], &str); 6] = [
-        (
-            "what they have waited for comes",
-            &|| on("p"),
-            &["+ p (start)", "+ q (start, because of `p`)", "+ r (start, because of `q`)"],
-            "p q r",
-        ),
-        (
-            "it goes",
-            &|| off("p"),
-            &["- r (stop, because of `q`)", "- q (stop, because of `p`)", "- p (stop)"],
-            "",
-        ),
-        (
-            "it is needed no more",
-            &|| on("q"),
-            &["+ q (start)", "+ r (start, because of `q`)"],
-            "q r",
-        ),
-        (
-            "it is needed again",
-            &|| world.staying("q", "requires: [p]\n"),
-            &["- r (stop, because of `q`)", "- q (stop, because of `p`)"],
-            "",
-        ),
-        (
-            "it comes, and fails",
-            &|| world.unit("p", fails),
-            &["+ p (start)", "+ q (start, because of `p`)", "+ r (start, because of `q`)"],
-            "",
-        ),
-        (
-            "it is in order",
-            &|| on("p"),
-            &["+ p (start)", "+ q (start, because of `p`)", "+ r (start, because of `q`)"],
-            "p q r",
-        ),
-    ];
-    for (case, change, planned, up) in cases {
-        change();
+    // What the plan of a change says, and who is up then.
+    let then = |case: &str, planned: &[&str], up: &[&str]| {
         let plan = world.opm(&["plan", "units"]).out;
         let lines: Vec<&str> =
             plan.lines().filter(|line| line.starts_with(['+', '-', '~', '±'])).collect();
         assert_eq!(lines, planned, "{case}");
         world.opm(&["apply", "units", "--no-wait"]);
-        let is_up = |unit: &&str| up.split(' ').any(|one| one == *unit);
-        for unit in ["p", "q", "r"].iter().filter(|unit| is_up(unit)) {
+        for unit in up {
             world.until_phase(unit, "up");
         }
-        for unit in ["p", "q", "r"].iter().filter(|unit| !is_up(unit)) {
+        for unit in ["p", "q", "r"].iter().filter(|unit| !up.contains(unit)) {
             let is_down = || ["down", "waiting", "failed"].contains(&world.phase(unit).as_str());
             world.until(case, is_down);
         }
-    }
+    };
+    let all_begin = ["+ p (start)", "+ q (start, because of `p`)", "+ r (start, because of `q`)"];
+    let (r_goes, q_goes) = ("- r (stop, because of `q`)", "- q (stop, because of `p`)");
+    on("p");
+    then("what they have waited for comes", &all_begin, &["p", "q", "r"]);
+    off("p");
+    then("it goes", &[r_goes, q_goes, "- p (stop)"], &[]);
+    on("q");
+    then("it is needed no more", &["+ q (start)", "+ r (start, because of `q`)"], &["q", "r"]);
+    world.staying("q", "requires: [p]\n");
+    then("it is needed again", &[r_goes, q_goes], &[]);
+    world.unit("p", "command: ['false']\nrestart: never\nlogs: {to: null}\n");
+    then("it comes, and fails", &all_begin, &[]);
+    on("p");
+    then("it is in order", &all_begin, &["p", "q", "r"]);
 }
