@@ -378,3 +378,36 @@ fn a_plan_names_who_begins_or_goes_because_of_what_another_unit_needs_no_more_or
     on("p");
     then("it is in order", &all_begin, &["p", "q", "r"]);
 }
+
+#[test]
+fn a_plan_says_of_a_roll_no_more_than_what_is_so() {
+    let Some(world) = World::new() else { return };
+    let unit = |name: &str, more: &str| {
+        let times = "stop: {timeout: 1s}\nstart_timeout: 2s\n";
+        world.staying(name, &format!("{times}{more}"));
+    };
+    unit("db", "");
+    unit("web", "instances: 4\nrequires: [db]\n");
+    unit("front", "requires: [web]\n");
+    world.apply(0);
+    let changed = "env: {A: b}\n";
+    unit("web", &format!("instances: 4\nrequires: [db]\n{changed}"));
+    unit("front", &format!("requires: [web]\n{changed}"));
+    let plan = |world: &World| world.opm(&["plan", "units", "--rolling"]).out;
+    // Who waits for all of them waits for each of their turns.
+    let said = plan(&world);
+    assert!(said.contains("± web (restart, 1 at a time)"), "{said}");
+    assert!(said.contains("± front (restart, down for 15s at most)"), "{said}");
+    // What takes all of them along leaves none to have a turn.
+    unit("db", changed);
+    let said = plan(&world);
+    assert!(said.contains("± web (restart, down for 6s at most, because of `db`)"), "{said}");
+    let said = world.opm(&["apply", "units", "--rolling"]);
+    assert_eq!(said.code, 0, "{said:?}");
+    let log = world.log();
+    let places: Vec<usize> =
+        (1..=4).map(|n| log.find(&format!("web@{n}: stopping")).expect("it stops")).collect();
+    let first_up = log.rfind("web@").unwrap();
+    let up = log.match_indices("db: up").last().map(|(place, _)| place).unwrap();
+    assert!(places.iter().all(|place| *place < up) && up < first_up, "{log}");
+}

@@ -142,7 +142,9 @@ pub fn plan(old: &Desired, new: &Desired, observed: &Observed) -> Plan {
         // Where all instances are new, none of them was there to have a turn.
         let specs = [old, new].map(|of| of.units.get(&change.unit).map(|unit| &unit.spec));
         let is_all_new = matches!(specs, [Some(old), Some(new)] if new.has_only_new_instances(old));
-        change.rolling = ripple::rolling(change, new).filter(|_| !is_all_new);
+        // What another unit takes along goes as a whole.
+        let is_own = change.because.is_none();
+        change.rolling = ripple::rolling(change, new).filter(|_| !is_all_new && is_own);
     }
     measure_down_times(&mut changes, old, new, &graph);
     changes.sort_by_key(|change| {
@@ -237,7 +239,10 @@ fn measure_down_times(changes: &mut [Change], old: &Desired, new: &Desired, grap
         let needs = graph.node(&change.unit).map_or(&[][..], |node| &node.needs);
         let before = needs.iter().filter_map(|need| times.get(&need.unit).copied());
         let before = before.reduce(|a, b| Some(a?.max(b?))).unwrap_or(Some(Span::ZERO));
-        let time = own_time(change, old, new).and_then(|own| Some(own.plus(before?)));
+        let time = own_time(change, old, new).and_then(|own| {
+            let turns = turns(change, new);
+            (0..turns).try_fold(before?, |sum, _| Some(sum.plus(own)))
+        });
         let is_away = matches!(change.effect, Effect::Restart | Effect::Start | Effect::Create);
         if is_away {
             times.insert(change.unit.clone(), time);
@@ -246,6 +251,13 @@ fn measure_down_times(changes: &mut [Change], old: &Desired, new: &Desired, grap
         let is_process = new.units.get(&change.unit).is_some_and(|it| it.spec.process.is_some());
         change.down_ms = time.filter(|_| is_told && is_process).map(Span::as_millis_up);
     }
+}
+
+/// In how many turns the instances of a unit restart.
+fn turns(change: &Change, new: &Desired) -> usize {
+    let instances = || Some(new.units.get(&change.unit)?.spec.instance_ids().len());
+    let batch = change.rolling.and_then(|batch| usize::try_from(batch).ok());
+    batch.map_or(1, |batch| instances().unwrap_or(1).div_ceil(batch.max(1)))
 }
 
 /// How long a unit's own stop and start take at most, where they have an end.
