@@ -145,3 +145,25 @@ fn who_cannot_be_killed_keeps_no_shutdown_from_its_end() {
         world.wait_run();
     }
 }
+
+#[test]
+fn who_leaves_the_order_out_leaves_each_unit_its_hooks() {
+    let Some(mut world) = World::new() else { return };
+    let hook = |name: &str| format!("[[sh, -c, 'echo {name} >> hooks']]");
+    let hooks = format!("pre_stop: {}\npost_stop: {}\n", hook("pre"), hook("post"));
+    // What requires it holds up its end, until the order does not count any more.
+    world.service("db", "exec sleep 1000", &hooks);
+    let slow = "trap 'echo asked >> asked' TERM; while :; do sleep 0.05; done";
+    world.service("web", slow, "requires: [db]\nstop: {timeout: 1h}\n");
+    world.run();
+    world.until_phase("web", "up");
+    let opm = world.daemon_pid().unwrap();
+    world.kill("TERM", opm);
+    world.until("the stop of what comes first", || world.read("asked").lines().count() == 1);
+    assert_eq!(world.read("hooks"), "");
+    world.kill("TERM", opm);
+    world.until("the hooks", || world.lines("hooks") == ["pre", "post"]);
+    world.kill("TERM", opm);
+    world.wait_run();
+    assert_eq!(world.lines("hooks"), ["pre", "post"]);
+}

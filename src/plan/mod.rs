@@ -172,6 +172,11 @@ impl<'a> View<'a> {
         ids.into_iter().collect()
     }
 
+    /// Whether stops run their hooks: who leaves the order out leaves each unit its own stop.
+    fn runs_hooks(&self) -> bool {
+        self.hurry() < Hurry::Kill
+    }
+
     /// The patience of the shutdown, if there is one.
     fn hurry(&self) -> Hurry {
         self.shutdown.map_or(Hurry::Ordered, |shutdown| shutdown.hurry)

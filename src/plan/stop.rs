@@ -66,7 +66,7 @@ impl Stopping<'_> {
             };
         }
         let main_alive = self.run.main.as_ref().is_some_and(Process::is_alive);
-        let with_hooks = ordered && self.cause.spreads() && main_alive;
+        let with_hooks = view.runs_hooks() && self.cause.spreads() && main_alive;
         self.climb(first_stop_rung(spec, with_hooks), self.reason())
     }
 
@@ -145,8 +145,7 @@ impl Stopping<'_> {
         };
         let pre = pre.into_iter().flat_map(|done| helpers(spec.hooks.pre_stop.len(), done));
         let steps = spec.stop.steps.iter().skip(usize::from(steps)).map(|step| step.wait);
-        let is_followed = view.hurry() == Hurry::Ordered;
-        let hooks = if is_followed { spec.hooks.post_stop.len() } else { 0 };
+        let hooks = if view.runs_hooks() { spec.hooks.post_stop.len() } else { 0 };
         pre.chain(steps).chain(helpers(hooks, post)).collect()
     }
 
@@ -173,7 +172,7 @@ impl Stopping<'_> {
     fn finish(&self, view: &View<'_>, spec: &Spec, last_hook: Option<u16>) -> Due {
         let next = last_hook.map_or(0, |n| n.saturating_add(1));
         let any = self.run.main.is_some() || self.run.helper.is_some();
-        let hooks = any && view.hurry() == Hurry::Ordered;
+        let hooks = any && view.runs_hooks();
         if hooks && spec.hooks.post_stop.get(usize::from(next)).is_some() {
             return self.climb(Rung::PostStop(next), Reason::Next);
         }
