@@ -365,3 +365,24 @@ fn nginx_as_it_comes_forks_away_and_is_followed() {
     assert_eq!(world.opm(&["stop", "nginx"]).code, 0);
     TcpListener::bind(("127.0.0.1", port)).unwrap();
 }
+
+#[test]
+fn the_daemon_of_another_user_is_found_where_opm_may_not_look_into_it() {
+    if !common::is_root() {
+        return skip("needs root to run something as another user");
+    }
+    let Some(mut world) = World::new() else { return };
+    let open = std::os::unix::fs::PermissionsExt::from_mode(0o777);
+    fs::set_permissions(world.dir.path(), open).unwrap();
+    world.service("d", &forks(WRITE, 0), &format!("{KEYS}{NEVER}user: nobody\n"));
+    // As containers have it that were given no more.
+    let mut command = world.command("setpriv");
+    command.args(["--bounding-set=-sys_ptrace", "--inh-caps=-all", common::OPM, "--root"]);
+    command.arg(world.root()).args(["run", "units"]);
+    world.spawn(command);
+    let pid = daemon_of(&world, "d");
+    world.until_phase("d", "up");
+    assert_eq!(world.pid("d"), Some(pid));
+    assert_eq!(world.opm(&["stop", "d"]).code, 0);
+    assert!(!world.alive(pid), "{}", world.log());
+}

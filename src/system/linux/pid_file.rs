@@ -149,11 +149,13 @@ impl Linux {
         let is_its_user = awaited.owner.is_none_or(|uid| {
             uid == 0 || process::user(identity.pid).is_some_and(|user| user == uid)
         });
+        // Without a capability nobody looks into another user's process: that it is that user's has to do then.
+        let has_user = awaited.owner.is_some_and(|uid| uid != 0);
         stat.parent == self.own
             && stat.start >= awaited.first.start
             && is_its_user
             && !leads_other
-            && tree::has_any_cookie(identity.pid) == Some(false)
+            && tree::has_any_cookie(identity.pid).map_or(has_user, |has| !has)
     }
 
     /// The named process is the run's main one from now on.
