@@ -166,3 +166,31 @@ fn what_was_asked_by_hand_of_a_unit_that_goes_and_comes_back_holds() {
     assert_eq!(world.phase("by_hand"), "down", "what was started once is not wanted for good");
     assert_eq!(world.starts("held"), 1);
 }
+
+#[test]
+fn what_is_required_and_has_failed_is_tried_anew_by_hand_and_by_nobody_else() {
+    let Some(world) = World::new() else { return };
+    let fails_once = "echo >> tries; test -e there || exit 1; exec sleep 1000";
+    world.service("db", fails_once, "restart: never\n");
+    world.staying("app", "requires: [db]\n");
+    world.staying("front", "requires: [app]\n");
+    assert_eq!(world.opm(&["apply", "units", "--no-wait"]).code, 0);
+    for times in [1, 2] {
+        world.until_phase("db", "failed");
+        world.until_phase("front", "waiting");
+        assert_eq!(world.lines("tries").len(), times);
+        let said = world.opm(&["start", "front"]);
+        if times == 1 {
+            // It has been tried, and waited for.
+            assert!(said.code == 1 && said.err.contains("`front` is waiting"), "{said:?}");
+            assert_eq!(world.lines("tries").len(), 2);
+            std::fs::write(world.path("there"), "").expect("it is written");
+        } else {
+            assert_eq!(said.code, 0, "{said:?}");
+        }
+    }
+    assert_eq!((world.phase("front"), world.lines("tries").len()), ("up".to_owned(), 3));
+    // What is up is left alone.
+    assert_eq!(world.opm(&["start", "front"]).code, 0);
+    assert_eq!(world.lines("tries").len(), 3);
+}

@@ -2,7 +2,7 @@
 //! the wall clock is set.
 
 use super::Supervisor;
-use super::requests::Target;
+use super::targets::Target;
 use super::wakes::Wakes;
 use crate::model::{
     Agenda, Due, Entry, Instance, InstanceId, Reason, RunId, Schedule, Span, UnitName, Wall,

@@ -1,8 +1,7 @@
 //! The cycle: take events, note them as facts, reconcile what they touched, carry out what is due;
 //! each result is an event again, until nothing is due.
 //!
-//! - The supervisor is the only writer: of facts, of the ledger, of the desired state, of due times,
-//!   of the history.
+//! - Nobody else writes facts, the ledger, the desired state, due times or the history.
 //! - Wishes before acts: every wish to stop has spread through the graph before anything is
 //!   signalled or started.
 //! - The work of a turn grows with what was touched, not with how many units there are.
@@ -23,6 +22,7 @@ mod sockets;
 mod source;
 mod state;
 mod status;
+mod targets;
 mod wakes;
 
 use std::collections::{BTreeMap, BTreeSet};

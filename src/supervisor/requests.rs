@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use super::Supervisor;
-use super::keeper_unit::{is_internal, without_internal};
-use crate::config;
+use super::keeper_unit::without_internal;
+use super::targets::Target;
 use crate::model::{
     Desired, Graph, Happening, Hold, Instance, InstanceId, Phase, Reason, Role, Signal, Step,
     Strength, UnitName, Wall,
@@ -43,22 +43,6 @@ impl fmt::Display for Refusal {
 }
 
 impl std::error::Error for Refusal {}
-
-/// A unit with all its instances, or one of them.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Target {
-    Unit(UnitName),
-    Instance(InstanceId),
-}
-
-impl Target {
-    fn unit(&self) -> &UnitName {
-        match self {
-            Self::Unit(unit) => unit,
-            Self::Instance(id) => &id.unit,
-        }
-    }
-}
 
 impl<S: System> Supervisor<S> {
     /// Saves a desired state and puts it in force.
@@ -362,8 +346,8 @@ impl<S: System> Supervisor<S> {
 
     /// Wants a unit, and whatever it requires that nothing else would bring up. What nobody asks for by hand is wanted
     /// until the next boot.
-    fn want(&self, desired: &mut Desired, name: &UnitName, by_hand: bool) {
-        let mut queue = vec![name.clone()];
+    fn want(&self, desired: &mut Desired, asked: &UnitName, by_hand: bool) {
+        let mut queue = vec![asked.clone()];
         let mut seen = BTreeSet::new();
         while let Some(name) = queue.pop() {
             if !seen.insert(name.clone()) {
@@ -375,6 +359,11 @@ impl<S: System> Supervisor<S> {
             {
                 (unit.started, unit.until_boot) = (true, !by_hand);
             }
+            // What is required is tried anew where it has failed.
+            let is_anew = by_hand && name != *asked;
+            let has_failed = |known: &Instance| matches!(known.phase, Phase::Failed { .. });
+            let known = self.observed.of_unit(&name).filter(|(_, known)| has_failed(known));
+            known.filter(|_| is_anew).for_each(|(id, _)| desired.raise_epoch(id));
             // What is held comes not, and takes nothing along and nothing away.
             let is_free = desired.units.get(&name).is_none_or(|unit| unit.hold.is_none());
             let Some(node) = self.graph.node(&name).filter(|_| is_free) else { continue };
@@ -393,86 +382,6 @@ impl<S: System> Supervisor<S> {
                 }
             }
         }
-    }
-
-    fn targets(&self, names: &[String]) -> Result<Vec<Target>, Refusal> {
-        names.iter().map(|name| self.target(name)).collect()
-    }
-
-    fn target(&self, name: &str) -> Result<Target, Refusal> {
-        let unknown = || {
-            let known =
-                self.desired.units.iter().filter(|(_, unit)| !unit.removed && !is_internal(unit));
-            let similar = config::nearest(name, known.map(|(known, _)| known.as_str()));
-            Refusal::Unknown { name: name.to_owned(), similar: similar.map(str::to_owned) }
-        };
-        let id = InstanceId::parse(name).map_err(|_| unknown())?;
-        let unit = self.desired.units.get(&id.unit).ok_or_else(unknown)?;
-        if unit.removed {
-            let why = format!("`{}` was removed, and is on its way down", id.unit);
-            return Err(Refusal::Impossible(why));
-        }
-        match id.label() {
-            None => Ok(Target::Unit(id.unit)),
-            Some(_) if unit.spec.has_instance(&id) || self.observed.get(&id).is_some() => {
-                Ok(Target::Instance(id))
-            }
-            Some(_) => Err(unknown()),
-        }
-    }
-
-    /// The same for who only looks, or sends a signal: what is being removed can be reached until it is
-    /// gone.
-    fn reachable(&self, names: &[String]) -> Result<Vec<InstanceId>, Refusal> {
-        let ids = |name: &String| {
-            let id = InstanceId::parse(name)
-                .ok()
-                .filter(|id| self.desired.units.get(&id.unit).is_some_and(|unit| unit.removed));
-            match id {
-                Some(id) if id.label().is_none() => Ok(self.view().instances(&id.unit)),
-                Some(id) => Ok(vec![id]),
-                None => Ok(self.ids(&self.target(name)?)),
-            }
-        };
-        Ok(names.iter().map(ids).collect::<Result<Vec<_>, _>>()?.concat())
-    }
-
-    pub(super) fn ids(&self, target: &Target) -> Vec<InstanceId> {
-        match target {
-            Target::Unit(unit) => self.view().instances(unit),
-            Target::Instance(id) => vec![id.clone()],
-        }
-    }
-
-    fn all_ids(&self, targets: &[Target]) -> Vec<InstanceId> {
-        targets.iter().flat_map(|target| self.ids(target)).collect()
-    }
-
-    /// The same without what their units ask for no more.
-    fn declared_ids(&self, targets: &[Target]) -> Vec<InstanceId> {
-        let mut ids = self.all_ids(targets);
-        ids.retain(|id| self.view().unit(id).is_some_and(|unit| unit.spec.has_instance(id)));
-        ids
-    }
-
-    /// The instances that names stand for; all of them where there are no names.
-    pub fn select(&self, names: &[String]) -> Result<Vec<InstanceId>, Refusal> {
-        if names.is_empty() {
-            let units = self.desired.units.iter().filter(|(_, unit)| !is_internal(unit));
-            return Ok(units.flat_map(|(name, _)| self.view().instances(name)).collect());
-        }
-        self.reachable(names)
-    }
-}
-
-impl<S: System> Supervisor<S> {
-    /// The instances that names stand for: what is not known any more is nothing.
-    pub fn select_known(&self, names: &[String]) -> Result<Vec<InstanceId>, Refusal> {
-        if names.is_empty() {
-            return self.select(names);
-        }
-        let known = names.iter().flat_map(|name| self.reachable(std::slice::from_ref(name)));
-        Ok(known.flatten().collect())
     }
 }
 
