@@ -13,6 +13,7 @@ mod budget;
 mod capacity;
 mod changes;
 mod concern;
+mod downtime;
 mod ends;
 mod fields;
 mod lazy;
