@@ -276,7 +276,7 @@ mod tests {
     use super::*;
     use crate::model::{
         Command, Condition, Dependency, FilePath, Happening, Hold, InstanceId, Monotonic,
-        ProcessSpec, RunId, SpecHash, Template, Unit, Wall,
+        ProcessSpec, RunId, Span, SpecHash, Template, Unit, Wall,
     };
 
     fn name(text: &str) -> UnitName {
