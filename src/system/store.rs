@@ -221,6 +221,19 @@ mod tests {
     }
 
     #[test]
+    fn a_fifo_in_the_place_of_the_file_keeps_nobody_waiting() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut store = Store::new(Files, dir.path());
+        store.save(&state(1)).unwrap();
+        store.save(&state(2)).unwrap();
+        fs::remove_file(store.current()).unwrap();
+        let mode = nix::sys::stat::Mode::from_bits_truncate(0o600);
+        nix::unistd::mkfifo(&store.current(), mode).unwrap();
+        let loaded = store.load().unwrap();
+        assert_eq!((loaded.desired, loaded.problems.len()), (Some(state(1)), 2));
+    }
+
+    #[test]
     fn case_129_a_broken_file_is_set_aside_and_the_one_before_is_used() {
         for broken in [&b""[..], b"opm-desired 1", b"\0\0\0\0\0\0", b"nonsense\n{}\n"] {
             let dir = tempfile::tempdir().unwrap();
