@@ -403,3 +403,31 @@ fn what_a_unit_of_another_source_names_is_not_taken_away_under_it() {
     fs::remove_file(world.path("more/soft.yaml")).unwrap();
     done(&world, &["apply", "more"]);
 }
+
+#[test]
+fn what_waits_for_what_is_held_or_due_later_takes_nothing_back() {
+    let Some(world) = World::new() else { return };
+    world.staying("db", "");
+    world.staying("web", "requires: [db]\n");
+    world.staying("mail", "");
+    world.task("nightly", "true", "calendar: '*-01-01 03:00'\n");
+    world.staying("report", "requires: [nightly]\n");
+    let said = world.opm(&["apply", "units", "--rollback-on-failure"]);
+    assert_eq!(said.code, 0, "{said:?}");
+    let due = "waits for `nightly` to be ready, which runs when it is due (`opm start nightly` runs it now)";
+    assert!(said.err.contains(due), "{said:?}");
+    assert_eq!(world.opm(&["stop", "db"]).code, 0);
+    world.until_phase("web", "waiting");
+    world.staying("mail", "env: {A: b}\n");
+    let said = world.opm(&["apply", "units", "--rollback-on-failure"]);
+    assert!(said.code == 0 && said.err.contains("(`opm start db` lifts it)"), "{said:?}");
+    assert_eq!(world.apply(0).code, 0, "nothing has changed, and nothing fails");
+    // Who asks for just that one is told that it did not come.
+    let said = world.opm(&["start", "web"]);
+    assert!(said.code == 1 && said.err.contains("held by"), "{said:?}");
+    // One that waits for what fails beside it fails.
+    world.service("bad", "exit 1", "restart: never\nready: {delay: 1s}\n");
+    world.staying("web", "requires: [db, bad]\n");
+    let said = world.opm(&["apply", "units", "--rollback-on-failure"]);
+    assert!(said.code == 1 && said.err.contains("taken back"), "{said:?}");
+}

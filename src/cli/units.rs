@@ -111,7 +111,7 @@ pub(super) fn wait(
     if waited.end == "timeout" {
         let (rest, open): (Vec<Row>, Vec<Row>) =
             waited.rows.into_iter().partition(|row| row.settled);
-        report(global, &rest);
+        report(global, &rest, aim);
         let names: Vec<String> =
             open.iter().map(|row| format!("{} ({})", row.instance, row.phase)).collect();
         let message = format!("not finished in time, and still going on: {}", names.join(", "));
@@ -133,7 +133,7 @@ pub(super) fn wait(
     let exit = if left.is_empty() { Exit::Done } else { Exit::Failed };
     match aim {
         Aim::Settled | Aim::Started => {
-            let reported = report(global, &waited.rows);
+            let reported = report(global, &waited.rows, aim);
             Ok(if exit == Exit::Done { reported } else { exit })
         }
         Aim::Down | Aim::Stopped | Aim::Reloaded => Ok(exit),
@@ -153,12 +153,17 @@ pub(super) fn is_well(row: &Row) -> bool {
 
 /// Says which of these wanted instances failed, each root cause once, with its last words, and which
 /// were skipped.
-fn report(global: &Global, rows: &[Row]) -> Exit {
+fn report(global: &Global, rows: &[Row], aim: Aim) -> Exit {
     // Its own conditions say that it is not to run: no failure, and nothing to pass over in silence.
     for row in rows.iter().filter(|row| row.wanted && row.phase == "skipped") {
         output::error(&format!("`{}` is skipped: {}", row.instance, output::plain(&row.why)));
     }
-    let is_well = |row: &Row| row.phase == "skipped" || is_well(row);
+    // Nobody has asked for just these, and somebody has for what they wait for.
+    let awaits_held = |row: &Row| row.awaits_held && aim == Aim::Settled;
+    for row in rows.iter().filter(|row| row.wanted && awaits_held(row)) {
+        output::error(&format!("`{}` is waiting: {}", row.instance, output::plain(&row.why)));
+    }
+    let is_well = |row: &Row| row.phase == "skipped" || awaits_held(row) || is_well(row);
     let failed: Vec<&Row> = rows.iter().filter(|row| row.wanted && !is_well(row)).collect();
     for (place, row) in failed.iter().enumerate() {
         let why = if row.why.is_empty() { "no reason is known" } else { &row.why };

@@ -38,7 +38,7 @@ pub use ends::{code_of_what_ends, ends_opm};
 pub use fields::{conceal, fields_of};
 pub use lazy::{is_lazy, waits_at};
 pub use order::{Standing, blockers, standing};
-pub use outlook::{Outlook, Outlooks, is_settled};
+pub use outlook::{Outlook, Outlooks, awaits_held, is_settled};
 pub use probe::{failures, is_unhealthy};
 pub use restart::{goes_on_by_policy, has_done, verdict, was_stable};
 pub use roll::{Turn, is_outdated, turn};

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use super::{Turn, View, blockers, rests_until_due, turn};
-use crate::model::{Blocker, InstanceId, Kind, Phase, Unit, Until};
+use crate::model::{Blocker, Instance, InstanceId, Kind, Phase, Unit, Until};
 
 /// Whether nothing will happen to an instance by itself, apart from time passing in a backoff.
 pub fn is_settled(view: &View<'_>, id: &InstanceId) -> bool {
@@ -31,6 +31,38 @@ fn settled(phase: &Phase, wanted: bool, unit: Option<&Unit>) -> bool {
         | Phase::Done
         | Phase::Skipped { .. }
         | Phase::Unproven { .. } => true,
+    }
+}
+
+/// Whether an instance waits for nothing but what somebody holds down, or what runs when it is due: what it is
+/// down for is as it was asked for.
+pub fn awaits_held(view: &View<'_>, id: &InstanceId) -> bool {
+    let waits = view.observed.get(id).map(|instance| &instance.phase);
+    let Some(Phase::Waiting { on, .. }) = waits else { return false };
+    let is_held = |blocker: &Blocker| {
+        let Some(unit) = view.desired.units.get(&blocker.unit) else { return false };
+        let ids = unit.spec.instance_ids();
+        let mut absent = ids.iter().filter(|id| !is_there(view, unit, id)).peekable();
+        let is_asked_for = |id: &InstanceId| {
+            let has_failed = view.observed.get(id).is_some_and(has_failed);
+            let is_due_later = !has_failed && rests_until_due(view, id);
+            unit.hold_of(id).is_some() || is_due_later || awaits_held(view, id)
+        };
+        matches!(blocker.until, Until::Is(_)) && absent.peek().is_some() && absent.all(is_asked_for)
+    };
+    let mut stuck = on.iter().filter(|blocker| blocker.stuck).peekable();
+    stuck.peek().is_some() && stuck.all(is_held)
+}
+
+fn has_failed(instance: &Instance) -> bool {
+    matches!(instance.phase, Phase::Failed { .. })
+}
+
+fn is_there(view: &View<'_>, unit: &Unit, id: &InstanceId) -> bool {
+    match view.observed.get(id).map(|instance| &instance.phase) {
+        Some(Phase::Up) => true,
+        Some(Phase::Done) => unit.spec.kind == Kind::Task,
+        _ => false,
     }
 }
 
@@ -116,13 +148,7 @@ impl<'a> Outlooks<'a> {
 
     /// Whether nothing comes of it for whoever waits for it: it stays where it is, neither up nor done.
     pub fn is_still(&mut self, id: &InstanceId) -> bool {
-        let is_task = self.view.unit(id).is_some_and(|unit| unit.spec.kind == Kind::Task);
-        let phase = self.view.observed.get(id).map(|instance| &instance.phase);
-        let is_there = match phase {
-            Some(Phase::Up) => true,
-            Some(Phase::Done) => is_task,
-            _ => false,
-        };
+        let is_there = self.view.unit(id).is_some_and(|unit| is_there(&self.view, unit, id));
         !is_there && self.of(id) == Outlook::Stays
     }
 

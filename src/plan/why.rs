@@ -179,7 +179,21 @@ fn blocks(view: &View<'_>, blocker: &Blocker) -> String {
         (Until::Connection, Some(socket)) => {
             format!("a connection on {} (`{}`)", socket.words(), blocker.unit)
         }
-        (Until::Connection | Until::Is(_) | Until::Down, _) => blocker.to_string(),
+        (Until::Is(_), _) => format!("{blocker}{}", at_rest(view, &blocker.unit)),
+        (Until::Connection | Until::Down, _) => blocker.to_string(),
+    }
+}
+
+/// What is to be said of a unit that does not come because somebody says so, and how it comes then.
+fn at_rest(view: &View<'_>, unit: &UnitName) -> String {
+    let Some(id) = in_the_way(view, unit) else { return String::new() };
+    let hold = view.unit(&id).and_then(|unit| unit.hold_of(&id));
+    match hold {
+        Some(hold) => format!(", held by {} (`opm start {id}` lifts it)", hold.by),
+        None if super::rests_until_due(view, &id) => {
+            format!(", which runs when it is due (`opm start {id}` runs it now)")
+        }
+        None => String::new(),
     }
 }
 
@@ -301,7 +315,7 @@ mod tests {
         assert_eq!(
             why_of(&desired, phases, "web"),
             [
-                "`web` is waiting: waits for `db` to be ready",
+                "`web` is waiting: waits for `db` to be ready, held by uid 7 (`opm start db` lifts it)",
                 "`db` is down: held by uid 7: disks (`opm start db` lifts it)",
             ]
         );

@@ -52,6 +52,7 @@ type Instance (
   description: ?string,
   labels: [string]string,
   awaits_connection: ?bool,
+  awaits_held: ?bool,
   next_run: ?string,
   last_run: ?string,
   settled: bool

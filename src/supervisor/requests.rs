@@ -199,9 +199,13 @@ impl<S: System> Supervisor<S> {
     pub fn release(&mut self, names: &[String]) -> Result<Vec<InstanceId>, Refusal> {
         let ids = self.reachable(names)?;
         let mut desired = self.desired.clone();
-        // What was removed has nothing to come up for.
-        for target in names.iter().filter_map(|name| self.target(name).ok()) {
-            lift_hold(&mut desired, &target);
+        for name in names {
+            match self.target(name) {
+                Ok(target) => lift_hold(&mut desired, &target),
+                // What was removed has nothing to come up for, and may be such that it does not go.
+                Err(_) if self.is_unproven(name) => {}
+                Err(refusal) => return Err(refusal),
+            }
         }
         self.commit_changed(desired)?;
         for id in &ids {
@@ -210,15 +214,19 @@ impl<S: System> Supervisor<S> {
         Ok(ids)
     }
 
+    fn is_unproven(&self, name: &str) -> bool {
+        let ids = self.reachable(&[name.to_owned()]).unwrap_or_default();
+        ids.iter().any(|id| self.observed.get(id).is_some_and(is_unproven))
+    }
+
     /// Looks once more for what could not be proven; what still cannot is forgotten, since somebody
     /// said so.
     fn let_go(&mut self, id: &InstanceId) {
-        let is_unproven = |instance: &Instance| matches!(instance.phase, Phase::Unproven { .. });
         if !self.observed.get(id).is_some_and(is_unproven) {
             return;
         }
         self.adopt(id, false);
-        let unproven = self.observed.get(id).filter(|instance| is_unproven(instance));
+        let unproven = self.observed.get(id).filter(|known| is_unproven(known));
         if let Some(run) = unproven.and_then(|instance| instance.run.as_ref()).map(|run| run.id) {
             self.system.release(id, run, true);
             let event = self.event(id, Happening::Forgotten);
@@ -383,6 +391,10 @@ impl<S: System> Supervisor<S> {
             }
         }
     }
+}
+
+fn is_unproven(instance: &Instance) -> bool {
+    matches!(instance.phase, Phase::Unproven { .. })
 }
 
 fn lift_hold(desired: &mut Desired, target: &Target) {

@@ -76,6 +76,9 @@ pub struct Row {
     /// Whether it starts when somebody connects to its sockets.
     #[serde(skip_serializing_if = "std::ops::Not::not", default)]
     pub awaits_connection: bool,
+    /// Whether it waits for nothing but what somebody holds down, or what runs when it is due.
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub awaits_held: bool,
     /// What the unit file says it is.
     #[serde(skip_serializing_if = "String::is_empty", default)]
     pub description: String,
@@ -162,6 +165,7 @@ impl<S: System> Supervisor<S> {
             next_run: self.next_run(id).map(|time| time.strftime(RFC_3339).to_string()),
             last_run: self.last_run(id).map(|time| time.strftime(RFC_3339).to_string()),
             awaits_connection: instance.is_some_and(|i| plan::waits_at(i).next().is_some()),
+            awaits_held: plan::awaits_held(&view, id),
             description: unit.map(|unit| unit.spec.description.clone()).unwrap_or_default(),
             labels: unit.map(|unit| (*unit.spec.labels).clone()).unwrap_or_default(),
             settled: plan::is_settled(&view, id),
