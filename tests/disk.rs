@@ -134,10 +134,36 @@ fn what_the_end_of_a_unit_starts_runs_although_that_cannot_be_saved() {
     std::fs::write(world.path("fifo"), "end\n").unwrap();
     world.until_phase("alarm", "done");
     assert_eq!(world.lines("alarms").len(), 1);
+    // Where another program is to go on with it, it has to be saved first.
+    let said = world.opm(&["reexec"]);
+    assert!(said.code == 4 && said.err.contains("no space left"), "{said:?}");
     // All else is refused, and done as soon as there is room again.
     assert_eq!(world.opm(&["start", "web"]).code, 4);
     empty(&world, "state");
     assert_eq!(world.opm(&["start", "web", "--no-wait"]).code, 0);
     std::fs::write(world.path("fifo"), "end\n").unwrap();
     world.until("another alarm", || world.lines("alarms").len() == 2);
+}
+
+#[test]
+fn what_could_not_be_saved_is_saved_before_another_program_goes_on_with_it() {
+    let Some(world) = World::new() else { return };
+    if !tiny(&world, "state") {
+        return;
+    }
+    world.service(
+        "web",
+        "read line < fifo; exit 1",
+        "restart: never\non_failure: {start: alarm}\n",
+    );
+    world.staying("alarm", "enabled: false\n");
+    assert!(world.command("mkfifo").arg("fifo").status().unwrap().success());
+    assert_eq!(world.opm(&["apply", "units", "--no-wait"]).code, 0);
+    world.until_phase("web", "up");
+    fill(&world, "state");
+    std::fs::write(world.path("fifo"), "end\n").unwrap();
+    world.until_phase("alarm", "up");
+    empty(&world, "state");
+    assert_eq!(world.opm(&["reexec"]).code, 0);
+    assert_eq!((world.phase("alarm").as_str(), world.starts("alarm")), ("up", 1));
 }

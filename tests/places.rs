@@ -203,3 +203,93 @@ fn what_is_saved_where_nothing_can_be_written_is_what_runs() {
     let why = sh(&world, "opm why a");
     assert!(why.contains("lunch"), "what was saved here since is newer: {why}");
 }
+
+#[test]
+fn a_second_daemon_is_refused_although_the_first_one_s_directories_cannot_be_written_any_more() {
+    let Some(world) = apart() else { return };
+    sh(&world, "opm apply units");
+    let before = sh(&world, "opm status --json | grep '\"pid\"'");
+    // What it has open it can write on.
+    sh(
+        &world,
+        "for dir in /run /var/lib /var/log; do
+           mount --bind $dir $dir; mount -o remount,bind,ro $dir
+         done",
+    );
+    let (status, said) = code(&world, "opm daemon");
+    assert!(status == 4 && said.contains("opm runs already"), "{status}: {said}");
+    assert_eq!(sh(&world, "opm status --json | grep '\"pid\"'"), before);
+    // Nor with another runtime directory, where the state has to be in that.
+    let user = "setpriv --reuid 65534 --regid 65534 --clear-groups env HOME=/nowhere";
+    sh(&world, "mkdir one two; chown 65534 one two");
+    sh(
+        &world,
+        &format!("{user} XDG_RUNTIME_DIR=$PWD/one XDG_STATE_HOME=/var/lib/x opm apply units"),
+    );
+    let two = format!("{user} XDG_RUNTIME_DIR=$PWD/two XDG_STATE_HOME=/var/lib/x opm");
+    let (status, said) = code(&world, &format!("{two} daemon"));
+    assert!(status == 4 && said.contains("opm runs already"), "{status}: {said}");
+    assert_eq!(code(&world, &format!("{two} status a")).0, 0, "and is found there");
+}
+
+#[test]
+fn each_root_has_a_place_of_its_own_where_none_can_be_made() {
+    let Some(world) = apart() else { return };
+    sh(&world, "mkdir /run/ro");
+    cannot_be_written(&world);
+    let root = |name: &str| format!("opm --root /run/ro/{name}");
+    sh(&world, &format!("{} apply units", root("one")));
+    for other in [root("two"), "opm".to_owned()] {
+        assert_eq!(code(&world, &format!("{other} status a")).0, NO_DAEMON, "{other}");
+        assert_eq!(code(&world, &format!("{other} daemon")).0, 0, "{other}");
+        assert_eq!(code(&world, &format!("{other} status a")).0, NO_UNIT, "{other}");
+    }
+    assert_eq!(code(&world, &format!("{} status a", root("one"))).0, 0);
+}
+
+#[test]
+fn what_is_noted_of_a_place_that_another_opm_has_by_now_counts_no_more() {
+    let Some(world) = apart() else { return };
+    sh(&world, "mkdir home one two state; chown 65534 home one two state");
+    let user = "setpriv --reuid 65534 --regid 65534 --clear-groups env HOME=$PWD/home";
+    let first = format!("{user} XDG_RUNTIME_DIR=$PWD/one opm");
+    sh(&world, &format!("{first} daemon; {first} shutdown"));
+    let other = format!("{user} XDG_RUNTIME_DIR=$PWD/one XDG_STATE_HOME=$PWD/state opm");
+    sh(&world, &format!("{other} apply units"));
+    let again = format!("{user} XDG_RUNTIME_DIR=$PWD/two opm");
+    assert_eq!(code(&world, &format!("{again} status a")).0, NO_DAEMON);
+    assert_eq!(code(&world, &format!("{again} daemon")).0, 0);
+    assert_eq!(code(&world, &format!("{again} status a")).0, NO_UNIT);
+    assert_eq!(code(&world, &format!("{other} status a")).0, 0);
+}
+
+#[test]
+fn directories_that_were_removed_are_made_again_before_a_reexec_and_at_a_start() {
+    let Some(world) = apart() else { return };
+    sh(&world, "opm apply units");
+    let pid = |world: &World| sh(world, "opm status --json | grep '\"pid\"'");
+    let before = pid(&world);
+    for gone in ["/var/lib/opm", "/var/log/opm", "/run/opm/log /run/opm/notify"] {
+        // What a removed directory is mounted on stays.
+        sh(&world, &format!("rm -rf {gone}/* {gone} 2>/dev/null || true; opm reexec"));
+        assert_eq!(pid(&world), before, "{gone}");
+    }
+    sh(&world, "kill -9 $(cat /var/lib/opm/lock); rm -rf /var/log/opm; opm daemon");
+    assert_eq!(pid(&world), before);
+}
+
+#[test]
+fn a_note_that_could_not_be_written_is_written_later() {
+    let Some(world) = apart() else { return };
+    sh(&world, "mkdir home one two; chown 65534 home one two; mkdir -p home/.local/state/opm");
+    // Something is in its way, and then no more.
+    sh(&world, "mkdir -p home/.local/state/opm/places.json/x; chown -R 65534 home");
+    let user = "setpriv --reuid 65534 --regid 65534 --clear-groups env HOME=$PWD/home";
+    let one = format!("{user} XDG_RUNTIME_DIR=$PWD/one opm");
+    sh(&world, &format!("{one} daemon"));
+    sh(&world, &format!("rm -r home/.local/state/opm/places.json; {one} apply units"));
+    let before = sh(&world, &format!("{one} status --json | grep '\"pid\"'"));
+    let two = format!("{user} XDG_RUNTIME_DIR=$PWD/two opm");
+    sh(&world, &format!("kill -9 $(cat home/.local/state/opm/lock); {two} daemon"));
+    assert_eq!(sh(&world, &format!("{two} status --json | grep '\"pid\"'")), before);
+}

@@ -159,7 +159,7 @@ fn any_spec(place: usize, instances_max: u32) -> impl Strategy<Value = Spec> {
 }
 
 fn hold() -> Hold {
-    Hold { by: "me".to_owned(), reason: String::new(), at: Wall(0), until: None }
+    Hold { by: "me".to_owned(), reason: String::new(), at: Wall(0), until: None, until_boot: false }
 }
 
 fn any_unit(place: usize, instances_max: u32) -> impl Strategy<Value = Unit> {

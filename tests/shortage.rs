@@ -83,3 +83,20 @@ fn a_kill_that_finds_nobody_for_want_of_a_descriptor_is_repeated() {
     world.until("its end", || !world.alive(leftover));
     assert_eq!(Said::of_child(stop).code, 0);
 }
+
+#[test]
+fn a_shutdown_kills_by_number_what_it_has_no_descriptor_to_look_at() {
+    let Some(mut world) = World::new() else { return };
+    world.service(
+        "a",
+        "trap '' TERM; echo $$ > main; while :; do sleep 0.1; done",
+        "stop: {timeout: 1s}\n",
+    );
+    world.run_with(&["run", "--shutdown-timeout", "3s", "units"]);
+    world.until("its pid", || world.pid_in("main").is_some());
+    let (opm, main) = (world.daemon_pid().unwrap(), world.pid_in("main").unwrap());
+    limit(&world, opm, "3");
+    world.kill("TERM", opm);
+    world.wait_run();
+    assert!(!world.alive(main), "{}", world.log());
+}

@@ -31,8 +31,7 @@ pub(super) fn dirs(global: &Global) -> Dirs {
 
 /// Those of the daemon that runs, or ran last: it may have had to go elsewhere.
 pub(super) fn dirs_found(global: &Global) -> Dirs {
-    // Elsewhere there may be one with another root.
-    dirs(global).where_found(global.root.is_none())
+    dirs(global).where_found()
 }
 
 /// What to do where no daemon runs.

@@ -136,8 +136,14 @@ pub(super) fn start(mut options: Options) -> Result<Started, Error> {
         Error::new(Exit::Failed, format!("cannot start the daemon: {error}"))
     };
     crate::system::take_usual_umask();
-    for moved in options.dirs.prepare().map_err(|error| fail(&error))? {
-        log::warn!("{moved}");
+    match options.dirs.prepare() {
+        Ok(moved) => {
+            for moved in moved {
+                log::warn!("{moved}");
+            }
+        }
+        Err(held @ LockError::Held { .. }) => return Ok(Started::Already(held.to_string())),
+        Err(LockError::Failed(error)) => return Err(fail(&error)),
     }
     let log_to = options.dirs.logs.join("opm.log");
     Ok(daemon::start_in_background(options, &log_to))

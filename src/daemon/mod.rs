@@ -436,6 +436,10 @@ impl Daemon {
         if let Err(refusal) = self.supervisor.hand_over() {
             return SystemError::new("exec", "opm", refusal);
         }
+        // The next one would find no place to begin in.
+        if let Err(error) = self.supervisor.system_mut().make_again() {
+            return SystemError::new("exec", "opm", error);
+        }
         signals::block_all();
         self.signals.put_back();
         let error =

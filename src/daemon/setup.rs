@@ -95,12 +95,12 @@ fn clients(options: &Options, poll: &Poll) -> Result<Option<Clients>, SystemErro
 }
 
 /// Makes the directories, or has those that the program before us had: it is not to look for places itself.
-fn settle_in(dirs: &mut Dirs) -> Result<(), SystemError> {
-    if let Some(handed) = places::handed_over().filter(|_| is_reexec()) {
+fn settle_in(dirs: &mut Dirs) -> Result<(), BootFailure> {
+    if let Some(handed) = places::handed_over(dirs).filter(|_| is_reexec()) {
         *dirs = handed;
         return Ok(());
     }
-    for moved in dirs.prepare()? {
+    for moved in dirs.prepare().map_err(BootFailure::Lock)? {
         log::warn!("{moved}");
     }
     Ok(())

@@ -138,6 +138,9 @@ pub struct Hold {
     /// When it ends by itself.
     #[serde(default)]
     pub until: Option<Wall>,
+    /// Whether it is not beyond the next boot: it makes room for what is not either.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub until_boot: bool,
 }
 
 impl Desired {
@@ -154,6 +157,7 @@ impl Desired {
         let Some(unit) = self.units.remove(name) else { return };
         let Unit { hold, started, until_boot, instances, .. } = unit;
         let started = started && !until_boot;
+        let hold = hold.filter(|hold| !hold.until_boot);
         let of_one = |(id, wish): (InstanceId, InstanceWish)| Some((id, wish.hold?));
         let instances: BTreeMap<_, _> = instances.into_iter().filter_map(of_one).gather();
         if hold.is_some() || started || !instances.is_empty() {
@@ -171,6 +175,7 @@ impl Desired {
     pub fn forget_until_boot(&mut self) {
         for unit in self.units.values_mut() {
             unit.started &= !std::mem::take(&mut unit.until_boot);
+            unit.hold.take_if(|hold| hold.until_boot);
         }
     }
 

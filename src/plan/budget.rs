@@ -150,7 +150,7 @@ mod tests {
         assert_eq!(chain_of(&all), "x y 9s", "a target stops at once, and passes the order on");
         let t = all.units.get_mut(&UnitName::parse("t").unwrap()).unwrap();
         let by = "me".to_owned();
-        let hold = Hold { by, reason: String::new(), at: Wall(0), until: None };
+        let hold = Hold { by, reason: String::new(), at: Wall(0), until: None, until_boot: false };
         t.hold = Some(Box::new(hold));
         assert_eq!(chain_of(&all), "y 5s", "what is held is not there to be waited for");
         let y = all.units.get_mut(&UnitName::parse("y").unwrap()).unwrap();

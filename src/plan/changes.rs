@@ -463,7 +463,7 @@ mod tests {
         let unit = new.units.get_mut(&name("web")).unwrap();
         Arc::make_mut(&mut unit.spec).restart.factor = 3.0;
         let by = "me".to_owned();
-        let hold = Hold { by, reason: String::new(), at: Wall(0), until: None };
+        let hold = Hold { by, reason: String::new(), at: Wall(0), until: None, until_boot: false };
         unit.hold = Some(Box::new(hold));
         assert_eq!(plan(&old, &new, &running(&[])).changes[0].held.as_deref(), Some("me"));
     }

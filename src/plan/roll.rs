@@ -210,6 +210,7 @@ mod tests {
             reason: String::new(),
             at: Wall(0),
             until: None,
+            until_boot: false,
         };
         unit.instances.entry(id("web@1")).or_default().hold = Some(Box::new(hold));
         let later = Some(Turn::Later);

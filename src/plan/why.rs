@@ -308,8 +308,13 @@ mod tests {
     #[test]
     fn the_chain_ends_at_who_holds_a_unit() {
         let mut desired = chain(&["db", "web"]);
-        let hold =
-            Hold { by: "uid 7".to_owned(), reason: "disks".to_owned(), at: Wall(0), until: None };
+        let hold = Hold {
+            by: "uid 7".to_owned(),
+            reason: "disks".to_owned(),
+            at: Wall(0),
+            until: None,
+            until_boot: false,
+        };
         desired.units.get_mut(&name("db")).unwrap().hold = Some(Box::new(hold));
         let phases = vec![("web", waits_for("db")), ("db", Phase::Down)];
         assert_eq!(

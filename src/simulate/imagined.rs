@@ -314,6 +314,8 @@ impl System for Imagined {
         false
     }
 
+    fn doubt_saved(&mut self) {}
+
     fn put_back(&mut self, _: &Desired, _: &Observed) -> Result<(), SystemError> {
         Ok(())
     }

@@ -167,7 +167,7 @@ impl Play {
         let boot = Boot {
             system,
             loaded: Loaded { desired: Some(state.desired), ..Loaded::default() },
-            replay: Replay { observed, problems: Vec::new() },
+            replay: Replay { observed, ..Replay::default() },
             keeper: None,
             shutdown_budget: state.shutdown_timeout,
             capacity: None,

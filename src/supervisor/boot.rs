@@ -45,7 +45,7 @@ impl<S: System> Boot<S> {
         let mut desired = self.loaded.desired.unwrap_or_default();
         let observed = self.replay.observed;
         desired.take_out_removed(|name| observed.of_unit(name).next().is_some());
-        if observed.iter().next().is_none() {
+        if self.replay.is_first {
             desired.forget_until_boot();
         }
         if let Some(keeper) = &self.keeper {
@@ -242,6 +242,7 @@ impl<S: System> Supervisor<S> {
         if self.shutdown.is_some() {
             return Err(Refusal::Impossible("opm is shutting down".to_owned()));
         }
+        self.put_back().map_err(|error| Refusal::NotSaved(error.to_string()))?;
         self.system.flush().map_err(|error| Refusal::Impossible(error.to_string()))
     }
 

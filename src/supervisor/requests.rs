@@ -159,7 +159,13 @@ impl<S: System> Supervisor<S> {
             let reason = if reason.is_empty() { kept } else { reason }.to_owned();
             let is_same = |known: &Hold| known.until == until && known.reason == reason;
             if !known.as_deref().is_some_and(is_same) {
-                *known = Some(Box::new(Hold { by: by.to_owned(), reason, at, until }));
+                *known = Some(Box::new(Hold {
+                    by: by.to_owned(),
+                    reason,
+                    at,
+                    until,
+                    until_boot: false,
+                }));
             }
         }
         self.commit_changed(desired)?;
@@ -298,6 +304,7 @@ impl<S: System> Supervisor<S> {
                 // It may be an alarm that says so, and is wanted until the next boot at most.
                 log::warn!("{because} starts `{unit}`, which a crash of opm would undo: {why}");
                 self.want_from_now_on(desired);
+                self.system.doubt_saved();
                 return Ok(());
             }
             saved
@@ -355,6 +362,13 @@ impl<S: System> Supervisor<S> {
     /// Wants a unit, and whatever it requires that nothing else would bring up. What nobody asks for by hand is wanted
     /// until the next boot.
     fn want(&self, desired: &mut Desired, asked: &UnitName, by_hand: bool) {
+        // What is up until the next boot alone is not wanted as somebody wants it who asks by hand.
+        let lasting = (by_hand && desired.units.values().any(|unit| unit.until_boot)).then(|| {
+            let mut lasting = desired.clone();
+            lasting.forget_until_boot();
+            Graph::build(&lasting)
+        });
+        let graph = lasting.as_ref().unwrap_or(&self.graph);
         let mut queue = vec![asked.clone()];
         let mut seen = BTreeSet::new();
         while let Some(name) = queue.pop() {
@@ -362,7 +376,7 @@ impl<S: System> Supervisor<S> {
                 continue;
             }
             if let Some(unit) = desired.units.get_mut(&name)
-                && (!self.graph.is_wanted(&name) || (unit.until_boot && by_hand))
+                && !graph.is_wanted(&name)
                 && unit.hold.is_none()
             {
                 (unit.started, unit.until_boot) = (true, !by_hand);
@@ -385,8 +399,12 @@ impl<S: System> Supervisor<S> {
                     let reason = format!("conflicts with `{name}`, which was started");
                     let at = self.system.wall();
                     let by = "opm".to_owned();
-                    unit.hold.get_or_insert(Box::new(Hold { by, reason, at, until: None }));
-                    (unit.started, unit.until_boot) = (false, false);
+                    let (until, until_boot) = (None, !by_hand);
+                    let hold = Hold { by, reason, at, until, until_boot };
+                    unit.hold.get_or_insert(Box::new(hold));
+                    // After a boot it is as it was.
+                    unit.started &= !by_hand;
+                    unit.until_boot &= !by_hand;
                 }
             }
         }

@@ -20,6 +20,8 @@ use crate::model::{Gather, Record, Revision, Sources};
 pub const RECORDS_MAX: usize = 50;
 
 /// First word of a record's file, and of that with a source.
+/// Its directory, in the state directory.
+pub(super) const DIR: &str = "history";
 const RECORD: &str = "opm-record";
 const SOURCE: &str = "opm-source";
 
@@ -33,7 +35,7 @@ pub struct Archive<D: Disk = Files> {
 impl<D: Disk> Archive<D> {
     /// The history under a state directory.
     pub fn new(disk: D, state: &Path) -> Self {
-        Self { disk, dir: state.join("history") }
+        Self { disk, dir: state.join(DIR) }
     }
 
     fn record_path(&self, generation: u64) -> PathBuf {

@@ -4,12 +4,14 @@ use std::fmt;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 
+use super::seal::checksum;
 use super::{SystemError, ledger, places, sys};
 use crate::model::{InstanceId, Span};
 
@@ -26,7 +28,10 @@ const HOLDER: &str = "lock";
 /// Where a run directory goes that cannot be made where it should be. Anybody may make directories there.
 const SHARED: [&str; 2] = ["/dev/shm", "/tmp"];
 /// The files that say what is to run, and when what is due ran last.
-const SAVED: [&str; 2] = [super::store::DESIRED_FILE, super::store::AGENDA_FILE];
+const SAVED: [&str; 3] =
+    [super::store::DESIRED_FILE, super::store::PREVIOUS_FILE, super::store::AGENDA_FILE];
+/// The directory of what was applied, in the state directory.
+const HISTORY: &str = super::archive::DIR;
 /// Name of the state directory beside the run directory's own files, where there is no other.
 const STATE: &str = "state";
 /// Name of the directory of logs beside the run directory's own files, where there is no other.
@@ -37,6 +42,8 @@ const LOGS: &str = "logs";
 pub struct Dirs {
     /// The state directory that was asked for, wherever it had to go: by it an opm knows its own.
     pub asked: PathBuf,
+    /// Under which name it has directories where all opms of a user may have some: another one for each root.
+    pub name: String,
     /// Sockets, FIFOs and the ledger; best on tmpfs.
     pub run: PathBuf,
     /// The saved desired state and the lock.
@@ -48,11 +55,12 @@ pub struct Dirs {
 impl Dirs {
     /// Everything under one directory.
     pub fn under(root: &Path) -> Self {
-        Self::of(root.join("run"), root.join("state"), root.join("log"))
+        let name = format!("root-{:016x}", checksum(root.as_os_str().as_bytes()));
+        Self { name, ..Self::of(root.join("run"), root.join("state"), root.join("log")) }
     }
 
     fn of(run: PathBuf, state: PathBuf, logs: PathBuf) -> Self {
-        Self { asked: state.clone(), run, state, logs }
+        Self { asked: state.clone(), name: String::new(), run, state, logs }
     }
 
     /// The directories of the system scope for root, else those of the user by the XDG rules.
@@ -116,43 +124,38 @@ impl Dirs {
         self.notify().join(format!("{id}.ready"))
     }
 
-    /// Makes the directories, or takes those in which an opm of this life has let something run. On a root that
-    /// cannot be written, those that cannot be made move to `/dev/shm` or `/tmp`. Returns what is elsewhere, in
-    /// words. Those of another user are an error: no command would look for this user's daemon elsewhere.
-    pub fn prepare(&mut self) -> Result<Vec<String>, SystemError> {
+    /// Makes the directories; where an opm of this life has let something run, its own. On a root that cannot be
+    /// written, those that cannot be made move to `/dev/shm` or `/tmp`. Returns what is elsewhere, in words. Those
+    /// of another user are an error: no command would look for this user's daemon elsewhere. None is left that
+    /// another opm has.
+    pub fn prepare(&mut self) -> Result<Vec<String>, LockError> {
         let mut moved = Vec::new();
-        let ledger = ledger::name()?;
-        let left = places::left(self, &ledger);
-        if let Some(left) = left.as_ref().filter(|left| can_be_used(&left.run)) {
+        let ledger = ledger::name().map_err(LockError::Failed)?;
+        if let Some(left) = places::left(self, &ledger) {
             let changes = [(&self.run, &left.run), (&self.state, &left.state)];
             for (other, dir) in changes.into_iter().filter(|(other, dir)| other != dir) {
                 let (other, dir) = (other.display(), dir.display());
                 moved.push(format!("using {dir} and not {other}, as opm did before in this boot"));
             }
-            self.clone_from(left);
-            self.make_again()?;
-            return Ok(moved);
+            *self = left;
         }
-        if let Err(first) = make(&self.run, 0o755) {
-            if is_of_another(&self.run) {
-                return Err(first);
-            }
-            let found = others().find(|place| make(place, 0o755).is_ok()).ok_or(first)?;
+        if let Err(error) = make(&self.run, 0o755) {
+            may_leave(&self.run, &error)?;
+            let mut others = self.elsewhere();
+            let found = others.find(|place| make(place, 0o755).is_ok());
+            let found = found.ok_or(LockError::Failed(error))?;
+            drop(others);
             moved.push(format!("{} cannot be made; using {}", self.run.display(), found.display()));
+            copy_missing(&self.run, &found, &[&ledger]);
             self.run = found;
-        }
-        if let Some(left) = left {
-            copy_missing(&left.run, &self.run, &[&ledger]);
         }
         for (dir, name, mode) in [(&mut self.state, STATE, 0o700), (&mut self.logs, LOGS, 0o750)] {
             if let Err(error) = make(dir, mode) {
-                if is_of_another(dir) {
-                    return Err(error);
-                }
+                may_leave(dir, &error)?;
                 let found = self.run.join(name);
-                make(&found, mode)?;
+                make(&found, mode).map_err(LockError::Failed)?;
                 if name == STATE {
-                    copy_missing(dir, &found, &SAVED);
+                    copy_saved(dir, &found);
                 }
                 moved.push(format!(
                     "{} cannot be made; using {}, which does not survive a reboot",
@@ -162,7 +165,7 @@ impl Dirs {
                 *dir = found;
             }
         }
-        self.make_inner()?;
+        self.make_inner().map_err(LockError::Failed)?;
         Ok(moved)
     }
 
@@ -170,8 +173,10 @@ impl Dirs {
     pub fn make_again(&self) -> Result<(), SystemError> {
         make(&self.run, 0o755)?;
         // One that is there may have become one that nobody can write in.
-        if !self.state.exists() {
-            make(&self.state, 0o700)?;
+        for (dir, mode) in [(&self.state, 0o700), (&self.logs, 0o750)] {
+            if !dir.exists() {
+                make(dir, mode)?;
+            }
         }
         self.make_inner()
     }
@@ -186,32 +191,29 @@ impl Dirs {
         Ok(())
     }
 
-    /// The directories as a daemon that could not make the usual ones will have chosen them, also where
-    /// none runs any more. `is_usual`: they are those of this user, whose daemon may have found no place
-    /// for them that is there now; else only where there is none still.
+    /// The directories that a daemon has which was asked for these, also where none runs any more.
     #[must_use]
-    pub fn where_found(self, is_usual: bool) -> Self {
-        let may_be_elsewhere = is_usual || !self.can_be_made();
-        let noted = places::noted(&self).map(|left| left.run);
-        let others: Vec<PathBuf> = noted.chain(others().filter(|_| may_be_elsewhere)).collect();
-        let mut found = self;
+    pub fn where_found(self) -> Self {
+        let listens = |dirs: &Self| is_trusted(&dirs.run) && is_listened_at(&dirs.socket());
+        let noted: Vec<Self> = places::noted(&self).collect();
+        let moved = self.elsewhere().map(|run| Self { logs: run.join(LOGS), run, ..self.clone() });
+        let moved: Vec<Self> = moved.collect();
         // In an image that cannot be written there may be the socket of a daemon that ran as it was built.
-        if !is_listened_at(&found.socket()) {
-            let is_it = |run: &&PathBuf| is_trusted(run) && is_listened_at(&run.join(SOCKET));
-            found.run = others.iter().find(is_it).cloned().unwrap_or(found.run);
-        }
-        let logs = [found.run.clone()].into_iter().chain(others).map(|run| run.join(LOGS));
+        let mut all = noted.iter().chain([&self]).chain(&moved);
+        let mut found = all.find(|dirs| listens(dirs)).unwrap_or(&self).clone();
+        let beside = found.run.join(LOGS);
+        let logs = noted.iter().chain(&moved).map(|dirs| &dirs.logs);
         if !can_be_used(&found.logs)
-            && let Some(logs) = logs.into_iter().find(|logs| is_trusted(logs))
+            && let Some(logs) = [&beside].into_iter().chain(logs).find(|logs| is_trusted(logs))
         {
-            found.logs = logs;
+            found.logs.clone_from(logs);
         }
         found
     }
 
-    /// Whether a daemon would have its run directory here, and not elsewhere.
-    fn can_be_made(&self) -> bool {
-        self.run.ancestors().find(|dir| dir.exists()).is_some_and(can_be_used)
+    /// The run directories that are used where the one that was asked for cannot be.
+    pub(super) fn elsewhere(&self) -> impl Iterator<Item = PathBuf> {
+        in_shared(sys::own_uid()).map(|place| place.join(&self.name).join("run")).into_iter()
     }
 
     /// The user who has put a run directory where this user's daemon would have it.
@@ -224,11 +226,6 @@ impl Dirs {
 /// Our directories where anybody may make some.
 fn in_shared(uid: u32) -> [PathBuf; 2] {
     SHARED.map(|place| Path::new(place).join(format!("opm-{uid}")))
-}
-
-/// The run directories of this user there.
-pub(super) fn others() -> impl Iterator<Item = PathBuf> {
-    in_shared(sys::own_uid()).into_iter().map(|place| place.join("run"))
 }
 
 /// The other user who owns a directory of ours where anybody may make some, or one on the way to it.
@@ -244,6 +241,38 @@ fn stranger(dir: &Path) -> Option<u32> {
 fn is_listened_at(socket: &Path) -> bool {
     let nobody = [ErrorKind::NotFound, ErrorKind::ConnectionRefused];
     UnixStream::connect(socket).map_or_else(|error| !nobody.contains(&error.kind()), |_| true)
+}
+
+/// Whether a directory that cannot be made may be left for another place: not one that is another user's, or that
+/// another opm has.
+fn may_leave(dir: &Path, error: &SystemError) -> Result<(), LockError> {
+    if is_of_another(dir) {
+        return Err(LockError::Failed(error.clone()));
+    }
+    let held = File::open(dir).is_ok_and(|dir| match dir.try_lock() {
+        Err(fs::TryLockError::WouldBlock) => true,
+        Ok(()) | Err(fs::TryLockError::Error(_)) => false,
+    });
+    if !held {
+        return Ok(());
+    }
+    Err(LockError::Held { pid: holder(&dir.join(HOLDER)), path: dir.to_owned() })
+}
+
+/// Copies what was saved, with its history.
+fn copy_saved(from: &Path, to: &Path) {
+    copy_missing(from, to, &SAVED);
+    let (from, to) = (from.join(HISTORY), to.join(HISTORY));
+    let names = fs::read_dir(&from).into_iter().flatten().flatten().map(|entry| entry.file_name());
+    let names: Vec<String> = names.filter_map(|name| name.into_string().ok()).collect();
+    if names.is_empty() {
+        return;
+    }
+    if let Err(error) = make(&to, 0o700) {
+        log::error!("{error}");
+        return;
+    }
+    copy_missing(&from, &to, &names.iter().map(String::as_str).collect::<Vec<_>>());
 }
 
 /// Copies files to where they can be written. Those that are there stay: they are newer.
@@ -280,7 +309,7 @@ fn can_be_used(dir: &Path) -> bool {
 }
 
 /// Makes a directory that is ours and writable.
-fn make(dir: &Path, mode: u32) -> Result<(), SystemError> {
+pub(super) fn make(dir: &Path, mode: u32) -> Result<(), SystemError> {
     let fail =
         |reason: &dyn fmt::Display| SystemError::new("make directory", dir.display(), reason);
     let foreign = |uid: u32| fail(&format!("it belongs to user {uid}"));

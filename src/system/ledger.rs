@@ -45,6 +45,8 @@ pub struct Replay {
     pub observed: Observed,
     /// What could not be read, in words.
     pub problems: Vec<String>,
+    /// Whether there was none of this boot.
+    pub is_first: bool,
 }
 
 /// A line that sets an instance's facts as a whole.
@@ -131,6 +133,7 @@ impl<D: Disk> Ledger<D> {
         let path = dir.join(name);
         let fail = |error: std::io::Error| SystemError::new("open ledger", path.display(), error);
         remove_others(&disk, dir, name);
+        let is_first = !disk.exists(&path);
         let file = disk.append(&path).map_err(fail)?;
         let text = disk.read(&path, LEDGER_BYTES_MAX + 1).map_err(fail)?;
         let bytes = length(&text);
@@ -138,7 +141,7 @@ impl<D: Disk> Ledger<D> {
             let reason = format!("it has more than {LEDGER_BYTES_MAX} bytes");
             return Err(SystemError::new("read ledger", path.display(), reason));
         }
-        let replay = replay_text(&text);
+        let replay = Replay { is_first, ..replay_text(&text) };
         // An unfinished line must not be continued by the next one.
         let whole = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
         let whole = u64::try_from(whole).unwrap_or(bytes);

@@ -117,6 +117,8 @@ struct Lasting {
     ledger: Ledger,
     store: Store,
     archive: Archive,
+    /// Whether the next opm will find it where it is.
+    is_noted: bool,
 }
 
 /// What is kept for a run.
@@ -157,13 +159,10 @@ impl Linux {
             let name = ledger::name().map_err(LockError::Failed)?;
             let (ledger, replay) =
                 Ledger::open(Files, &dirs.run, &name).map_err(LockError::Failed)?;
-            if let Err(error) = places::note(&dirs) {
-                log::warn!("cannot note which directories are used: {error}");
-            }
             let mut store = Store::new(Files, &dirs.state);
             let loaded = store.load().map_err(LockError::Failed)?;
             let archive = Archive::new(Files, &dirs.state);
-            (Some(Lasting { lock, ledger, store, archive }), loaded, replay)
+            (Some(Lasting { lock, ledger, store, archive, is_noted: false }), loaded, replay)
         };
         let file = |path: &str| {
             fs::OpenOptions::new()
@@ -172,7 +171,7 @@ impl Linux {
                 .open(path)
                 .map_err(|error| LockError::Failed(SystemError::new("open", path, error)))
         };
-        let linux = Self {
+        let mut linux = Self {
             dirs,
             origin: Origin { env: Inherited::of(options.env), nofile: options.nofile },
             lasting,
@@ -200,7 +199,20 @@ impl Linux {
             own: i32::try_from(std::process::id()).unwrap_or(0),
             began: process::ticks_now(),
         };
+        linux.note_places();
         Ok((linux, loaded, replay))
+    }
+
+    /// Notes which directories are used, where the next opm looks, unless that was done. What cannot be written now
+    /// is tried again at the next change.
+    fn note_places(&mut self) {
+        if let Some(lasting) = self.lasting.as_mut().filter(|lasting| !lasting.is_noted) {
+            let noted = places::note(&self.dirs);
+            if let Err(error) = &noted {
+                log::warn!("cannot note which directories are used: {error}");
+            }
+            lasting.is_noted = noted.is_ok();
+        }
     }
 
     /// The directories in use.
@@ -232,7 +244,10 @@ impl Linux {
     pub fn make_again(&mut self) -> Result<(), LockError> {
         self.dirs.make_again().map_err(LockError::Failed)?;
         let Some(lasting) = &mut self.lasting else { return Ok(()) };
-        lasting.lock.renew(&self.dirs)
+        lasting.lock.renew(&self.dirs)?;
+        lasting.is_noted = false;
+        self.note_places();
+        Ok(())
     }
 
     /// The exec failed: the lock is close-on-exec again.
@@ -523,6 +538,12 @@ impl System for Linux {
             .is_some_and(|lasting| lasting.ledger.is_lost() || lasting.store.has_lost(generation))
     }
 
+    fn doubt_saved(&mut self) {
+        if let Some(lasting) = &mut self.lasting {
+            lasting.store.doubt();
+        }
+    }
+
     fn put_back(&mut self, desired: &Desired, observed: &Observed) -> Result<(), SystemError> {
         let Some(lasting) = &mut self.lasting else { return Ok(()) };
         if lasting.ledger.is_lost() {
@@ -536,6 +557,7 @@ impl System for Linux {
     }
 
     fn save(&mut self, desired: &Desired) -> Result<(), SystemError> {
+        self.note_places();
         self.lasting.as_mut().map_or(Ok(()), |lasting| lasting.store.save(desired))
     }
 

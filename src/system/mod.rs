@@ -284,6 +284,9 @@ pub trait System {
     /// may be another than the one in force.
     fn has_lost(&self, generation: u64) -> bool;
 
+    /// The saved state is not the one in force any more: it is as if it were lost.
+    fn doubt_saved(&mut self);
+
     /// Writes those of the two again that are lost.
     fn put_back(&mut self, desired: &Desired, observed: &Observed) -> Result<(), SystemError>;
 

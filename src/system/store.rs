@@ -18,6 +18,7 @@ const AGENDA: &str = "opm-agenda";
 
 /// Their names.
 pub(super) const DESIRED_FILE: &str = "desired.json";
+pub(super) const PREVIOUS_FILE: &str = "desired.previous.json";
 pub(super) const AGENDA_FILE: &str = "agenda.json";
 
 /// What was found saved.
@@ -61,13 +62,18 @@ impl<D: Disk> Store<D> {
     }
 
     fn previous(&self) -> PathBuf {
-        self.dir.join("desired.previous.json")
+        self.dir.join(PREVIOUS_FILE)
     }
 
     /// Whether a generation that was saved is not there, or it is not sure that it is this one that
     /// is, and that it survives power loss. Generation 0 was never saved.
     pub fn has_lost(&self, generation: u64) -> bool {
         if self.disk.exists(&self.current()) { !self.is_sure } else { generation > 0 }
+    }
+
+    /// The file is not what is in force any more.
+    pub fn doubt(&mut self) {
+        self.is_sure = false;
     }
 
     /// The saved state: the current file, or the one before where that is broken. A file that is

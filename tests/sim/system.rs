@@ -629,6 +629,10 @@ impl System for Simulated {
         self.ledger.is_lost() || self.store.has_lost(generation)
     }
 
+    fn doubt_saved(&mut self) {
+        self.store.doubt();
+    }
+
     fn put_back(&mut self, desired: &Desired, observed: &Observed) -> Result<(), SystemError> {
         self.verb();
         if self.ledger.is_lost() {

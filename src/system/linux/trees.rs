@@ -184,7 +184,7 @@ impl Linux {
         for _ in 0..KILL_ROUNDS_MAX {
             self.look.is_over();
             let members = self.members_now(run);
-            is_all = !members.is_short && self.signal_members(run, &members.living, Signal::KILL);
+            is_all = self.signal_members(run, &members.living, Signal::KILL) && !members.is_short;
             if members.living.is_empty() {
                 break;
             }
