@@ -1,5 +1,4 @@
 //! What is wanted beyond a boot, and what is not: what people have asked for, and what only the end of a unit did.
-#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
 mod common;
 
