@@ -414,7 +414,7 @@ fn what_waits_for_what_is_held_or_due_later_takes_nothing_back() {
     world.staying("report", "requires: [nightly]\n");
     let said = world.opm(&["apply", "units", "--rollback-on-failure"]);
     assert_eq!(said.code, 0, "{said:?}");
-    let due = "waits for `nightly` to be ready, which runs when it is due (`opm start nightly` runs it now)";
+    let due = "waits for `nightly` to be ready; `nightly` runs when it is due (`opm start nightly` runs it now)";
     assert!(said.err.contains(due), "{said:?}");
     assert_eq!(world.opm(&["stop", "db"]).code, 0);
     world.until_phase("web", "waiting");
@@ -424,7 +424,7 @@ fn what_waits_for_what_is_held_or_due_later_takes_nothing_back() {
     assert_eq!(world.apply(0).code, 0, "nothing has changed, and nothing fails");
     // Who asks for just that one is told that it did not come.
     let said = world.opm(&["start", "web"]);
-    assert!(said.code == 1 && said.err.contains("held by"), "{said:?}");
+    assert!(said.code == 1 && said.err.contains("`db` is held by"), "{said:?}");
     // One that waits for what fails beside it fails.
     world.service("bad", "exit 1", "restart: never\nready: {delay: 1s}\n");
     world.staying("web", "requires: [db, bad]\n");

@@ -59,7 +59,7 @@ fn run(main: Option<Life>, helper: Option<(Role, Life)>) -> Run {
 }
 
 fn asked() -> Asked {
-    Asked { role: Role::HealthProbe, process: process(running()), at: second(3) }
+    Asked { role: Role::HealthProbe, process: process(running()), at: second(3), before: None }
 }
 
 fn blocker() -> Blocker {

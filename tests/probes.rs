@@ -91,6 +91,91 @@ fn another_status_is_no_answer() {
     world.until_phase("sick", "failed");
     let why = world.opm(&["why", "sick"]).out;
     assert!(why.contains("not ready in time"), "{why}");
+    assert!(world.log().contains("readiness check: its answer is 5xx"), "{}", world.log());
+}
+
+/// Answers as told in pieces, and writes down what it was sent first, and how its writes ended.
+const SLOW_SERVER: &str = r#"
+import socket, sys, time
+listener = socket.create_server(("127.0.0.1", int(sys.argv[1])))
+while True:
+    peer, _ = listener.accept()
+    first = peer.recv(4096)
+    try:
+        peer.sendall(sys.argv[2].encode().decode("unicode_escape").encode())
+        time.sleep(0.03)
+        peer.sendall(b"all well\n")
+        time.sleep(0.03)
+        peer.sendall(b"still\n")
+        peer.close()
+        end = "whole"
+    except OSError as error:
+        end = str(error)
+    with open("asked", "a") as asked:
+        print(first.endswith(b"\r\n\r\n"), end, file=asked)
+"#;
+
+#[test]
+fn a_server_gets_the_whole_request_at_once_and_is_heard_to_the_end() {
+    let Some(mut world) = world() else { return };
+    std::fs::write(world.path("slow.py"), SLOW_SERVER).unwrap();
+    let port = free_port();
+    let health = format!("health: {{http: \"http://127.0.0.1:{port}/\", interval: 50ms}}\n");
+    world.service(
+        "web",
+        &format!("exec python3 slow.py {port} 'HTTP/1.1 200 OK\\r\\n\\r\\n'"),
+        &health,
+    );
+    world.run();
+    world.until("some questions", || world.lines("asked").len() >= 5);
+    assert!(
+        world.lines("asked").iter().all(|line| line == "True whole"),
+        "{:?}",
+        world.lines("asked")
+    );
+    assert_eq!(world.row("web")["healthy"], true);
+}
+
+#[test]
+fn what_a_no_was_is_said() {
+    let Some(mut world) = world() else { return };
+    std::fs::write(world.path("slow.py"), SLOW_SERVER).unwrap();
+    let (status, language, nobody) = (free_port(), free_port(), free_port());
+    let slow = |port: u16, head: &str| format!("exec python3 slow.py {port} '{head}\\r\\n'");
+    let ready =
+        |port: u16| format!("ready: {{http: \"http://127.0.0.1:{port}/\", interval: 50ms}}\n");
+    world.service("status", &slow(status, "HTTP/1.1 404 No"), &ready(status));
+    world.service("language", &slow(language, "SSH-2.0-x"), &ready(language));
+    world.service("nobody", "exec sleep 1000", &ready(nobody));
+    world.service("exec", "exec sleep 1000", "ready: {exec: [sh, -c, 'exit 7'], interval: 50ms}\n");
+    let hangs = "ready: {exec: [sleep, '1000'], interval: 50ms, timeout: 50ms}\n";
+    world.service("hangs", "exec sleep 1000", hangs);
+    world.run();
+    for (unit, said) in [
+        ("status", "its answer is 4xx"),
+        ("language", "its answer is not HTTP"),
+        ("nobody", "nobody takes a connection"),
+        ("exec", "it exited 7"),
+        ("hangs", "it killed by SIGKILL"),
+    ] {
+        world.until(said, || world.opm(&["why", unit]).out.contains(said));
+    }
+}
+
+#[test]
+fn what_makes_one_unhealthy_is_said() {
+    let Some(mut world) = world() else { return };
+    let script = "test -e sick && exit 3; exit 0";
+    let health =
+        format!("health: {{exec: [sh, -c, '{script}'], interval: 50ms, on_failure: none}}\n");
+    world.service("web", "exec sleep 1000", &health);
+    world.run();
+    world.until_phase("web", "up");
+    std::fs::write(world.path("sick"), "").unwrap();
+    world.until("the reason", || {
+        let why = world.row("web")["why"].to_string();
+        why.contains("unhealthy: ") && why.contains("times in a row: it exited 3")
+    });
 }
 
 #[test]

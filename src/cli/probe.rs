@@ -3,18 +3,24 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
-use std::io::{self, Read, Write};
-use std::net::TcpStream;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{Shutdown, TcpStream};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::time::Duration;
 
-/// No.
-const EXIT_NO: u8 = 1;
+use crate::model::{PROBE_NO, PROBE_NOT_HTTP, PROBE_STATUS, Span};
+use crate::system::monotonic_now;
+
 /// The question makes no sense.
 const EXIT_USAGE: u8 = 2;
 /// Longest status line of an HTTP answer that is read, in bytes.
 const STATUS_BYTES_MAX: u64 = 1024;
+/// So much of what follows the status line is read, in bytes, and so long is waited for it: who closes before an answer
+/// is whole makes its server complain.
+const REST_BYTES_MAX: u64 = 64 * 1024;
+const REST_WAIT: Span = Span::millis(100);
 /// The port where a URL names none.
 const HTTP_PORT: &str = ":80";
 
@@ -23,9 +29,10 @@ pub(super) fn run(question: &[OsString]) -> u8 {
     let texts: Vec<&str> = question.iter().filter_map(|text| text.to_str()).collect();
     let is_yes = match (texts.as_slice(), question) {
         (["tcp", address], _) => TcpStream::connect(*address).is_ok(),
-        (["http", url], _) => http(url, None).unwrap_or(false),
+        (["http", url], _) => return http(url, None).unwrap_or(PROBE_NO),
         (["http", url, expect], _) => {
-            expect.parse().is_ok_and(|expect| http(url, Some(expect)).unwrap_or(false))
+            let Ok(expect) = expect.parse() else { return EXIT_USAGE };
+            return http(url, Some(expect)).unwrap_or(PROBE_NO);
         }
         (["memory", bytes], _) => bytes.parse().is_ok_and(|most| memory() < most),
         (_, [kind, path, base]) if kind == "unix" => {
@@ -33,36 +40,48 @@ pub(super) fn run(question: &[OsString]) -> u8 {
         }
         _ => return EXIT_USAGE,
     };
-    if is_yes { 0 } else { EXIT_NO }
+    if is_yes { 0 } else { PROBE_NO }
 }
 
-/// Whether a URL answers with this status, or with one that is no failure.
-fn http(url: &str, expect: Option<u16>) -> io::Result<bool> {
+/// The exit code that says whether a URL answers with this status, or with one that is no failure.
+fn http(url: &str, expect: Option<u16>) -> io::Result<u8> {
     let rest = url.strip_prefix("http://").unwrap_or(url);
     let (host, path) = rest.find('/').map_or((rest, "/"), |place| rest.split_at(place));
     let has_port = host.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
     let address = if has_port { host.to_owned() } else { format!("{host}{HTTP_PORT}") };
     let mut stream = TcpStream::connect(&address)?;
     let agent = concat!("opm/", env!("CARGO_PKG_VERSION"));
-    write!(
-        stream,
+    // At once: some servers take what comes first for all of it.
+    let request = format!(
         "GET {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: {agent}\r\nConnection: close\r\n\r\n"
-    )?;
+    );
+    stream.write_all(request.as_bytes())?;
+    let mut reader = BufReader::new(&stream);
     let mut answer = Vec::new();
-    let mut byte = [0u8];
-    while !answer.ends_with(b"\n") && (answer.len() as u64) < STATUS_BYTES_MAX {
-        if stream.read(&mut byte)? == 0 {
-            break;
-        }
-        answer.extend_from_slice(&byte);
-    }
+    reader.by_ref().take(STATUS_BYTES_MAX).read_until(b'\n', &mut answer)?;
     let line = String::from_utf8_lossy(&answer);
     let status = line.strip_prefix("HTTP/").and_then(|rest| rest.split(' ').nth(1));
     let status: Option<u16> = status.and_then(|status| status.trim().parse().ok());
-    Ok(status.is_some_and(|status| match expect {
-        Some(expect) => status == expect,
-        None => (200..400).contains(&status),
-    }))
+    read_rest(&stream, reader)?;
+    let Some(status) = status.filter(|status| (100..1_000).contains(status)) else {
+        return Ok(PROBE_NOT_HTTP);
+    };
+    let is_yes = expect.map_or((200..400).contains(&status), |expect| status == expect);
+    let class = u8::try_from(status / 100).unwrap_or(0);
+    Ok(if is_yes { 0 } else { PROBE_STATUS.saturating_add(class) })
+}
+
+/// Reads what is left of an answer, as far as it comes soon: it changes nothing.
+fn read_rest(stream: &TcpStream, reader: BufReader<&TcpStream>) -> io::Result<()> {
+    stream.set_read_timeout(Some(Duration::from_nanos(REST_WAIT.as_nanos())))?;
+    let (began, mut rest) = (monotonic_now(), reader.take(REST_BYTES_MAX));
+    let mut part = [0u8; 4096];
+    while monotonic_now().since(began) < REST_WAIT && rest.read(&mut part).is_ok_and(|got| got > 0)
+    {
+    }
+    // It is over all the same.
+    let _is_closed = stream.shutdown(Shutdown::Both);
+    Ok(())
 }
 
 /// The resident memory, in bytes, of all processes of the run to which this one belongs: those that

@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 
 use crate::config;
 use crate::model::{
-    Doing, Event, Happening, InstanceId, Monotonic, Outcome, Reason, Role, RunId, Rung, Span,
-    StartError, StopCause, Verdict, Word,
+    Doing, Event, Happening, InstanceId, Monotonic, Outcome, Question, Ready, Reason, Role, RunId,
+    Rung, Span, StartError, StopCause, Verdict, Word,
 };
 use crate::plan::{self, Hurry, Plan, Shutdown};
 use crate::supervisor::{Applied, Notice, Source, Supervisor};
@@ -171,7 +171,10 @@ fn line<S: System>(supervisor: &Supervisor<S>, notice: &Notice) -> Option<(Level
                 (Level::Warn, format!("{role} {outcome}; it goes on as before"))
             }
             Outcome::Exited(_) | Outcome::Killed { .. } | Outcome::Unknown => {
-                (Level::Info, format!("{role} {outcome}"))
+                let question = question(supervisor, &notice.event.instance, *role);
+                let said =
+                    question.map(|question| format!("{role}: {}", question.refusal(outcome)));
+                (Level::Info, said.unwrap_or_else(|| format!("{role} {outcome}")))
             }
         },
         // Said once for all, and by the process's own end.
@@ -221,6 +224,21 @@ fn line<S: System>(supervisor: &Supervisor<S>, notice: &Notice) -> Option<(Level
         | Happening::Unproven { .. }
         | Happening::Forgotten => return None,
     })
+}
+
+/// What a process with this role asks, where it asks something.
+fn question<S: System>(
+    supervisor: &Supervisor<S>,
+    id: &InstanceId,
+    role: Role,
+) -> Option<Question> {
+    let view = supervisor.view();
+    let spec = &view.unit(id)?.spec;
+    match (role, &*spec.process.as_ref()?.ready) {
+        (Role::ReadyProbe, Ready::Asked(probe)) => Some(probe.question.clone()),
+        (Role::HealthProbe, _) => Some(spec.health.as_ref()?.probe.question.clone()),
+        _ => None,
+    }
 }
 
 /// What a run said on its notify socket.

@@ -68,7 +68,9 @@ pub use name::{InstanceId, NAME_BYTES_MAX, NameError, UnitName};
 pub use observed::{Instance, Observed, Phase};
 pub use outcome::{EXIT_NEVER_STARTED, ExitMatch, Outcome, Stage, StartError};
 pub use path::FilePath;
-pub use probe::{Health, HealthAction, Probe, Question, RETRIES_MAX};
+pub use probe::{
+    Health, HealthAction, PROBE_NO, PROBE_NOT_HTTP, PROBE_STATUS, Probe, Question, RETRIES_MAX,
+};
 pub use process::{
     Command, EnvFile, InheritEnv, Limit, Output, ProcessSpec, Ready, Resource, Stdin,
 };

@@ -3,6 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::outcome::Outcome;
 use super::path::FilePath;
 use super::process::Command;
 use super::template::Template;
@@ -10,6 +11,13 @@ use super::time::Span;
 
 /// Most failures in a row that can be asked for.
 pub const RETRIES_MAX: u32 = 100;
+
+/// Exit code of `opm probe` for a no: nobody takes a connection, or something is too large.
+pub const PROBE_NO: u8 = 1;
+/// Exit code for an answer that is not HTTP.
+pub const PROBE_NOT_HTTP: u8 = 4;
+/// Added to this, the first digit of a status that is none that was asked for is an exit code.
+pub const PROBE_STATUS: u8 = 10;
 
 /// What is asked.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -66,6 +74,28 @@ impl Question {
             }
             Self::Exec(Command::Shell(text)) => format!("exec {}", text.raw()),
             Self::Memory(bytes) => format!("memory below {bytes} bytes"),
+        }
+    }
+
+    /// What a no was, in words.
+    pub fn refusal(&self, outcome: &Outcome) -> String {
+        let in_vain = match outcome {
+            Outcome::NotStarted(error) => return error.to_string(),
+            Outcome::Exited(code) => Some(*code),
+            Outcome::Killed { .. } => None,
+            Outcome::Unknown => return outcome.to_string(),
+        };
+        match (self, in_vain) {
+            (Self::Exec(_), _) => format!("it {outcome}"),
+            (Self::Memory(_), _) => "it holds more".to_owned(),
+            (_, None) => "no answer in time".to_owned(),
+            (Self::Http { .. }, Some(PROBE_NOT_HTTP)) => "its answer is not HTTP".to_owned(),
+            (Self::Http { .. }, Some(code @ 11_u8..=19)) => {
+                format!("its answer is {}xx", code.saturating_sub(PROBE_STATUS))
+            }
+            (Self::Tcp(_) | Self::Unix(_) | Self::Http { .. }, Some(_)) => {
+                "nobody takes a connection".to_owned()
+            }
         }
     }
 }

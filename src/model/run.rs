@@ -178,6 +178,16 @@ pub struct Asked {
     pub process: Process,
     /// When it was put.
     pub at: Monotonic,
+    /// What the one before came to, where it was the same one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub before: Option<Outcome>,
+}
+
+impl Asked {
+    /// What it came to; while it is under way, what the one before did.
+    pub fn outcome(&self) -> Option<&Outcome> {
+        self.process.outcome().or(self.before.as_ref())
+    }
 }
 
 /// A process of a run.
@@ -363,7 +373,9 @@ impl Run {
     pub(super) fn set(&mut self, role: Role, process: Process, at: Monotonic) -> bool {
         self.left = None;
         if role.is_probe() {
-            self.asked = Some(Box::new(Asked { role, process, at }));
+            let before = self.asked.take().filter(|before| before.role == role);
+            let before = before.and_then(|before| before.outcome().cloned());
+            self.asked = Some(Box::new(Asked { role, process, at, before }));
         } else if role == Role::Main {
             self.main = Some(process);
         } else if let Some(before) = self.helper.replace(Box::new((role, process)))

@@ -45,7 +45,7 @@ pub use roll::{Turn, is_outdated, turn};
 pub use schedule::{MISSED_AFTER, rests_until_due};
 pub use start::reload_action;
 pub use stop::stop_time;
-pub use why::{few, unwell, waited_for, why};
+pub use why::{few, held_up, unwell, waited_for, why};
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -2,8 +2,8 @@
 
 use super::{BLOCKERS_MAX, View, blockers, restart};
 use crate::model::{
-    Blocker, End, Hold, Instance, InstanceId, Outcome, Phase, Question, Ready, Role, Run, Spec,
-    StopCause, Unit, UnitName, Until,
+    Blocker, End, Hold, Instance, InstanceId, Phase, Question, Ready, Role, Run, Spec, StopCause,
+    Unit, UnitName, Until,
 };
 
 /// Longest chain that is told; longer ones are cut, loops cannot be.
@@ -142,17 +142,7 @@ fn is_early(unit: &Unit, end: &End) -> bool {
 /// What the latest question whether it is ready came to.
 fn answer(run: &Run, question: &Question) -> Option<String> {
     let asked = run.asked.as_ref().filter(|asked| asked.role == Role::ReadyProbe)?;
-    Some(match asked.process.outcome()? {
-        Outcome::NotStarted(error) => format!(": {error}"),
-        outcome @ (Outcome::Exited(_) | Outcome::Killed { .. } | Outcome::Unknown) => {
-            match question {
-                Question::Exec(_) => format!(": it {outcome}"),
-                Question::Tcp(_) | Question::Unix(_) => ": nobody takes a connection".to_owned(),
-                Question::Http { .. } => ": it does not answer as it should".to_owned(),
-                Question::Memory(_) => return None,
-            }
-        }
-    })
+    Some(format!(": {}", question.refusal(asked.outcome()?)))
 }
 
 /// What is to be said of one that is up and well.
@@ -179,22 +169,27 @@ fn blocks(view: &View<'_>, blocker: &Blocker) -> String {
         (Until::Connection, Some(socket)) => {
             format!("a connection on {} (`{}`)", socket.words(), blocker.unit)
         }
-        (Until::Is(_), _) => format!("{blocker}{}", at_rest(view, &blocker.unit)),
-        (Until::Connection | Until::Down, _) => blocker.to_string(),
+        (Until::Connection | Until::Is(_) | Until::Down, _) => blocker.to_string(),
     }
 }
 
-/// What is to be said of a unit that does not come because somebody says so, and how it comes then.
-fn at_rest(view: &View<'_>, unit: &UnitName) -> String {
-    let Some(id) = in_the_way(view, unit) else { return String::new() };
-    let hold = view.unit(&id).and_then(|unit| unit.hold_of(&id));
-    match hold {
-        Some(hold) => format!(", held by {} (`opm start {id}` lifts it)", hold.by),
-        None if super::rests_until_due(view, &id) => {
-            format!(", which runs when it is due (`opm start {id}` runs it now)")
+/// What is to be said of the first of what an instance waits for that does not come because somebody says so, and how
+/// it comes then.
+pub fn held_up(view: &View<'_>, id: &InstanceId) -> Option<String> {
+    let Phase::Waiting { on, .. } = &view.observed.get(id)?.phase else { return None };
+    let stuck = on.iter().filter(|on| on.stuck && matches!(on.until, Until::Is(_)));
+    stuck.filter_map(|blocker| in_the_way(view, &blocker.unit)).find_map(|id| {
+        let hold = view.unit(&id).and_then(|unit| unit.hold_of(&id));
+        match hold {
+            Some(hold) => {
+                Some(format!("`{id}` is held by {} (`opm start {id}` lifts it)", hold.by))
+            }
+            None if super::rests_until_due(view, &id) => {
+                Some(format!("`{id}` runs when it is due (`opm start {id}` runs it now)"))
+            }
+            None => held_up(view, &id),
         }
-        None => String::new(),
-    }
+    })
 }
 
 /// Why nothing brings an instance up.
@@ -230,7 +225,11 @@ fn health(spec: &Spec, run: &Run) -> Option<String> {
     let count = super::failures(health, run);
     let how = if count >= health.retries { "unhealthy" } else { "doubtful" };
     let words = health.probe.question.words();
-    (count > 0).then(|| format!("{how}: `{words}` failed {count} times in a row"))
+    let asked = run.asked.as_ref().filter(|asked| asked.role == Role::HealthProbe);
+    let refusal = asked.and_then(|asked| asked.outcome());
+    let refusal = refusal.map(|outcome| health.probe.question.refusal(outcome));
+    let refusal = refusal.map(|refusal| format!(": {refusal}")).unwrap_or_default();
+    (count > 0).then(|| format!("{how}: `{words}` failed {count} times in a row{refusal}"))
 }
 
 #[cfg(test)]
@@ -320,7 +319,7 @@ mod tests {
         assert_eq!(
             why_of(&desired, phases, "web"),
             [
-                "`web` is waiting: waits for `db` to be ready, held by uid 7 (`opm start db` lifts it)",
+                "`web` is waiting: waits for `db` to be ready",
                 "`db` is down: held by uid 7: disks (`opm start db` lifts it)",
             ]
         );

@@ -130,7 +130,8 @@ impl<S: System> Supervisor<S> {
             | Phase::Unproven { .. } => {
                 let lines = self.why(id);
                 let first = lines.first().and_then(|line| line.split_once(": "));
-                first.map(|(_, why)| why.to_owned()).unwrap_or_default()
+                let why = first.map(|(_, why)| why.to_owned());
+                why.into_iter().chain(plan::held_up(&view, id)).gather::<Vec<_>>().join("; ")
             }
         };
         Row {
