@@ -138,6 +138,9 @@ fn what_is_confirmed_stays_and_a_rollback_ends_a_trial() {
     version(&world, "web", "2");
     done(&world, &["apply", "units", "--confirm", "1h", "--no-wait"]);
     assert_eq!(done(&world, &["confirm"]), "generation 2 stays\n");
+    // As in a script, where the same is applied once more.
+    done(&world, &["apply", "units", "--confirm", "1h"]);
+    assert_eq!(done(&world, &["confirm"]), "generation 2 stays\n");
     version(&world, "web", "3");
     done(&world, &["apply", "units", "--confirm", "1h"]);
     // A trial of a trial goes back to what was before both.
@@ -145,7 +148,7 @@ fn what_is_confirmed_stays_and_a_rollback_ends_a_trial() {
     done(&world, &["apply", "units", "--confirm", "1h"]);
     done(&world, &["rollback"]);
     assert_eq!(wanted(&world, "web"), "2");
-    assert_eq!(world.opm(&["confirm"]).code, 4);
+    assert_eq!(world.opm(&["confirm"]).code, 4, "that is rolled back");
     assert_eq!(records(&world).len(), 5);
 }
 
@@ -164,7 +167,7 @@ fn an_apply_that_fails_is_taken_back() {
     assert!(world.pid("web").is_some() && world.pid("web") != pid);
     world.task("migrate", "exit 0", "");
     done(&world, &["apply", "units", "--rollback-on-failure"]);
-    assert_eq!(world.opm(&["confirm"]).code, 4, "it is confirmed already");
+    assert_eq!(done(&world, &["confirm"]), "generation 4 stays\n", "it is confirmed already");
 }
 
 #[test]
@@ -430,4 +433,17 @@ fn what_waits_for_what_is_held_or_due_later_takes_nothing_back() {
     world.staying("web", "requires: [db, bad]\n");
     let said = world.opm(&["apply", "units", "--rollback-on-failure"]);
     assert!(said.code == 1 && said.err.contains("taken back"), "{said:?}");
+}
+
+#[test]
+fn a_way_back_that_is_waited_for_ends_when_those_are_up_who_wait_for_what_has_changed() {
+    let Some(world) = World::new() else { return };
+    let app = "ready: {delay: 700ms}\nrequires: [{unit: m, condition: completed}]\n";
+    world.task("m", "exit 0", "");
+    world.staying("app", app);
+    world.apply(0);
+    world.task("m", "exit 1", "restart: never\n");
+    let said = world.opm(&["apply", "units", "--rollback-on-failure"]);
+    assert!(said.code == 1 && said.err.contains("taken back to generation"), "{said:?}");
+    assert_eq!(world.phase("app"), "up", "{said:?}");
 }

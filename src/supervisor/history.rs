@@ -197,10 +197,18 @@ impl<S: System> Supervisor<S> {
         }
     }
 
-    /// Says that what is tried out is to stay. Returns the generation that was.
+    /// Says that what is tried out is to stay, or stays already. Returns the generation that was. Refused where it
+    /// has been taken back, or nothing was applied.
     pub fn confirm(&mut self) -> Result<u64, Refusal> {
         if self.desired.trial.is_none() {
-            return Err(Refusal::Impossible("nothing waits to be confirmed".to_owned()));
+            let (records, _) = self.system.records(self.desired.applied);
+            let why = match records.first().map(|record| &record.cause) {
+                Some(Cause::Apply { .. }) => return Ok(self.desired.applied),
+                Some(Cause::Revert { .. }) => "it was not confirmed in time, and taken back",
+                Some(Cause::Rollback { .. }) => "it was rolled back",
+                None => "nothing waits to be confirmed",
+            };
+            return Err(Refusal::Impossible(why.to_owned()));
         }
         let mut desired = self.desired.clone();
         desired.trial = None;
