@@ -350,9 +350,9 @@ fn what_only_some_units_of_a_source_would_be_beside_the_others_is_checked_as_all
     for (unit, code, why) in [
         ("b", 2, "`a` and `b` would both write"),
         ("c", 2, "`c` and `d` conflict, and both would be up"),
-        ("e", 4, "`e` names in `logs.to` `ship`, which is not applied; apply it too"),
-        ("f", 4, "`f` names in `on_failure` `alarm`, which is not applied; apply it too"),
-        ("g", 4, "`g` names in `for` `web`, which is not applied; apply it too"),
+        ("e", 4, "`e` names in `logs.to` `ship`, which is not applied; apply `ship` too"),
+        ("f", 4, "`f` names in `on_failure` `alarm`, which is not applied; apply `alarm` too"),
+        ("g", 4, "`g` names in `for` `web`, which is not applied; apply `web` too"),
         ("h", 2, "`wants` of unit `h` names `web`, which is not applied"),
     ] {
         for command in ["plan", "apply"] {
@@ -367,6 +367,13 @@ fn what_only_some_units_of_a_source_would_be_beside_the_others_is_checked_as_all
         done(&world, &["apply", "units", "--only", one, "--only", other]);
     }
     done(&world, &["apply", "units", "--only", "h"]);
+    // What goes is needed by the version that stays of another one.
+    world.remove_unit("ship");
+    world.unit("e", SLEEP);
+    let said = world.opm(&["apply", "units", "--only", "ship"]);
+    let also = "`ship`, which goes; apply `e` too, with `--only e`";
+    assert!(said.code == 4 && said.err.contains(also), "{said:?}");
+    done(&world, &["apply", "units", "--only", "ship", "--only", "e"]);
 }
 
 #[test]

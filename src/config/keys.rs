@@ -193,7 +193,7 @@ pub const KEYS: &[Key] = &[
     now("inherit_env", Runs, "true, false or list of names", "true", Restart, "what is taken from the supervisor's own environment"),
     later("secrets", Runs, "map", "{}", Restart, "files in $OPM_SECRETS_DIR, never in the environment"),
     later("secrets.file", Runs, "path", "", Restart, "where the secret is read"),
-    now("stdin", Runs, "null, tty, logs or {file: path}", "null", Restart, "standard input; logs: what the units write whose `logs.to` names it"),
+    now("stdin", Runs, "null, logs or {file: path}", "null", Restart, "standard input; logs: what the units write whose `logs.to` names it"),
     now("stdin.file", Runs, "path", "", Restart, "the file it reads"),
     later("tty", Runs, "path", "null", Restart, "the terminal it runs on"),
     now("user", Runs, "name or number", "the supervisor's", Restart, "the user it runs as"),

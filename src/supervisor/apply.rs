@@ -181,7 +181,7 @@ impl<S: System> Supervisor<S> {
             if only.is_empty() {
                 self.leaves_whole(&desired)?;
             } else {
-                whole(&desired)?;
+                whole(&desired, only)?;
                 let rest = desired.units.iter().filter(|(name, unit)| {
                     !unit.removed && !only.contains(name) && !is_internal(unit)
                 });
@@ -262,8 +262,8 @@ impl<S: System> Supervisor<S> {
         Ok(all.into_values().collect())
     }
 
-    /// The desired state in which sources declare this and nothing else. What is wanted by hand
-    /// stays. `is_back`: they did so before, and what was started by hand then is up again.
+    /// The desired state in which sources declare this and nothing else. What is wanted by hand stays. `is_back`: they
+    /// did so before, and what was started by hand then is up again.
     pub(super) fn declaring(
         &self,
         all: Vec<Declared>,
@@ -279,9 +279,7 @@ impl<S: System> Supervisor<S> {
                 kept.insert(spec.name.clone());
                 let renumbered = set_spec(&mut desired, spec, &source, rolling, is_back);
                 // Where nothing runs, nothing has another number than it should.
-                let runs = |id: &InstanceId| {
-                    self.observed.get(id).is_some_and(|instance| instance.run.is_some())
-                };
+                let runs = |id: &InstanceId| self.observed.get(id).is_some_and(|i| i.run.is_some());
                 for id in renumbered.into_iter().filter(runs) {
                     desired.raise_epoch(&id);
                 }
@@ -434,14 +432,17 @@ fn indispensable(spec: &Spec) -> impl Iterator<Item = (Cow<'static, str>, &UnitN
     required.chain(named)
 }
 
-/// Units of two versions of a source must fit as one: the files alone did not show it.
-fn whole(desired: &Desired) -> Result<(), Refusal> {
+/// Units of two versions of a source must fit as one, where only these are applied: the files alone did not show it.
+fn whole(desired: &Desired, only: &[UnitName]) -> Result<(), Refusal> {
     let units = || desired.units.values().filter(|unit| !unit.removed).map(|unit| &*unit.spec);
     for spec in units() {
         let lost = indispensable(spec).find(|(_, name)| !is_declared(desired, name));
         if let Some((how, name)) = lost {
+            // What goes by that is still needed by the version of another unit that stays.
+            let goes = only.contains(name);
+            let (what, also) = if goes { ("goes", &spec.name) } else { ("is not applied", name) };
             return Err(Refusal::Impossible(format!(
-                "`{}` {how} `{name}`, which is not applied; apply it too, with `--only {name}`",
+                "`{}` {how} `{name}`, which {what}; apply `{also}` too, with `--only {also}`",
                 spec.name
             )));
         }
