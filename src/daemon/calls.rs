@@ -5,9 +5,9 @@ mod history;
 use mio::Token;
 use serde_json::{Map, Value, json};
 
-use super::Options;
 use super::clients::{Clients, Pending};
 use super::wait::{Goal, Wait};
+use super::{Options, setup};
 use crate::config::{self, SourceFile};
 use crate::model::{
     Author, FilePath, Gather, InstanceId, MESSAGE_BYTES_MAX, Signal, Span, UnitName, Wall,
@@ -72,7 +72,7 @@ pub(super) fn answer(
                     Answer::Later
                 }
                 "Wait" => wait(supervisor, clients, client, call),
-                "Reexec" => match supervisor.hand_over() {
+                "Reexec" => match setup::hand_over(supervisor) {
                     Ok(()) => Answer::Reexec,
                     Err(refusal) => Err(refusal.into()).into(),
                 },
@@ -172,7 +172,7 @@ fn info(supervisor: &Supervisor<Linux>) -> Value {
     json!({
         "version": env!("CARGO_PKG_VERSION"),
         "pid": std::process::id(),
-        "program": super::setup::program().map(|path| path.to_string_lossy().into_owned()).ok(),
+        "program": setup::program().map(|path| path.to_string_lossy().into_owned()).ok(),
         "generation": supervisor.desired().generation,
         "applied": supervisor.desired().applied,
         "run_dir": dirs.run.to_string_lossy(),

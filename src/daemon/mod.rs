@@ -433,12 +433,8 @@ impl Daemon {
     /// have taken already.
     fn replace_program(&mut self) -> SystemError {
         // What came in the last turn, after it was asked for, has to be known to the next one too.
-        if let Err(refusal) = self.supervisor.hand_over() {
+        if let Err(refusal) = setup::hand_over(&mut self.supervisor) {
             return SystemError::new("exec", "opm", refusal);
-        }
-        // The next one would find no place to begin in.
-        if let Err(error) = self.supervisor.system_mut().make_again() {
-            return SystemError::new("exec", "opm", error);
         }
         signals::block_all();
         self.signals.put_back();

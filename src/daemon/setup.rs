@@ -19,7 +19,7 @@ use crate::model::{
     Stdin, Template, Unit, UnitName,
 };
 use crate::plan::Capacity;
-use crate::supervisor::{Boot, COMMAND_SOURCE, KeeperOptions, Manner};
+use crate::supervisor::{Boot, COMMAND_SOURCE, KeeperOptions, Manner, Refusal, Supervisor};
 use crate::system::{self, Dirs, Linux, LockError, SystemError, places};
 
 /// Name of the unit of `opm run -- CMD`.
@@ -275,6 +275,13 @@ pub(super) fn program() -> std::io::Result<PathBuf> {
     let text = path.as_os_str().as_bytes();
     let text = text.strip_suffix(b" (deleted)").unwrap_or(text);
     Ok(PathBuf::from(std::ffi::OsStr::from_bytes(text)))
+}
+
+/// Makes sure that the next program finds all that is known, and a place to begin in.
+pub(super) fn hand_over(supervisor: &mut Supervisor<Linux>) -> Result<(), Refusal> {
+    let made = supervisor.system_mut().make_again();
+    made.map_err(|error| Refusal::Impossible(error.to_string()))?;
+    supervisor.hand_over()
 }
 
 /// Runs the program on disk in our place, with the same arguments, and hands over the lock.

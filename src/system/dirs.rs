@@ -198,9 +198,16 @@ impl Dirs {
         let noted: Vec<Self> = places::noted(&self).collect();
         let moved = self.elsewhere().map(|run| Self { logs: run.join(LOGS), run, ..self.clone() });
         let moved: Vec<Self> = moved.collect();
-        // In an image that cannot be written there may be the socket of a daemon that ran as it was built.
-        let mut all = noted.iter().chain([&self]).chain(&moved);
-        let mut found = all.find(|dirs| listens(dirs)).unwrap_or(&self).clone();
+        let mut others = noted.iter().chain(&moved).filter(|dirs| dirs.run != self.run);
+        let mut found = if others.any(|dirs| dirs.socket().exists()) {
+            // In an image that cannot be written there may be the socket of a daemon that ran as it was built.
+            let mut all = noted.iter().chain([&self]).chain(&moved);
+            all.find(|dirs| listens(dirs)).unwrap_or(&self).clone()
+        } else {
+            // Nobody is to be woken to see that he is there.
+            let here = noted.iter().find(|dirs| dirs.run == self.run);
+            here.or(noted.first()).unwrap_or(&self).clone()
+        };
         let beside = found.run.join(LOGS);
         let logs = noted.iter().chain(&moved).map(|dirs| &dirs.logs);
         if !can_be_used(&found.logs)
