@@ -377,6 +377,15 @@ fn a_plan_names_who_begins_or_goes_because_of_what_another_unit_needs_no_more_or
     then("it comes, and fails", &all_begin, &[]);
     on("p");
     then("it is in order", &all_begin, &["p", "q", "r"]);
+    let keys = "restart: {delay: 1h}\nlogs: {to: null}\n";
+    world.unit("p", &format!("command: [./nowhere]\n{keys}"));
+    world.opm(&["apply", "units", "--no-wait"]);
+    world.until_phase("p", "backoff");
+    world.unit("p", &format!("command: [sleep, '1000']\n{keys}"));
+    let plan = world.opm(&["plan", "units"]).out;
+    assert!(plan.contains("+ p (start)"), "{plan}");
+    world.opm(&["apply", "units", "--no-wait"]);
+    world.until_phase("p", "up");
 }
 
 #[test]

@@ -222,7 +222,7 @@ fn begins_anew(unit: &Unit, observed: &Observed) -> bool {
         && instances.any(|(id, instance)| {
             let is_over = matches!(
                 instance.phase,
-                Phase::Done | Phase::Failed { .. } | Phase::Skipped { .. }
+                Phase::Done | Phase::Failed { .. } | Phase::Skipped { .. } | Phase::Backoff { .. }
             );
             let is_other = instance.hash != unit.hash || instance.epoch != unit.epoch_of(id);
             is_over && is_other && unit.spec.has_instance(id) && unit.hold_of(id).is_none()
