@@ -173,7 +173,7 @@ fn a_lazy_service_starts_with_the_first_connection_and_an_eager_one_at_once() {
     // Eager: the change is taken over while it is down, and `user` waits for it.
     assert_eq!(world.opm(&["stop", "web"]).code, 0);
     socket(&world, "web-sock", &tcp(port), "accept: eager\n");
-    world.apply(1);
+    world.apply(0);
     assert_eq!(world.opm(&["release", "web"]).code, 0);
     world.until("a start", || world.lines("pids").len() == 3);
     // Without its socket it goes, and nobody listens any more.
