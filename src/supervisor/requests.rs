@@ -382,7 +382,7 @@ impl<S: System> Supervisor<S> {
                 (unit.started, unit.until_boot) = (true, !by_hand);
             }
             // What is required is tried anew where it has failed.
-            let is_anew = by_hand && name != *asked;
+            let is_anew = by_hand && name != *asked && !plan::is_lazy(&self.view(), &name);
             let has_failed = |known: &Instance| matches!(known.phase, Phase::Failed { .. });
             let known = self.observed.of_unit(&name).filter(|(_, known)| has_failed(known));
             known.filter(|_| is_anew).for_each(|(id, _)| desired.raise_epoch(id));
