@@ -195,9 +195,13 @@ fn what_was_asked_of_the_command_of_opm_itself_is_known_after_a_reexec_and_a_cra
     world.crash();
     world.run_with(&["run", "units", "--", "sleep", "2000"]);
     world.until("the next one", || world.phase("command") == "up");
+    let command = world.pid("command").unwrap();
     world.crash();
     world.run();
-    world.until("the next one", || world.phase("command") == "absent");
+    // While nobody answers, nothing is there.
+    world.until_phase("a", "up");
+    world.until("its end", || world.phase("command") == "absent");
+    assert!(!world.alive(command));
     world.until_phase("a", "up");
     world.assert_no_doubles();
 }

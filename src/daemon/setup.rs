@@ -150,6 +150,10 @@ pub(super) fn build(mut options: Options) -> Result<(Daemon, Option<PassedOver>)
         }
         let name = unit.spec.name.clone();
         loaded.desired.get_or_insert_default().units.insert(name, unit);
+    } else if let Some(saved) = saved {
+        // Nobody asks for it any more: it goes as what was removed does.
+        let unit = Unit { removed: true, ..saved };
+        loaded.desired.get_or_insert_default().units.insert(unit.spec.name.clone(), unit);
     }
     let (keeper, shutdown_budget) = (keeper_options(&options), options.shutdown_budget);
     let (descriptors, processes) = system::limits();

@@ -172,7 +172,8 @@ impl<S: System> Supervisor<S> {
         Ok(self.all_ids(&targets))
     }
 
-    /// Asks for one restart of units or instances; what is down is started. Of the instances of a unit only so many are away at a time where `rolling` says so.
+    /// Asks for one restart of units or instances; what is down is started. Of the instances of a unit only so many
+    /// are away at a time where `rolling` says so.
     pub fn restart(
         &mut self,
         names: &[String],
