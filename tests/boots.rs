@@ -96,3 +96,23 @@ fn an_end_of_opm_alone_is_no_boot_for_what_the_end_of_a_unit_started() {
     world.run();
     world.until_phase("alarm", "up");
 }
+
+#[test]
+fn who_stops_by_hand_what_was_displaced_until_the_next_boot_has_it_down_beyond_that() {
+    let mut world = World::bare();
+    let main = "test -e ok && exec sleep 1000; exit 1";
+    world.service("main", main, "restart: never\non_failure: {start: fallback}\n");
+    world.staying("fallback", "enabled: false\nconflicts: [main]\n");
+    world.staying("other", "");
+    if !world.start_pid_one(&["run", "units"]) {
+        return;
+    }
+    world.until_phase("fallback", "up");
+    // In the same words, as none are given.
+    assert_eq!(world.opm(&["stop", "main"]).code, 0);
+    std::fs::write(world.path("ok"), "").unwrap();
+    boot(&mut world);
+    world.until_phase("other", "up");
+    assert_eq!(world.row("main")["phase"], "down");
+    assert!(world.row("main")["held_by"].is_string(), "{}", world.row("main"));
+}

@@ -114,24 +114,32 @@ fn a_limit_of_file_sizes_that_opm_inherits_costs_lines_and_ends_nobody() {
     assert_eq!(world.opm(&["stop", "web"]).code, 0);
 }
 
+/// A disk of the state that is full, and a service that has an alarm started when it is told to end.
+fn full_with_an_alarm(world: &World, task: bool) -> bool {
+    if !tiny(world, "state") {
+        return false;
+    }
+    let keys = "restart: never\non_failure: {start: alarm}\n";
+    world.service("web", "read line < fifo; exit 1", keys);
+    if task {
+        world.task("alarm", "echo >> alarms", "enabled: false\n");
+    } else {
+        world.staying("alarm", "enabled: false\n");
+    }
+    assert!(world.command("mkfifo").arg("fifo").status().unwrap().success());
+    assert_eq!(world.opm(&["apply", "units", "--no-wait"]).code, 0);
+    world.until_phase("web", "up");
+    fill(world, "state");
+    std::fs::write(world.path("fifo"), "end\n").unwrap();
+    true
+}
+
 #[test]
 fn what_the_end_of_a_unit_starts_runs_although_that_cannot_be_saved() {
     let Some(world) = World::new() else { return };
-    if !tiny(&world, "state") {
+    if !full_with_an_alarm(&world, true) {
         return;
     }
-    world.service(
-        "web",
-        "read line < fifo; exit 1",
-        "restart: never\non_failure: {start: alarm}\n",
-    );
-    world.task("alarm", "echo >> alarms", "enabled: false\n");
-    let fifo = world.command("mkfifo").arg("fifo").status();
-    assert!(fifo.unwrap().success());
-    assert_eq!(world.opm(&["apply", "units", "--no-wait"]).code, 0);
-    world.until_phase("web", "up");
-    fill(&world, "state");
-    std::fs::write(world.path("fifo"), "end\n").unwrap();
     world.until_phase("alarm", "done");
     assert_eq!(world.lines("alarms").len(), 1);
     // Where another program is to go on with it, it has to be saved first.
@@ -148,20 +156,9 @@ fn what_the_end_of_a_unit_starts_runs_although_that_cannot_be_saved() {
 #[test]
 fn what_could_not_be_saved_is_saved_before_another_program_goes_on_with_it() {
     let Some(world) = World::new() else { return };
-    if !tiny(&world, "state") {
+    if !full_with_an_alarm(&world, false) {
         return;
     }
-    world.service(
-        "web",
-        "read line < fifo; exit 1",
-        "restart: never\non_failure: {start: alarm}\n",
-    );
-    world.staying("alarm", "enabled: false\n");
-    assert!(world.command("mkfifo").arg("fifo").status().unwrap().success());
-    assert_eq!(world.opm(&["apply", "units", "--no-wait"]).code, 0);
-    world.until_phase("web", "up");
-    fill(&world, "state");
-    std::fs::write(world.path("fifo"), "end\n").unwrap();
     world.until_phase("alarm", "up");
     empty(&world, "state");
     assert_eq!(world.opm(&["reexec"]).code, 0);

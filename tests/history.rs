@@ -435,9 +435,16 @@ fn what_waits_for_what_is_held_or_due_later_takes_nothing_back() {
     // Who asks for just that one is told that it did not come.
     let said = world.opm(&["start", "web"]);
     assert!(said.code == 1 && said.err.contains("`db` is held by"), "{said:?}");
-    // One that waits for what fails beside it fails.
+    // One that waits for what fails beside it fails, however many of them are held.
+    let many: Vec<String> = (0..40).map(|n| format!("a{n:02}")).collect();
+    for unit in &many {
+        world.staying(unit, "");
+    }
+    assert_eq!(world.apply(0).code, 0);
+    let names: Vec<&str> = many.iter().map(String::as_str).collect();
+    assert_eq!(world.opm(&[&["stop"][..], &names].concat()).code, 0);
     world.service("bad", "exit 1", "restart: never\nready: {delay: 1s}\n");
-    world.staying("web", "requires: [db, bad]\n");
+    world.staying("web", &format!("requires: [db, {}, bad]\n", many.join(", ")));
     let said = world.opm(&["apply", "units", "--rollback-on-failure"]);
     assert!(said.code == 1 && said.err.contains("taken back"), "{said:?}");
 }

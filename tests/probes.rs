@@ -156,7 +156,7 @@ fn what_a_no_was_is_said() {
         ("language", "its answer is not HTTP"),
         ("nobody", "nobody takes a connection"),
         ("exec", "it exited 7"),
-        ("hangs", "it killed by SIGKILL"),
+        ("hangs", "no answer in time"),
     ] {
         world.until(said, || world.opm(&["why", unit]).out.contains(said));
     }

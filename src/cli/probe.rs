@@ -76,8 +76,9 @@ fn read_rest(stream: &TcpStream, reader: BufReader<&TcpStream>) -> io::Result<()
     stream.set_read_timeout(Some(Duration::from_nanos(REST_WAIT.as_nanos())))?;
     let (began, mut rest) = (monotonic_now(), reader.take(REST_BYTES_MAX));
     let mut part = [0u8; 4096];
-    while monotonic_now().since(began) < REST_WAIT && rest.read(&mut part).is_ok_and(|got| got > 0)
-    {
+    let mut is_over = false;
+    while !is_over && monotonic_now().since(began) < REST_WAIT {
+        is_over = rest.read(&mut part).map_or(true, |got| got == 0);
     }
     // It is over all the same.
     let _is_closed = stream.shutdown(Shutdown::Both);

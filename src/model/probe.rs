@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::outcome::Outcome;
 use super::path::FilePath;
 use super::process::Command;
+use super::signal::Signal;
 use super::template::Template;
 use super::time::Span;
 
@@ -82,13 +83,15 @@ impl Question {
         let in_vain = match outcome {
             Outcome::NotStarted(error) => return error.to_string(),
             Outcome::Exited(code) => Some(*code),
-            Outcome::Killed { .. } => None,
-            Outcome::Unknown => return outcome.to_string(),
+            // So it is ended when its time is over; by another signal it ends with its run.
+            Outcome::Killed { signal, .. } if *signal == Signal::KILL => None,
+            Outcome::Killed { .. } => return format!("its question was {outcome}"),
+            Outcome::Unknown => return "nobody saw the answer".to_owned(),
         };
         match (self, in_vain) {
-            (Self::Exec(_), _) => format!("it {outcome}"),
-            (Self::Memory(_), _) => "it holds more".to_owned(),
             (_, None) => "no answer in time".to_owned(),
+            (Self::Exec(_), Some(_)) => format!("it {outcome}"),
+            (Self::Memory(_), Some(_)) => "it holds more".to_owned(),
             (Self::Http { .. }, Some(PROBE_NOT_HTTP)) => "its answer is not HTTP".to_owned(),
             (Self::Http { .. }, Some(code @ 11_u8..=19)) => {
                 format!("its answer is {}xx", code.saturating_sub(PROBE_STATUS))

@@ -338,6 +338,9 @@ impl Run {
 impl Run {
     pub(super) fn asked_anew(&mut self) -> bool {
         self.unhealthy = Shared::default();
+        if let Some(asked) = &mut self.asked {
+            asked.before = None;
+        }
         true
     }
 

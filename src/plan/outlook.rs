@@ -3,7 +3,7 @@
 //! Who waits for one goes on for as long as it may come; who looks at many is told which have come to
 //! rest. Both are about now: time that passes in a backoff is no rest, and nobody knows how it ends.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Turn, View, blockers, rests_until_due, turn};
 use crate::model::{Blocker, Instance, InstanceId, Kind, Phase, Unit, Until};
@@ -35,23 +35,41 @@ fn settled(phase: &Phase, wanted: bool, unit: Option<&Unit>) -> bool {
 }
 
 /// Whether an instance waits for nothing but what somebody holds down, or what runs when it is due: what it is
-/// down for is as it was asked for.
+/// down for is as it was asked for. Each of those in between is looked at once.
 pub fn awaits_held(view: &View<'_>, id: &InstanceId) -> bool {
-    let waits = view.observed.get(id).map(|instance| &instance.phase);
-    let Some(Phase::Waiting { on, .. }) = waits else { return false };
-    let is_held = |blocker: &Blocker| {
-        let Some(unit) = view.desired.units.get(&blocker.unit) else { return false };
-        let ids = unit.spec.instance_ids();
-        let mut absent = ids.iter().filter(|id| !is_there(view, unit, id)).peekable();
-        let is_asked_for = |id: &InstanceId| {
-            let has_failed = view.observed.get(id).is_some_and(has_failed);
-            let is_due_later = !has_failed && rests_until_due(view, id);
-            unit.hold_of(id).is_some() || is_due_later || awaits_held(view, id)
-        };
-        matches!(blocker.until, Until::Is(_)) && absent.peek().is_some() && absent.all(is_asked_for)
-    };
-    let mut stuck = on.iter().filter(|blocker| blocker.stuck).peekable();
-    stuck.peek().is_some() && stuck.all(is_held)
+    let (mut seen, mut queue) = (BTreeSet::new(), vec![id.clone()]);
+    while let Some(id) = queue.pop() {
+        if seen.contains(&id) {
+            continue;
+        }
+        let Some(absent) = absent_in_the_way(view, &id) else { return false };
+        queue.extend(absent.into_iter().filter(|id| !is_held_or_due(view, id)));
+        seen.insert(id);
+    }
+    true
+}
+
+/// The instances for which this one waits that nothing brings up; `None` where it does not wait for such alone.
+fn absent_in_the_way(view: &View<'_>, id: &InstanceId) -> Option<Vec<InstanceId>> {
+    let Phase::Waiting { on, .. } = &view.observed.get(id)?.phase else { return None };
+    on.iter().find(|blocker| blocker.stuck)?;
+    // What is noted may stand for others.
+    let all = blockers(view, &id.unit);
+    let mut absent = Vec::new();
+    for blocker in all.iter().chain(on).filter(|blocker| blocker.stuck) {
+        let unit = view.desired.units.get(&blocker.unit)?;
+        let ids = unit.spec.instance_ids().into_iter().filter(|id| !is_there(view, unit, id));
+        let before = absent.len();
+        absent.extend(ids.filter(|_| matches!(blocker.until, Until::Is(_))));
+        (absent.len() > before).then_some(())?;
+    }
+    Some(absent)
+}
+
+fn is_held_or_due(view: &View<'_>, id: &InstanceId) -> bool {
+    let is_held = view.unit(id).is_some_and(|unit| unit.hold_of(id).is_some());
+    let has_failed = view.observed.get(id).is_some_and(has_failed);
+    is_held || (!has_failed && rests_until_due(view, id))
 }
 
 fn has_failed(instance: &Instance) -> bool {

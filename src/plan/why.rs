@@ -1,5 +1,7 @@
 //! The chain from how an instance is to the cause of it.
 
+use std::collections::BTreeSet;
+
 use super::{BLOCKERS_MAX, View, blockers, restart};
 use crate::model::{
     Blocker, End, Hold, Instance, InstanceId, Phase, Question, Ready, Role, Run, Spec, StopCause,
@@ -173,23 +175,27 @@ fn blocks(view: &View<'_>, blocker: &Blocker) -> String {
     }
 }
 
-/// What is to be said of the first of what an instance waits for that does not come because somebody says so, and how
-/// it comes then.
+/// What is to be said of something that an instance waits for and that does not come because somebody says so, and how
+/// it comes then. Each of those in between is looked at once.
 pub fn held_up(view: &View<'_>, id: &InstanceId) -> Option<String> {
-    let Phase::Waiting { on, .. } = &view.observed.get(id)?.phase else { return None };
-    let stuck = on.iter().filter(|on| on.stuck && matches!(on.until, Until::Is(_)));
-    stuck.filter_map(|blocker| in_the_way(view, &blocker.unit)).find_map(|id| {
-        let hold = view.unit(&id).and_then(|unit| unit.hold_of(&id));
-        match hold {
-            Some(hold) => {
-                Some(format!("`{id}` is held by {} (`opm start {id}` lifts it)", hold.by))
+    let (mut seen, mut queue) = (BTreeSet::new(), vec![id.clone()]);
+    while let Some(waits) = queue.pop() {
+        let phase = view.observed.get(&waits).map(|instance| &instance.phase);
+        let Some(Phase::Waiting { on, .. }) = phase.filter(|_| seen.insert(waits)) else {
+            continue;
+        };
+        let stuck = on.iter().filter(|on| on.stuck && matches!(on.until, Until::Is(_)));
+        for id in stuck.filter_map(|blocker| in_the_way(view, &blocker.unit)) {
+            if let Some(hold) = view.unit(&id).and_then(|unit| unit.hold_of(&id)) {
+                return Some(format!("`{id}` is held by {} (`opm start {id}` lifts it)", hold.by));
             }
-            None if super::rests_until_due(view, &id) => {
-                Some(format!("`{id}` runs when it is due (`opm start {id}` runs it now)"))
+            if super::rests_until_due(view, &id) {
+                return Some(format!("`{id}` runs when it is due (`opm start {id}` runs it now)"));
             }
-            None => held_up(view, &id),
+            queue.push(id);
         }
-    })
+    }
+    None
 }
 
 /// Why nothing brings an instance up.
@@ -302,6 +308,53 @@ mod tests {
                 "`db` is failed: exited 1; it used up its starts",
             ]
         );
+    }
+
+    #[test]
+    fn what_is_reached_by_many_ways_is_looked_at_once() {
+        // Two on each floor, each of which requires both below: the ways double with each floor.
+        let (mut desired, mut phases) = (chain(&["base"]), Vec::new());
+        let floors: Vec<[String; 2]> =
+            (0..60).map(|n| [format!("a{n:02}"), format!("b{n:02}")]).collect();
+        let mut below = vec!["base".to_owned()];
+        for floor in &floors {
+            for unit in floor {
+                let mut spec = Spec::new(Kind::Service, name(unit));
+                let condition = Condition::Ready;
+                let needs = below.iter().map(|unit| Dependency { unit: name(unit), condition });
+                spec.relations.requires = needs.collect();
+                desired.units.insert(name(unit), Unit::new(Arc::new(spec), "-".to_owned()));
+                let until = Until::Is(Condition::Ready);
+                let on = below.iter().map(|unit| Blocker { unit: name(unit), until, stuck: true });
+                phases.push((unit.as_str(), Phase::Waiting { on: on.collect(), fresh: true }));
+            }
+            below = floor.to_vec();
+        }
+        for (base, is_held) in [(Phase::Failed { at_limit: false }, false), (Phase::Down, true)] {
+            if is_held {
+                let by = "uid 7".to_owned();
+                let hold =
+                    Hold { by, reason: String::new(), at: Wall(0), until: None, until_boot: false };
+                desired.units.get_mut(&name("base")).unwrap().hold = Some(Box::new(hold));
+            }
+            let mut observed = Observed::default();
+            for (unit, phase) in phases.iter().cloned().chain([("base", base)]) {
+                let instance = Instance { phase, ..Instance::default() };
+                observed.insert(InstanceId::single(&name(unit)), instance);
+            }
+            let graph = Graph::build(&desired);
+            let view = View {
+                desired: &desired,
+                graph: &graph,
+                observed: &observed,
+                shutdown: None,
+                agenda: &Agenda::default(),
+                wall: Wall(0),
+            };
+            let top = InstanceId::single(&name("a59"));
+            assert_eq!(held_up(&view, &top).is_some(), is_held);
+            assert_eq!(crate::plan::awaits_held(&view, &top), is_held);
+        }
     }
 
     #[test]

@@ -157,7 +157,8 @@ impl<S: System> Supervisor<S> {
             // named.
             let kept = known.as_ref().map_or("", |known| known.reason.as_str());
             let reason = if reason.is_empty() { kept } else { reason }.to_owned();
-            let is_same = |known: &Hold| known.until == until && known.reason == reason;
+            let is_same =
+                |known: &Hold| known.until == until && known.reason == reason && !known.until_boot;
             if !known.as_deref().is_some_and(is_same) {
                 *known = Some(Box::new(Hold {
                     by: by.to_owned(),
@@ -402,7 +403,8 @@ impl<S: System> Supervisor<S> {
                     let by = "opm".to_owned();
                     let (until, until_boot) = (None, !by_hand);
                     let hold = Hold { by, reason, at, until, until_boot };
-                    unit.hold.get_or_insert(Box::new(hold));
+                    let known = unit.hold.get_or_insert(Box::new(hold));
+                    known.until_boot &= !by_hand;
                     // After a boot it is as it was.
                     unit.started &= !by_hand;
                     unit.until_boot &= !by_hand;

@@ -141,10 +141,8 @@ impl Dirs {
         }
         if let Err(error) = make(&self.run, 0o755) {
             may_leave(&self.run, &error)?;
-            let mut others = self.elsewhere();
-            let found = others.find(|place| make(place, 0o755).is_ok());
+            let found = self.elsewhere().find(|place| make(place, 0o755).is_ok());
             let found = found.ok_or(LockError::Failed(error))?;
-            drop(others);
             moved.push(format!("{} cannot be made; using {}", self.run.display(), found.display()));
             copy_missing(&self.run, &found, &[&ledger]);
             self.run = found;
