@@ -248,6 +248,23 @@ fn where_all_directories_were_removed_whoever_makes_them_again_has_them_alone() 
 }
 
 #[test]
+fn what_could_not_be_saved_again_with_the_socket_is_saved_later() {
+    let Some(world) = with_web() else { return };
+    let daemon = world.daemon_pid().unwrap();
+    let state = world.root().join("state");
+    fs::remove_dir_all(world.root().join("run")).unwrap();
+    // Something is in the way of the saved state, and then no more.
+    fs::remove_file(state.join("desired.json")).unwrap();
+    fs::create_dir_all(state.join("desired.new/x")).unwrap();
+    world.kill("WINCH", daemon);
+    world.until("the socket", || world.root().join("run/control.sock").exists());
+    world.until("what is told", || world.log().contains("cannot save desired state"));
+    fs::remove_dir_all(state.join("desired.new")).unwrap();
+    world.until("the saved state", || state.join("desired.json").exists());
+    assert_eq!(world.starts("web"), 1);
+}
+
+#[test]
 fn a_run_directory_that_cannot_be_made_again_is_told_of_once_and_made_when_it_can() {
     let Some(mut world) = World::new() else { return };
     lasting(&world, "web");

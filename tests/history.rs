@@ -447,6 +447,10 @@ fn what_waits_for_what_is_held_or_due_later_takes_nothing_back() {
     world.staying("web", &format!("requires: [db, {}, bad]\n", many.join(", ")));
     let said = world.opm(&["apply", "units", "--rollback-on-failure"]);
     assert!(said.code == 1 && said.err.contains("taken back"), "{said:?}");
+    assert_eq!(world.row("web")["awaits_held"], true);
+    assert_eq!(world.opm(&["apply", "units"]).code, 1);
+    world.until("that it waits for the last one too", || world.row("web")["awaits_held"].is_null());
+    assert_eq!(world.phase("bad"), "failed");
 }
 
 #[test]

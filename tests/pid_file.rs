@@ -374,13 +374,18 @@ fn the_daemon_of_another_user_is_found_where_opm_may_not_look_into_it() {
     let Some(mut world) = World::new() else { return };
     let open = std::os::unix::fs::PermissionsExt::from_mode(0o777);
     fs::set_permissions(world.dir.path(), open).unwrap();
-    world.service("d", &forks(WRITE, 0), &format!("{KEYS}{NEVER}user: nobody\n"));
+    world.service("d", &forks(&when_let(WRITE), 0), &format!("{KEYS}{NEVER}user: nobody\n"));
     // As containers have it that were given no more.
     let mut command = world.command("setpriv");
     command.args(["--bounding-set=-sys_ptrace", "--inh-caps=-all", common::OPM, "--root"]);
     command.arg(world.root()).args(["run", "units"]);
     world.spawn(command);
     let pid = daemon_of(&world, "d");
+    // By then nothing else tells whose it is.
+    world.until("the first one's end", || {
+        world.phase("d") == "starting" && world.pid("d").is_none()
+    });
+    fs::write(world.path("d.go"), "").unwrap();
     world.until_phase("d", "up");
     assert_eq!(world.pid("d"), Some(pid));
     assert_eq!(world.opm(&["stop", "d"]).code, 0);

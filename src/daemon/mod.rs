@@ -244,10 +244,8 @@ impl Daemon {
     }
 
     fn turn(&mut self, events: Vec<crate::model::Event>) {
-        if self.clients.as_ref().is_some_and(Clients::is_removed) {
+        if self.unmade.is_some() || self.clients.as_ref().is_some_and(Clients::is_removed) {
             self.come_back();
-        } else {
-            self.unmade = None;
         }
         self.supervisor.turn(events);
         let notices = self.supervisor.take_notices();
@@ -338,7 +336,7 @@ impl Daemon {
                 return Err(SystemError::new("have again", socket.display(), error));
             }
         }
-        if let Some(clients) = &mut self.clients {
+        if let Some(clients) = self.clients.as_mut().filter(|clients| clients.is_removed()) {
             clients.rebind(self.poll.registry())?;
         }
         self.supervisor.put_back()
