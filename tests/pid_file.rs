@@ -375,9 +375,10 @@ fn the_daemon_of_another_user_is_found_where_opm_may_not_look_into_it() {
     let open = std::os::unix::fs::PermissionsExt::from_mode(0o777);
     fs::set_permissions(world.dir.path(), open).unwrap();
     world.service("d", &forks(&when_let(WRITE), 0), &format!("{KEYS}{NEVER}user: nobody\n"));
-    // As containers have it that were given no more.
+    // As containers have it that were given no more. (CAP_PERFMON lets look too, since Linux 6.13.)
     let mut command = world.command("setpriv");
-    command.args(["--bounding-set=-sys_ptrace", "--inh-caps=-all", common::OPM, "--root"]);
+    let few = "--bounding-set=-all,+chown,+dac_override,+fowner,+kill,+setgid,+setuid";
+    command.args([few, "--inh-caps=-all", common::OPM, "--root"]);
     command.arg(world.root()).args(["run", "units"]);
     world.spawn(command);
     let pid = daemon_of(&world, "d");
