@@ -300,3 +300,34 @@ fn beside_pid_one_opm_is_a_subreaper_and_stop_finds_what_escaped() {
     assert!(!world.alive(escaped), "it was stopped with its unit");
     world.assert_no_doubles();
 }
+
+#[test]
+fn a_next_program_that_cannot_begin_does_not_end_pid_one() {
+    if !is_root() {
+        skip("needs root to mount something over a file of /proc");
+        return;
+    }
+    let mut world = World::bare();
+    world.staying("a", "");
+    if !world.start_pid_one(&["run", "units"]) {
+        return;
+    }
+    world.until_phase("a", "up");
+    let main = world.pid("a");
+    // Without this number it cannot know which ledger is its own. Nobody can read the first byte of a memory.
+    let boot_id = "/proc/sys/kernel/random/boot_id";
+    let done = |mut command: std::process::Command| assert!(command.status().unwrap().success());
+    let mut hide = world.command("mount");
+    hide.args(["--bind", "/proc/1/mem", boot_id]);
+    done(hide);
+    let mut reexec = world.begin(&["reexec"]);
+    world.until("two tries", || world.log().matches("trying again, as processes run").count() == 2);
+    assert!(!reexec.wait().unwrap().success());
+    let mut show = world.command("umount");
+    show.arg(boot_id);
+    done(show);
+    world.until("one that could", || world.phase("a") == "up");
+    assert_eq!(world.pid("a"), main);
+    assert_eq!(world.starts("a"), 1);
+    world.assert_no_doubles();
+}

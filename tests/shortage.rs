@@ -4,8 +4,6 @@
 
 mod common;
 
-use std::fs;
-
 use common::{Said, World, in_shell, until, witness};
 
 /// Leaves opm no descriptor to open, or gives them back.
@@ -13,17 +11,6 @@ fn limit(world: &World, opm: i32, soft: &str) {
     let mut prlimit = world.command("prlimit");
     let limit = format!("--nofile={soft}:");
     assert!(prlimit.args(["--pid", &opm.to_string(), &limit]).status().unwrap().success());
-}
-
-/// How often the threads of opm have gone to wait.
-fn waits(world: &World, opm: i32) -> u64 {
-    let threads = fs::read_dir(world.proc().unwrap().join(format!("{opm}/task"))).unwrap();
-    let waits = threads.map(|thread| {
-        let status = fs::read_to_string(thread.unwrap().path().join("status")).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
-        line.unwrap().trim().parse::<u64>().unwrap()
-    });
-    waits.sum()
 }
 
 /// A service that leaves something behind in another session that heeds no TERM, and says so.
@@ -53,11 +40,11 @@ fn what_cannot_be_counted_counts_as_left() {
         let (opm, main) = (world.daemon_pid().unwrap(), world.pid("a").unwrap());
         let leftover = world.pid_in("leftover").unwrap();
         limit(&world, opm, "3");
-        let before = waits(&world, opm);
+        let before = world.waits(opm);
         world.kill("KILL", main);
         // All that follows from the end is in one turn.
         until("that opm has seen the end and waits again", || {
-            !world.alive(main) && waits(&world, opm) > before
+            !world.alive(main) && world.waits(opm) > before
         });
         limit(&world, opm, "1024");
         world.until("another start", || world.starts("a") == 2);

@@ -193,7 +193,8 @@ impl Trials {
                 Act::Rollback(Some(another))
             }
             (Some(_), 0..45) => Act::Confirm,
-            (Some(_), 45..60) => Act::Rollback(None),
+            // Of one that may be over by then it would go one further back.
+            (Some(Trial { ends: None, .. }), 45..60) => Act::Rollback(None),
             (None, 0..30) | (Some(_), 60..65) => Act::Apply(self.next()),
             (Some(_), 65..85) => Act::Nothing,
             (None | Some(_), _) => Act::Try(self.next(), span),

@@ -8,6 +8,7 @@ mod background;
 mod calls;
 mod clients;
 mod files;
+mod lean;
 mod report;
 mod setup;
 mod signals;
@@ -27,6 +28,7 @@ use crate::protocol::Failure;
 use crate::supervisor::{Source, Supervisor};
 use crate::system::{Dirs, Environment, Linux, LockError, System, SystemError};
 use clients::{Clients, Pending};
+use lean::Lean;
 use signals::Signals;
 
 /// Events taken from the kernel at once.
@@ -43,7 +45,8 @@ const STRAYS_KILL_WAIT: Span = Span::seconds(1);
 /// So many panics in so long a time, and nothing is started any more.
 const PANICS_MAX: usize = 3;
 const PANICS_WITHIN: Span = Span::seconds(60);
-/// The wait before what was removed, and could not be made again, is made again once more.
+/// The wait before what was removed, and could not be made again, is made again once more; and before opm
+/// begins again where it has to.
 const MAKE_AGAIN: Span = Span::seconds(1);
 /// Exit code after a bug of opm's own (`EX_SOFTWARE` of sysexits(3)).
 const EXIT_BUG: u8 = 70;
@@ -96,8 +99,7 @@ struct Daemon {
     cut_short: report::CutShort,
     /// The patience of the shutdown as far as it was reported.
     hurry: Option<crate::plan::Hurry>,
-    /// The generation since which memory was given back.
-    lean: u64,
+    lean: Lean,
 }
 
 /// Why a directory was not applied at the start: what was saved runs.
@@ -140,7 +142,10 @@ pub fn run(options: Options, ready: Ready<'_>) -> Result<u8, BootFailure> {
 }
 
 fn supervise(options: Options, ready: Ready<'_>) -> Result<u8, BootFailure> {
-    let (mut daemon, passed_over) = setup::build(options)?;
+    let arguments = options.arguments.clone();
+    let built = setup::build(options);
+    let (mut daemon, passed_over) =
+        built.map_err(|failure| setup::begin_again(&arguments, failure))?;
     ready(passed_over);
     loop {
         if let Some(code) = daemon.run() {
@@ -195,10 +200,14 @@ impl Daemon {
         // A signal that interrupts the wait has made its descriptor readable, or means nothing.
         loop {
             let now = self.supervisor.system().now();
+            let lets_go = self.lean.is_over(now);
             let timeout = self
                 .wake_at()
                 .map(|at| std::time::Duration::from_millis(at.since(now).as_millis_up()));
-            match self.poll.poll(kernel, timeout) {
+            if lets_go {
+                crate::system::become_lean();
+            }
+            match signals::let_through(|| self.poll.poll(kernel, timeout)) {
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
                 Err(error) => {
                     log::error!("cannot wait for events: {error}");
@@ -240,7 +249,8 @@ impl Daemon {
         let looks = self.supervisor.system().wake_at();
         // Without a socket no client wakes us.
         let again = self.unmade.as_ref().map(|_| now.after(MAKE_AGAIN));
-        [self.supervisor.wake_at(), waits, looks, again].into_iter().flatten().min()
+        let lean = self.lean.wake_at();
+        [self.supervisor.wake_at(), waits, looks, again, lean].into_iter().flatten().min()
     }
 
     fn turn(&mut self, events: Vec<crate::model::Event>) {
@@ -264,12 +274,8 @@ impl Daemon {
         if let Some(clients) = &mut self.clients {
             clients.notify(&self.supervisor, &notices, self.poll.registry());
         }
-        // What a change needed for a moment may be many times what is kept of it.
-        let generation = self.supervisor.desired().generation;
-        if generation != self.lean {
-            self.lean = generation;
-            crate::system::give_back_memory();
-        }
+        let now = self.supervisor.system().now();
+        self.lean.look(now, self.supervisor.desired().generation, !notices.is_empty());
     }
 
     /// A cycle broke an invariant. As PID 1 we go on: facts are in the ledger and in the kernel, and
@@ -370,6 +376,7 @@ impl Daemon {
 
     /// Reads the directory of units again and applies it.
     fn reapply(&mut self) {
+        self.lean.heard(self.supervisor.system().now());
         let Some(dir) = self.options.units.clone() else {
             log::info!("SIGHUP: there is no directory to read again");
             return;
@@ -398,6 +405,7 @@ impl Daemon {
     fn hear(&mut self, token: Token) {
         let Some(clients) = &mut self.clients else { return };
         clients.begin_to_hear(token);
+        self.lean.heard(self.supervisor.system().now());
         for _ in 0..CALLS_PER_TURN {
             let mut call = match clients.next_call(token) {
                 None => break,
@@ -426,7 +434,7 @@ impl Daemon {
         clients.flush(token, self.poll.registry());
     }
 
-    /// Runs the program on disk in our place. Signals are blocked over it: one that comes before
+    /// Runs the program on disk in our place. Signals stay blocked over it: one that comes before
     /// the new handlers are there waits for them, even as PID 1; and so does one that the old ones
     /// have taken already.
     fn replace_program(&mut self) -> SystemError {
@@ -434,12 +442,8 @@ impl Daemon {
         if let Err(refusal) = setup::hand_over(&mut self.supervisor) {
             return SystemError::new("exec", "opm", refusal);
         }
-        signals::block_all();
         self.signals.put_back();
-        let error =
-            setup::exec_again(&self.options, self.supervisor.system(), self.clients.as_ref());
-        signals::unblock_all();
-        error
+        setup::exec_again(&self.options, self.supervisor.system(), self.clients.as_ref())
     }
 
     /// Tells those who asked for the program on disk why it does not run.
@@ -483,7 +487,7 @@ impl Daemon {
                 return left;
             }
             let time = std::time::Duration::from_millis(deadline.since(now).as_millis_up());
-            if let Err(error) = self.poll.poll(&mut kernel, Some(time)) {
+            if let Err(error) = signals::let_through(|| self.poll.poll(&mut kernel, Some(time))) {
                 log::debug!("interrupted: {error}");
             }
             self.signals.pending();

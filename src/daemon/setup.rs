@@ -12,15 +12,16 @@ use mio::Poll;
 
 use super::clients::Clients;
 use super::files::read_source;
+use super::lean::Lean;
 use super::signals::Signals;
-use super::{Daemon, LISTENER, Options, PassedOver, SIGNALS, report};
+use super::{Daemon, LISTENER, MAKE_AGAIN, Options, PassedOver, SIGNALS, report};
 use crate::model::{
     Author, Command, Desired, FilePath, Gather, Kind, Output, ProcessSpec, RestartPolicy, Spec,
     Stdin, Template, Unit, UnitName,
 };
 use crate::plan::Capacity;
 use crate::supervisor::{Boot, COMMAND_SOURCE, KeeperOptions, Manner, Refusal, Supervisor};
-use crate::system::{self, Dirs, Linux, LockError, SystemError, places};
+use crate::system::{self, Dirs, Linux, LockError, System, SystemError, places};
 
 /// Name of the unit of `opm run -- CMD`.
 const COMMAND_UNIT: &str = "command";
@@ -161,6 +162,7 @@ pub(super) fn build(mut options: Options) -> Result<(Daemon, Option<PassedOver>)
     let boot =
         Boot { system: linux, loaded, replay, keeper, shutdown_budget, capacity, same_process };
     let supervisor = boot.supervisor();
+    let lean = Lean::new(supervisor.system().now());
     let mut daemon = Daemon {
         poll,
         signals,
@@ -173,7 +175,7 @@ pub(super) fn build(mut options: Options) -> Result<(Daemon, Option<PassedOver>)
         repeats: report::Repeats::default(),
         cut_short: report::CutShort::default(),
         hurry: None,
-        lean: 0,
+        lean,
     };
     let mut passed_over = None;
     if !same_process && let Some(dir) = daemon.options.units.clone() {
@@ -331,4 +333,30 @@ pub(super) fn exec_again(
         clients.take_back();
     }
     error(&reason)
+}
+
+/// What to do where there is no daemon: comes back with the failure, unless it would end PID 1, and with it
+/// processes that run. Whoever was PID 1 before us has left them, and may have had descriptors that we
+/// cannot have just now. So the program runs again after a while, for as often as it takes. What was handed
+/// over to us is lost by then, and it finds what runs as after a crash.
+pub(super) fn begin_again(arguments: &[OsString], failure: BootFailure) -> BootFailure {
+    if std::process::id() != 1 || !system::has_children() {
+        return failure;
+    }
+    log::error!("{failure}; trying again, as processes run that nobody else would look after");
+    let given = std::env::vars_os().filter(|(name, _)| !system::is_handed_over(name));
+    let env = given.map(|(name, value)| [name.as_bytes(), b"=", value.as_bytes()].concat());
+    let strings = |texts: Vec<Vec<u8>>| texts.into_iter().map(CString::new).collect();
+    let args: Result<Vec<CString>, _> =
+        strings(arguments.iter().map(|arg| arg.as_bytes().to_vec()).collect());
+    let env: Result<Vec<CString>, _> = strings(env.collect());
+    let (Ok(args), Ok(env)) = (args, env) else { return failure };
+    loop {
+        system::pause(MAKE_AGAIN);
+        let error = match program() {
+            Ok(program) => system::exec_again(program.as_os_str(), &args, &env),
+            Err(error) => error,
+        };
+        log::error!("cannot begin again: {error}");
+    }
 }

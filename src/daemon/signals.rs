@@ -1,4 +1,4 @@
-//! Signals, as something the poll can wait for.
+//! Signals, as something the poll can wait for. They are blocked but for that wait.
 
 use std::io;
 
@@ -48,8 +48,8 @@ const LEFT: [i32; 12] = [
 pub(super) struct Signals(Source);
 
 impl Signals {
-    /// Installs handlers, then lets signals through: whatever mask we were started with. `passes_on`:
-    /// for all signals that the supervisor of one command can pass on.
+    /// Installs handlers. Signals stay blocked, but for where they are [let through](let_through).
+    /// `passes_on`: for all signals that the supervisor of one command can pass on.
     pub(super) fn install(
         registry: &mio::Registry,
         token: mio::Token,
@@ -61,7 +61,6 @@ impl Signals {
             Source::new(TAKEN)?
         };
         registry.register(&mut source, token, mio::Interest::READABLE)?;
-        unblock_all();
         Ok(Self(source))
     }
 
@@ -93,8 +92,13 @@ pub(super) fn block_all() {
     mask(&SigSet::all());
 }
 
-pub(super) fn unblock_all() {
+/// Lets signals through while we wait for something, and at no other time: those that a thousand children
+/// send in one turn are one then, and interrupt nothing.
+pub(super) fn let_through<T>(wait: impl FnOnce() -> T) -> T {
     mask(&SigSet::empty());
+    let waited = wait();
+    block_all();
+    waited
 }
 
 fn mask(set: &SigSet) {

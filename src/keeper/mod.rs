@@ -47,7 +47,7 @@ use signal_hook_mio::v1_0::Signals;
 
 use crate::model::InstanceId;
 use crate::system::{
-    self,
+    self, LET_GO_AFTER,
     instruction::{self, Instruction},
 };
 use clock::now_ms;
@@ -116,6 +116,8 @@ struct Keeper {
     shared: Shared,
     /// When something is due of an instance, such as an unfinished line.
     unit_due: Option<u64>,
+    /// When memory is to be given back that was needed to look at instances.
+    lean_due: Option<u64>,
     stopping: bool,
     /// Whether the keeper before had no time to store what it had read.
     was_killed: bool,
@@ -160,6 +162,7 @@ impl Keeper {
             blocked: BTreeSet::new(),
             shared,
             unit_due: None,
+            lean_due: None,
             stopping: false,
             was_killed,
             is_gone: false,
@@ -176,6 +179,7 @@ impl Keeper {
         }
         let mut events = Events::with_capacity(EVENTS_MAX);
         while !(self.stopping && self.units.is_empty()) {
+            self.rest();
             match self.poll.poll(&mut events, self.timeout()) {
                 Err(error) if error.kind() == ErrorKind::Interrupted => events.clear(),
                 polled => polled?,
@@ -215,9 +219,20 @@ impl Keeper {
         fs::remove_file(instruction::log_dir(&self.run_dir).join(RUNNING))
     }
 
+    /// Gives back what is of no more use, if that is due: what is read of instances comes by pages of the
+    /// program that lines do not need.
+    fn rest(&mut self) {
+        if self.lean_due.take_if(|due| *due <= now_ms()).is_some() {
+            system::become_lean();
+        }
+    }
+
     fn timeout(&self) -> Option<Duration> {
         if self.ready.is_empty() {
-            sooner(self.unit_due, self.shared.room.retry_at)
+            [self.unit_due, self.shared.room.retry_at, self.lean_due]
+                .into_iter()
+                .flatten()
+                .min()
                 .map(|due| Duration::from_millis(due.saturating_sub(now_ms())))
         } else {
             Some(Duration::ZERO)
@@ -255,6 +270,7 @@ impl Keeper {
 
     /// Does what an instance's files say now.
     fn look_at(&mut self, id: &InstanceId) {
+        self.lean_due = Some(now_ms().saturating_add(LET_GO_AFTER.as_millis_up()));
         let known = self.tokens.get(id).copied();
         let instruction = match Instruction::read(&self.run_dir, id) {
             Ok(instruction) => instruction,
@@ -278,7 +294,7 @@ impl Keeper {
             (Some(instruction), None) => {
                 let token = Token(self.next_token);
                 self.next_token = self.next_token.saturating_add(1);
-                self.units.insert(token, Unit::new(id.to_string(), &instruction, &mut self.shared));
+                self.units.insert(token, Unit::new(id.clone(), &instruction, &mut self.shared));
                 self.tokens.insert(id.clone(), token);
                 self.attach(id, token);
                 token
@@ -352,8 +368,8 @@ impl Keeper {
                 Turn::Over => {
                     // Closing the FIFO takes it out of the poll set: nobody else has it.
                     unit.end(&mut self.shared);
+                    self.tokens.remove(&unit.id);
                     self.units.remove(&token);
-                    self.tokens.retain(|_, other| *other != token);
                     self.shared.room.is_made();
                     continue;
                 }

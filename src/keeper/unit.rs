@@ -16,7 +16,7 @@ use super::room::{self, Room};
 use super::split::{Part, Splitter};
 use super::stamp::Stamp;
 use super::store::Store;
-use crate::model::RunId;
+use crate::model::{InstanceId, RunId};
 use crate::system::instruction::{self, Destination, Instruction};
 use crate::system::run_mark;
 
@@ -84,6 +84,8 @@ pub(super) enum Turn {
 /// An instance.
 #[derive(Debug)]
 pub(super) struct Unit {
+    /// Which one it is.
+    pub(super) id: InstanceId,
     name: String,
     fifo: Option<Fifo>,
     splitter: Splitter,
@@ -110,12 +112,14 @@ pub(super) struct Unit {
 }
 
 impl Unit {
-    pub(super) fn new(name: String, instruction: &Instruction, shared: &mut Shared) -> Self {
+    pub(super) fn new(id: InstanceId, instruction: &Instruction, shared: &mut Shared) -> Self {
+        let name = id.to_string();
         let mut store = Store::new(&name, instruction);
         store.pack(&mut shared.packer);
         let address = shared.address(instruction);
         store.go_to(address.as_ref().map(|address| shared.outlets.open(address)));
         Self {
+            id,
             name,
             fifo: None,
             splitter: Splitter::default(),

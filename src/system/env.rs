@@ -7,11 +7,8 @@ use std::rc::Rc;
 
 use crate::model::Gather;
 
-/// Variables of the supervisor that say something about the supervisor itself.
-const OWN: [&str; 17] = [
-    "OPM_RUN",
-    "OPM_UNIT",
-    "OPM_INSTANCE",
+/// Variables by which the program of `opm reexec` has what the one before it had.
+const HANDED_OVER: [&str; 8] = [
     "OPM_LOCK_FD",
     "OPM_RUN_LOCK_FD",
     "OPM_LISTEN_FD",
@@ -20,6 +17,12 @@ const OWN: [&str; 17] = [
     "OPM_KEPT_RUN",
     "OPM_KEPT_STATE",
     "OPM_KEPT_LOGS",
+];
+/// Others that say something about the supervisor itself.
+const OWN: [&str; 9] = [
+    "OPM_RUN",
+    "OPM_UNIT",
+    "OPM_INSTANCE",
     "NOTIFY_SOCKET",
     "WATCHDOG_USEC",
     "WATCHDOG_PID",
@@ -27,6 +30,11 @@ const OWN: [&str; 17] = [
     "LISTEN_PID",
     "LISTEN_FDNAMES",
 ];
+
+/// Whether a variable hands something over to the next program of the same process.
+pub fn is_handed_over(name: &OsStr) -> bool {
+    HANDED_OVER.iter().any(|own| *name == **own)
+}
 
 /// A set of variables: any bytes, in a fixed order.
 pub type Environment = BTreeMap<OsString, OsString>;
@@ -39,7 +47,8 @@ pub(super) struct Inherited(BTreeMap<OsString, Rc<CStr>>);
 impl Inherited {
     /// Of all that the supervisor was given.
     pub(super) fn of(all: Environment) -> Self {
-        let units = all.into_iter().filter(|(name, _)| !OWN.iter().any(|own| *name == **own));
+        let is_own = |name: &OsStr| is_handed_over(name) || OWN.iter().any(|own| *name == **own);
+        let units = all.into_iter().filter(|(name, _)| !is_own(name));
         Self(
             units
                 .filter_map(|(name, value)| {

@@ -20,6 +20,7 @@ mod later;
 mod launch;
 mod ledger;
 mod linux;
+mod memory;
 mod notify;
 mod paths;
 pub(crate) mod places;
@@ -41,18 +42,18 @@ use std::sync::Arc;
 pub use archive::{Archive, RECORDS_MAX};
 pub use dirs::{Dirs, LockError};
 pub use disk::{Disk, Files};
-pub use env::Environment;
+pub use env::{Environment, is_handed_over};
 pub use ledger::{Ledger, Replay, compact_text, replay_text};
 pub use linux::{Linux, Options};
+pub use memory::{LET_GO_AFTER, become_lean, give_back_memory, keep_memory_small};
 pub use notify::{NotifyMessage, Ping, parse_notify};
 pub use process::{Stat, first_process_began, parse_stat};
 pub use store::{Loaded, Store, decode as decode_saved, encode as encode_saved};
 pub use sys::{
     be_in_background, become_subreaper, bytes_queued, close_on_exec_from, detach, exec_again,
-    forget_environment, give_back_memory, host_name, inherited_listener, is_file, isatty,
-    keep_memory_small, limits, lower_descriptor_limit, monotonic_now, mount_dev, mount_proc,
-    own_uid, peer_credentials, raise_descriptor_limit, set_inheritable, survive_large_files,
-    take_usual_umask, wall_now,
+    forget_environment, has_children, host_name, inherited_listener, is_file, isatty, limits,
+    lower_descriptor_limit, monotonic_now, mount_dev, mount_proc, own_uid, pause, peer_credentials,
+    raise_descriptor_limit, set_inheritable, survive_large_files, take_usual_umask, wall_now,
 };
 
 use jiff::tz::TimeZone;

@@ -8,7 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 
 use nix::time::{ClockId, clock_gettime};
 
-use crate::model::{Monotonic, Outcome, Signal, Wall};
+use crate::model::{Monotonic, Outcome, Signal, Span, Wall};
 
 /// `PIDFD_GET_INFO`, `include/uapi/linux/pidfd.h` (Linux 6.13): `_IOWR(0xFF, 11, 64 bytes)`.
 const PIDFD_GET_INFO: libc::c_ulong = 0xC040_FF0B;
@@ -120,21 +120,6 @@ pub(super) fn pidfd_outcome(fd: BorrowedFd<'_>) -> ForeignEnd {
     }
 }
 
-/// Lets large blocks of memory come from the kernel and go back to it, always: else the allocator
-/// keeps what was once needed for a moment. All threads share what it keeps.
-pub fn keep_memory_small() {
-    /// Bytes from which on a block is large: the allocator's own default, which is not raised then.
-    #[cfg(target_env = "gnu")]
-    const LARGE: libc::c_int = 128 * 1024;
-    #[cfg(target_env = "gnu")]
-    for (parameter, value) in [(libc::M_MMAP_THRESHOLD, LARGE), (libc::M_ARENA_MAX, 1)] {
-        // SAFETY: changes a number of the allocator.
-        if unsafe { libc::mallopt(parameter, value) } == 0 {
-            log::debug!("the allocator takes no advice");
-        }
-    }
-}
-
 /// Makes files and directories with the modes that are asked for, whatever mask we were started with.
 pub fn take_usual_umask() {
     let usual = nix::sys::stat::Mode::from_bits_truncate(0o022);
@@ -148,15 +133,6 @@ pub fn forget_environment(keep: impl Fn(&OsStr) -> bool) {
         // SAFETY: nobody else reads or changes it meanwhile, as there is one thread.
         unsafe { std::env::remove_var(name) };
     }
-}
-
-/// Gives memory that is not used back to the kernel.
-pub fn give_back_memory() {
-    // SAFETY: the allocator looks at its own free blocks.
-    #[cfg(target_env = "gnu")]
-    unsafe {
-        libc::malloc_trim(0)
-    };
 }
 
 /// Lets everybody else have the processor before this thread.
@@ -178,6 +154,25 @@ pub(super) fn outcome_of(status: i32) -> Outcome {
         }
     } else {
         Outcome::Exited(u8::try_from(libc::WEXITSTATUS(status)).unwrap_or(u8::MAX))
+    }
+}
+
+/// Whether this process has children, ended ones among them.
+pub fn has_children() -> bool {
+    // SAFETY: nothing is written where there is no place for it, waitid(2).
+    let result = unsafe {
+        let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+        libc::waitid(libc::P_ALL, 0, std::ptr::null_mut(), flags)
+    };
+    result == 0 || io::Error::last_os_error().raw_os_error() != Some(libc::ECHILD)
+}
+
+/// Waits, where there is no loop yet that could.
+pub fn pause(span: Span) {
+    let timeout = std::time::Duration::from_nanos(span.as_nanos());
+    let timeout = nix::sys::time::TimeSpec::from_duration(timeout);
+    if let Err(errno) = nix::poll::ppoll(&mut [], Some(timeout), None) {
+        log::debug!("the wait was cut short: {errno}");
     }
 }
 

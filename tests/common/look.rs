@@ -27,6 +27,31 @@ impl World {
         value.map(|value| value.trim().to_owned())
     }
 
+    /// How often the threads of a process have gone to wait.
+    pub fn waits(&self, pid: i32) -> u64 {
+        let threads = fs::read_dir(self.proc().unwrap().join(format!("{pid}/task"))).unwrap();
+        let waits = threads.map(|thread| {
+            let status = fs::read_to_string(thread.unwrap().path().join("status")).unwrap();
+            let mut lines = status.lines();
+            let line = lines.find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+            line.unwrap().trim().parse::<u64>().unwrap()
+        });
+        waits.sum()
+    }
+
+    /// Whether an opm has let go of most of its program, as an idle one does: then none of what came
+    /// before has it wake once more.
+    pub fn has_let_go(&self, pid: i32) -> bool {
+        let path = self.proc().unwrap().join(format!("{pid}/smaps"));
+        let smaps = fs::read_to_string(path).unwrap();
+        let (_, code) = smaps.split_once(" r-xp ").unwrap();
+        let kib = |name| {
+            let value = code.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+            value.trim().trim_end_matches(" kB").parse::<u64>().unwrap()
+        };
+        kib("Rss:") < kib("Size:") / 3
+    }
+
     /// The pid that a process of the namespace has here.
     pub fn host_pid(&self, pid: i32) -> Option<i32> {
         let namespace = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
