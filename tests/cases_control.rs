@@ -390,3 +390,25 @@ fn opm_s_own_log_says_when_and_as_much_whoever_started_the_daemon() {
         }
     }
 }
+
+#[test]
+fn who_asks_a_stopped_daemon_hears_so_and_gets_its_answer_when_it_goes_on() {
+    let Some(world) = World::new() else { return };
+    world.staying("a", "");
+    world.apply(0);
+    let pid = world.daemon_pid().unwrap();
+    world.kill("STOP", pid);
+    let waits = world.begin(&["wait", "a", "--for", "down", "--timeout", "1s"]);
+    let asks = world.begin(&["status", "a"]);
+    let said = Said::of_child(waits);
+    assert_eq!(said.code, 5, "{said:?}");
+    assert!(said.err.contains("does not answer"), "{said:?}");
+    assert!(
+        said.err.contains(&format!("process {pid}, which is to answer, is stopped")),
+        "{said:?}"
+    );
+    world.kill("CONT", pid);
+    let said = Said::of_child(asks);
+    assert_eq!(said.code, 0, "{said:?}");
+    assert!(said.out.contains("up"), "{said:?}");
+}

@@ -5,6 +5,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -12,10 +13,10 @@ use serde_json::{Value, json};
 use super::args::Global;
 use super::ssh::Ssh;
 use super::{Error, Exit, output};
-use crate::model::{SOCKET_PATH_MAX, Span};
+use crate::model::{Monotonic, SOCKET_PATH_MAX, Span};
 use crate::protocol::{Call, Decoder, REPLY_BYTES_MAX, Reply};
 use crate::supervisor::{Refusal, Row};
-use crate::system::Dirs;
+use crate::system::{Dirs, monotonic_now, parse_stat};
 
 /// The directories that a command means.
 pub(super) fn dirs(global: &Global) -> Dirs {
@@ -85,6 +86,9 @@ pub(super) fn nobody(global: &Global, instead: &str) -> Error {
     Error::new(Exit::NoDaemon, message)
 }
 
+/// After so long without a word it is looked at whether the daemon can say one.
+const SILENCE: Span = Span::seconds(5);
+
 /// What carries the bytes.
 enum Link {
     Socket(UnixStream),
@@ -95,6 +99,10 @@ enum Link {
 pub(super) struct Client {
     link: Link,
     decoder: Decoder,
+    /// When the daemon is late with its answer.
+    late: Option<Monotonic>,
+    /// Whether it was said that it is stopped.
+    is_told: bool,
 }
 
 impl Client {
@@ -104,7 +112,12 @@ impl Client {
             Some(host) => Some(Link::Ssh(Ssh::proxy(global, host)?)),
             None => socket(global)?.map(Link::Socket),
         };
-        Ok(link.map(|link| Self { link, decoder: Decoder::new(REPLY_BYTES_MAX) }))
+        if let Some(Link::Socket(stream)) = &link {
+            let silence = Duration::from_nanos(SILENCE.as_nanos());
+            stream.set_read_timeout(Some(silence)).map_err(|error| lost(&error.to_string()))?;
+        }
+        let decoder = Decoder::new(REPLY_BYTES_MAX);
+        Ok(link.map(|link| Self { link, decoder, late: None, is_told: false }))
     }
 
     /// Connects, or says that no daemon runs.
@@ -153,9 +166,30 @@ impl Client {
                 Ok(0) => return Err(self.cut_off(&"it closed the connection")),
                 Ok(length) => self.decoder.push(buffer.get(..length).unwrap_or_default()),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => self.bear_silence()?,
                 Err(error) => return Err(self.cut_off(&error)),
             }
         }
+    }
+
+    /// Nothing came for a while: of a daemon that somebody has stopped nothing will. It does what it was asked once
+    /// it goes on, so that it is waited for, unless only for a time.
+    fn bear_silence(&mut self) -> Result<(), Error> {
+        let Link::Socket(stream) = &self.link else { return Ok(()) };
+        let pid = crate::system::peer_credentials(stream.as_fd()).map_or(0, |(.., pid)| pid);
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let is_stopped = parse_stat(&stat).is_some_and(|stat| matches!(stat.state, 'T' | 't'));
+        if is_stopped && !self.is_told {
+            self.is_told = true;
+            output::note(&format!(
+                "opm: process {pid}, which is to answer, is stopped; `kill -CONT {pid}` lets it go on"
+            ));
+        }
+        if self.late.is_some_and(|late| late <= monotonic_now()) {
+            let message = format!("process {pid} does not answer; what was asked for may go on");
+            return Err(Error::new(Exit::TimedOut, message));
+        }
+        Ok(())
     }
 
     /// The connection is over; of ssh's end more is known than of the pipe's.
@@ -212,6 +246,7 @@ impl Client {
         brief: bool,
         progress: &mut dyn FnMut(&[Row]),
     ) -> Result<Waited, Error> {
+        self.late = timeout.map(|timeout| monotonic_now().after(timeout));
         let timeout = timeout.map(Span::as_millis_up);
         let parameters = json!({
             "units": units, "condition": condition, "timeout_ms": timeout, "brief": brief,
