@@ -8,6 +8,9 @@ use crate::model::{
 
 /// The shortest wait after a start that failed for want of a process or descriptor.
 const PASSING_DELAY: Span = Span::millis(100);
+/// The shortest wait after another start that made no process: nothing else takes time in one that comes to
+/// nothing, and opm would do nothing else.
+const UNSTARTED_DELAY: Span = Span::millis(10);
 
 /// What an instance without a run does next.
 pub(super) enum Next {
@@ -119,7 +122,7 @@ pub(super) fn after_another(
         | Phase::Skipped { .. } => {
             // The first of a chain follows something else: a due time, a hand, a run that was well.
             let attempt = chain.saturating_sub(1);
-            let wait = if attempt > 0 { delay(&unit.spec, attempt, end.run) } else { Span::ZERO };
+            let wait = if attempt > 0 { wait(&unit.spec, attempt, end) } else { Span::ZERO };
             // The first of those that count has to be forgotten before there is room for another.
             let room = unit.spec.restart.limit.and_then(|limit| {
                 let over = instance.starts.len().checked_sub(limit.starts as usize)?;
@@ -158,8 +161,8 @@ pub fn verdict(unit: &Unit, instance: &Instance, end: &End, wanted: bool) -> Ver
         }
         // No process or descriptor to be had: no fault of the unit's, whatever its policy.
         let attempt = instance.attempt.saturating_add(1);
-        let delay = delay(&unit.spec, attempt, end.run).max(PASSING_DELAY);
-        return Verdict::Backoff { until: end.at.after(delay), attempt };
+        let wait = wait(&unit.spec, attempt, end);
+        return Verdict::Backoff { until: end.at.after(wait), attempt };
     }
     if let Some(verdict) = final_verdict(unit, end) {
         return verdict;
@@ -174,8 +177,8 @@ pub fn verdict(unit: &Unit, instance: &Instance, end: &End, wanted: bool) -> Ver
         }
     }
     let attempt = if was_stable(unit, end) { 1 } else { instance.attempt.saturating_add(1) };
-    let delay = delay(&unit.spec, attempt, end.run);
-    Verdict::Backoff { until: end.at.after(delay), attempt }
+    let wait = wait(&unit.spec, attempt, end);
+    Verdict::Backoff { until: end.at.after(wait), attempt }
 }
 
 /// Whether a run was well for long enough that what follows it begins anew.
@@ -243,7 +246,17 @@ pub(super) fn is_success(spec: &Spec, end: &End) -> bool {
     end.cause == StopCause::MainEnded && ended_well && came_up
 }
 
-/// The wait before the automatic start number `attempt`, with its part of chance.
+/// The wait after a run's end before the automatic start number `attempt`.
+fn wait(spec: &Spec, attempt: u32, end: &End) -> Span {
+    let least = match &end.outcome {
+        Some(Outcome::NotStarted(_)) if is_passing(end) => PASSING_DELAY,
+        Some(Outcome::NotStarted(_)) => UNSTARTED_DELAY,
+        Some(Outcome::Exited(_) | Outcome::Killed { .. } | Outcome::Unknown) | None => Span::ZERO,
+    };
+    delay(spec, attempt, end.run).max(least)
+}
+
+/// The wait before the automatic start number `attempt` as the spec has it, with its part of chance.
 fn delay(spec: &Spec, attempt: u32, run: RunId) -> Span {
     let restart = &spec.restart;
     let exponent = i32::try_from(attempt.saturating_sub(1)).unwrap_or(i32::MAX);
@@ -432,19 +445,34 @@ mod tests {
         assert_eq!(verdict(&unit, &instance, &exited(0), true), Verdict::Done);
     }
 
+    fn error(passing: bool) -> StartError {
+        let reason = "resource temporarily unavailable".to_owned();
+        StartError { stage: Stage::Fork, subject: String::new(), reason, passing }
+    }
+
+    #[test]
+    fn what_makes_no_process_waits_for_a_moment_also_without_a_delay() {
+        let mut unit = unit(Kind::Service);
+        let spec = Arc::make_mut(&mut unit.spec);
+        spec.restart.delay = Span::ZERO;
+        let instance = Instance::default();
+        for (outcome, least) in
+            [(Outcome::NotStarted(error(false)), UNSTARTED_DELAY), (Outcome::Exited(1), Span::ZERO)]
+        {
+            let end = end(outcome);
+            let until = end.at.after(least);
+            let again = Verdict::Backoff { until, attempt: 1 };
+            assert_eq!(verdict(&unit, &instance, &end, true), again);
+        }
+    }
+
     #[test]
     fn a_shortage_is_waited_out_whatever_the_policy_and_the_limit() {
         let mut unit = unit(Kind::Task);
         let spec = Arc::make_mut(&mut unit.spec);
         spec.restart.delay = Span::ZERO;
         spec.restart.limit = Some(StartLimit { starts: 1, within: Span::FOREVER });
-        let error = StartError {
-            stage: Stage::Fork,
-            subject: String::new(),
-            reason: "resource temporarily unavailable".to_owned(),
-            passing: true,
-        };
-        let end = end(Outcome::NotStarted(error));
+        let end = end(Outcome::NotStarted(error(true)));
         let instance = Instance { starts: [second(99)].into(), ..Instance::default() };
         let until = end.at.after(PASSING_DELAY);
         let again = Verdict::Backoff { until, attempt: 1 };
