@@ -328,3 +328,34 @@ fn case_035_a_third_interrupt_kills_what_is_left() {
     assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
     assert!(!world.alive(x));
 }
+
+#[test]
+fn what_is_between_two_programs_or_about_to_end_is_not_lost_sight_of() {
+    const RUNS: usize = 400;
+    for is_first in [true, false] {
+        let Some(mut world) = (if is_first { Some(World::bare()) } else { World::new() }) else {
+            return;
+        };
+        // None of them heeds the end of its session, and each is elsewhere by then.
+        let execs = "setsid sh -c 'exec env env env env env sleep 4002' & exit 1";
+        let forks = "setsid -f sleep 4002; exit 1";
+        let more = "restart: {policy: always, delay: 1ms, factor: 1}\nstop: {timeout: 100ms}\n";
+        world.service("execs", &format!("echo >> execs.starts; {execs}"), more);
+        world.service("forks", &format!("echo >> forks.starts; {forks}"), more);
+        if !is_first {
+            world.run();
+        } else if !world.start_pid_one(&["run", "--quiet", "units"]) {
+            return;
+        }
+        world.until("many runs", || {
+            ["execs", "forks"].iter().all(|name| world.starts(name) >= RUNS)
+        });
+        assert_eq!(world.opm(&["stop", "execs", "forks"]).code, 0);
+        let left = world
+            .pids()
+            .into_iter()
+            .filter(|pid| world.alive(*pid) && world.command_line(*pid).contains("4002"));
+        let left: Vec<i32> = left.collect();
+        assert!(left.is_empty(), "{left:?} outlived their units (opm is first: {is_first})");
+    }
+}

@@ -14,6 +14,10 @@ use crate::model::{Identity, Signal, Wall};
 const STAT_BYTES_MAX: usize = 2048;
 /// Among the flags of a process: forked, and no exec since then; `include/linux/sched.h` of the kernel.
 const PF_FORKNOEXEC: u32 = 0x40;
+/// It ends, and has no memory any more, or will have none.
+const PF_EXITING: u32 = 0x4;
+/// It is a thread of the kernel's, which never has any.
+const PF_KTHREAD: u32 = 0x20_0000;
 /// For programs the kernel counts start times in hundredths of a second, `proc_pid_stat(5)`.
 const TICK: Duration = Duration::from_millis(10);
 /// How near to the next tick the clock says nothing of the start of a process.
@@ -84,6 +88,23 @@ pub(super) fn try_stat(pid: i32) -> std::io::Result<Stat> {
     let got = File::open(stat_path(pid))?.read(&mut bytes)?;
     let text = String::from_utf8_lossy(bytes.get(..got).unwrap_or_default());
     parse_stat(&text).ok_or_else(|| std::io::ErrorKind::InvalidData.into())
+}
+
+/// How many bytes the environment of a process has, by the text of its `stat`; `None` while that is not known: on its
+/// way from one program to the next, and to its end, a process does not show the memory that it had any
+/// more, and that of the next one not yet (`bprm_execve` and `exit_mm` in the kernel).
+pub(super) fn environment_bytes(stat: &str) -> Option<u64> {
+    let (_, rest) = stat.rsplit_once(')')?;
+    let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
+    // The first field after the name is the third.
+    let field = |number: usize| fields.get(number.checked_sub(3)?)?.parse::<u64>().ok();
+    let (flags, code, begin, end) = (field(9)?, field(26)?, field(50)?, field(51)?);
+    if flags & u64::from(PF_KTHREAD) != 0 {
+        return Some(0);
+    }
+    // Where the code is is set last, after the begin and the end of the environment, `load_elf_binary`.
+    let is_there = flags & u64::from(PF_EXITING) == 0 && code != 0 && begin != 0;
+    is_there.then(|| end.saturating_sub(begin))
 }
 
 /// How long the machine is up, on the clock of start times.

@@ -24,6 +24,9 @@ pub(super) const COOKIE: &str = "OPM_RUN";
 
 /// Links to the directory of a process's threads where there is one: its own, its name, and the thread's.
 const TASK_LINKS_OF_ONE: u64 = 3;
+/// How often the environment of a process is looked at that is between two programs, or about to end: for about
+/// a millisecond.
+const LOOKS_BETWEEN: usize = 32;
 /// Bytes of a list of children that are read at once; the kernel gives no more.
 const CHILDREN_BYTES: usize = 4096;
 
@@ -154,11 +157,16 @@ fn family(run: &RunRef, strays: &[i32], ends: &Ends) -> (BTreeMap<i32, Stat>, bo
     }
     let seen: Vec<(i32, Stat)> =
         strays.iter().filter_map(|pid| Some((*pid, sight.stat(*pid)?))).collect();
-    let is_stale = seen.len() < strays.len() || seen.iter().any(|(_, stat)| stat.is_dead());
+    let mut is_stale = seen.len() < strays.len() || seen.iter().any(|(_, stat)| stat.is_dead());
     for (stray, stat) in &seen {
-        if in_session(stat, run, ends) || cookie_of(*stray, &sight).is_some_and(|of| of == run.run)
-        {
+        if in_session(stat, run, ends) {
             family.add(*stray, own);
+            continue;
+        }
+        match mark_of(*stray, &sight) {
+            Mark::Of(of) if of == run.run => family.add(*stray, own),
+            Mark::Gone => is_stale = true,
+            Mark::Of(_) | Mark::Nobodys => {}
         }
     }
     let sessions = sessions(run, &family.members);
@@ -278,37 +286,96 @@ fn sessions(run: &RunRef, members: &BTreeMap<i32, Stat>) -> BTreeSet<i32> {
     members.values().map(|stat| stat.session).filter(|session| leaders.contains(session)).gather()
 }
 
-/// The environment of a process; an error where nobody can look.
-fn environment(pid: i32) -> io::Result<Vec<u8>> {
-    let env = fs::read(format!("/proc/{pid}/environ"))?;
-    if !env.is_empty() {
-        return Ok(env);
+/// The environment of a process, or what is seen of it at this moment.
+struct Env {
+    bytes: Vec<u8>,
+    /// Whether that is all of it: amid an exec the end of it is not to be had any more.
+    is_whole: bool,
+}
+
+impl Env {
+    /// Of a process or thread, by its directory; an error where nobody can look.
+    fn read(dir: &Path) -> io::Result<Self> {
+        let bytes = fs::read(dir.join("environ"))?;
+        let stat = fs::read(dir.join("stat"))?;
+        let length = process::environment_bytes(&String::from_utf8_lossy(&stat));
+        let is_whole = length == u64::try_from(bytes.len()).ok();
+        Ok(Self { bytes, is_whole })
     }
-    // A first thread that has ended has none any more, and the others have.
-    for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
-        match fs::read(thread?.path().join("environ")) {
-            Ok(env) if env.is_empty() => {}
-            Err(error) if !sys::is_shortage(&error) => {}
-            found => return found,
+
+    fn of(pid: i32) -> io::Result<Self> {
+        let env = Self::read(Path::new(&format!("/proc/{pid}")))?;
+        if env.is_whole || !env.bytes.is_empty() {
+            return Ok(env);
+        }
+        // A first thread that has ended has none any more, and the others have.
+        for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
+            match Self::read(&thread?.path()) {
+                Ok(env) if env.bytes.is_empty() => {}
+                Err(error) if !sys::is_shortage(&error) => {}
+                found => return found,
+            }
+        }
+        Ok(env)
+    }
+
+    /// The number of a run in it, as it stands there.
+    fn cookie(&self) -> Option<&[u8]> {
+        let mut entries = self.bytes.split(|byte| *byte == 0);
+        entries.find_map(|entry| entry.strip_prefix(COOKIE.as_bytes())?.strip_prefix(b"="))
+    }
+
+    fn run(&self) -> Option<RunId> {
+        u64::from_str_radix(std::str::from_utf8(self.cookie()?).ok()?, 16).ok().map(RunId)
+    }
+}
+
+/// Of which run a process says that it is.
+#[derive(Debug, PartialEq, Eq)]
+enum Mark {
+    /// Of this one, by the number in its environment.
+    Of(RunId),
+    /// Of none, or nobody can look.
+    Nobodys,
+    /// It has ended since it was seen.
+    Gone,
+}
+
+/// Of which run a process says that it is. One that stays between two programs, or is long about its end, may be
+/// of any: that is a shortage of sight.
+fn mark_of(pid: i32, sight: &Sight) -> Mark {
+    for _ in 0..LOOKS_BETWEEN {
+        let env = match Env::of(pid) {
+            Err(error) if is_gone(&error) => None,
+            read => match sight.of(read) {
+                Some(env) => Some(env),
+                None => return Mark::Nobodys,
+            },
+        };
+        if let Some(run) = env.as_ref().and_then(Env::run) {
+            return Mark::Of(run);
+        }
+        if env.is_some_and(|env| env.is_whole) {
+            return Mark::Nobodys;
+        }
+        // Of one that ends the directory is there, and nothing in it.
+        match process::try_stat(pid) {
+            Ok(stat) if !stat.is_dead() => std::thread::yield_now(),
+            Ok(_) | Err(_) => return Mark::Gone,
         }
     }
-    Ok(Vec::new())
+    sight.is_short.set(true);
+    Mark::Nobodys
 }
 
-/// The run whose number a process has in its environment.
-fn cookie_of(pid: i32, sight: &Sight) -> Option<RunId> {
-    let begin = format!("{COOKIE}=");
-    let env = sight.of(environment(pid))?;
-    let mut entries = env.split(|byte| *byte == 0);
-    let value = entries.find_map(|entry| entry.strip_prefix(begin.as_bytes()))?;
-    u64::from_str_radix(std::str::from_utf8(value).ok()?, 16).ok().map(RunId)
+fn is_gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH)
 }
 
-/// Whether a process has the number of any run in its environment; `None` where nobody can look.
+/// Whether a process has the number of any run in its environment, or may have; `None` where nobody can look.
 pub(super) fn has_any_cookie(pid: i32) -> Option<bool> {
-    let begin = format!("{COOKIE}=");
-    let env = environment(pid).ok()?;
-    Some(env.split(|byte| *byte == 0).any(|entry| entry.starts_with(begin.as_bytes())))
+    let env = Env::of(pid).ok()?;
+    Some(env.cookie().is_some() || !env.is_whole)
 }
 
 /// Every process that can be seen, at one moment. It is read once for all runs that are looked for in it.
@@ -337,7 +404,7 @@ impl Everybody {
         let by_cookie = self.by_cookie.get_or_init(|| {
             let mut found: BTreeMap<RunId, Vec<i32>> = BTreeMap::new();
             for pid in self.all.keys() {
-                if let Some(run) = cookie_of(*pid, &self.sight) {
+                if let Mark::Of(run) = mark_of(*pid, &self.sight) {
                     found.entry(run).or_default().push(*pid);
                 }
             }

@@ -79,10 +79,12 @@ impl Linux {
             let everybody = || Rc::new(Everybody::now());
             found = tree::members(run, strays.as_deref(), &self.ends(run.run), everybody);
             if !found.is_stale || strays == before {
-                break;
+                return found;
             }
             before = strays;
         }
+        // They are born faster than they are seen.
+        found.is_short = true;
         found
     }
 
