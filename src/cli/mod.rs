@@ -163,6 +163,9 @@ fn start_log(args: &Args) {
     let mut builder = env_logger::Builder::new();
     // A daemon that another command starts says as much as one that was started by itself.
     let most = level.max(log::LevelFilter::Info);
+    if args.command.is_supervisor() {
+        builder.target(env_logger::Target::Pipe(Box::new(system::messages::Writer)));
+    }
     builder.filter_level(most).filter_module("mio", log::LevelFilter::Warn);
     builder.format(|out, record| {
         let sign = match record.level() {

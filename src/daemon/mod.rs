@@ -26,7 +26,7 @@ pub use setup::BootFailure;
 use crate::model::{Monotonic, Signal, Span};
 use crate::protocol::Failure;
 use crate::supervisor::{Source, Supervisor};
-use crate::system::{Dirs, Environment, Linux, LockError, System, SystemError};
+use crate::system::{Dirs, Environment, Linux, LockError, System, SystemError, messages};
 use clients::{Clients, Pending};
 use lean::Lean;
 use signals::Signals;
@@ -45,8 +45,7 @@ const STRAYS_KILL_WAIT: Span = Span::seconds(1);
 /// So many panics in so long a time, and nothing is started any more.
 const PANICS_MAX: usize = 3;
 const PANICS_WITHIN: Span = Span::seconds(60);
-/// The wait before what was removed, and could not be made again, is made again once more; and before opm
-/// begins again where it has to.
+/// The wait before what was removed is made again once more, and before opm begins again where it has to.
 const MAKE_AGAIN: Span = Span::seconds(1);
 /// Exit code after a bug of opm's own (`EX_SOFTWARE` of sysexits(3)).
 const EXIT_BUG: u8 = 70;
@@ -124,6 +123,7 @@ pub type Ready<'a> = &'a mut (dyn FnMut(Option<PassedOver>) + Send);
 /// can be made, as in containers whose filter refuses clone3(2), the first one does it all.
 pub fn run(options: Options, ready: Ready<'_>) -> Result<u8, BootFailure> {
     crate::system::keep_memory_small();
+    messages::wait_for_nobody();
     crate::system::take_usual_umask();
     signals::block_all();
     let mut options = Some(options);
@@ -138,7 +138,9 @@ pub fn run(options: Options, ready: Ready<'_>) -> Result<u8, BootFailure> {
             }
         }
     });
-    over.or_else(begin).unwrap_or(Ok(EXIT_BUG))
+    let code = over.or_else(begin).unwrap_or(Ok(EXIT_BUG));
+    messages::finish();
+    code
 }
 
 fn supervise(options: Options, ready: Ready<'_>) -> Result<u8, BootFailure> {
@@ -250,7 +252,8 @@ impl Daemon {
         // Without a socket no client wakes us.
         let again = self.unmade.as_ref().map(|_| now.after(MAKE_AGAIN));
         let lean = self.lean.wake_at();
-        [self.supervisor.wake_at(), waits, looks, again, lean].into_iter().flatten().min()
+        let talk = messages::try_again().then(|| now.after(messages::AGAIN));
+        [self.supervisor.wake_at(), waits, looks, again, lean, talk].into_iter().flatten().min()
     }
 
     fn turn(&mut self, events: Vec<crate::model::Event>) {
@@ -443,6 +446,7 @@ impl Daemon {
             return SystemError::new("exec", "opm", refusal);
         }
         self.signals.put_back();
+        messages::finish();
         setup::exec_again(&self.options, self.supervisor.system(), self.clients.as_ref())
     }
 

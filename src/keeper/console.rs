@@ -3,9 +3,11 @@
 //! A bounded queue in front of a [`Sink`]: a reader that is slow, stuck or gone costs lines here,
 //! with a count, and never a line of the logs, and never a wait.
 
+use std::os::fd::AsFd;
+
 use mio::{Registry, Token};
 
-use super::sink::{Sink, Write};
+use crate::system::{Sink, Written};
 
 /// Most bytes that wait for the reader. What comes on top is dropped and counted.
 const QUEUE_BYTES_MAX: usize = 1024 * 1024;
@@ -38,7 +40,13 @@ pub(super) struct Console {
 impl Console {
     /// Takes descriptor 1 as it is.
     pub(super) fn open(registry: &Registry, token: Token, colour: bool) -> Self {
-        Self::to(Sink::open(registry, token), colour)
+        let sink = Sink::of(std::io::stdout().as_fd());
+        let sink = sink.and_then(|sink| sink.watched(registry, token));
+        let sink = sink.unwrap_or_else(|error| {
+            log::warn!("cannot use standard output: {error}");
+            Sink::Off
+        });
+        Self::to(sink, colour)
     }
 
     fn to(sink: Sink, colour: bool) -> Self {
@@ -74,14 +82,14 @@ impl Console {
             };
             let length = chunk.len();
             match self.sink.write(chunk) {
-                Write::Done(count) => self.sent += count,
-                Write::Wait => break,
-                Write::Lost => {
+                Written::Done(count) => self.sent += count,
+                Written::Wait => break,
+                Written::Lost => {
                     self.sent += length;
                     self.dropped += length as u64;
                     break;
                 }
-                Write::Gone(error) => {
+                Written::Gone(error) => {
                     log::warn!("cannot write to standard output: {error}; not tried again");
                     self.sink = Sink::Off;
                     self.queue = Vec::new();

@@ -23,7 +23,6 @@ mod place;
 mod quota;
 mod ready;
 mod room;
-mod sink;
 pub mod split;
 mod stamp;
 mod store;
@@ -49,6 +48,7 @@ use crate::model::InstanceId;
 use crate::system::{
     self, LET_GO_AFTER,
     instruction::{self, Instruction},
+    messages,
 };
 use clock::now_ms;
 use console::Console;
@@ -92,13 +92,16 @@ pub fn run(options: &Options) -> ExitCode {
     // One descriptor for each FIFO and each file: the supervisor's own raised limit is not ours.
     system::raise_descriptor_limit();
     system::survive_large_files();
-    match Keeper::new(options).and_then(|mut keeper| keeper.run()) {
+    messages::wait_for_nobody();
+    let done = match Keeper::new(options).and_then(|mut keeper| keeper.run()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             log::error!("cannot keep logs in `{}`: {error}", options.run_dir.display());
             ExitCode::FAILURE
         }
-    }
+    };
+    messages::finish();
+    done
 }
 
 struct Keeper {
@@ -116,6 +119,8 @@ struct Keeper {
     shared: Shared,
     /// When something is due of an instance, such as an unfinished line.
     unit_due: Option<u64>,
+    /// When messages are tried again that nobody has read.
+    talk_due: Option<u64>,
     /// When memory is to be given back that was needed to look at instances.
     lean_due: Option<u64>,
     stopping: bool,
@@ -162,6 +167,7 @@ impl Keeper {
             blocked: BTreeSet::new(),
             shared,
             unit_due: None,
+            talk_due: None,
             lean_due: None,
             stopping: false,
             was_killed,
@@ -210,6 +216,8 @@ impl Keeper {
             self.do_due();
             self.try_again();
             self.shared.console.flush();
+            let again = now_ms().saturating_add(messages::AGAIN.as_millis_up());
+            self.talk_due = messages::try_again().then_some(again);
         }
         self.shared.console.finish();
         self.shared.outlets.finish();
@@ -229,7 +237,7 @@ impl Keeper {
 
     fn timeout(&self) -> Option<Duration> {
         if self.ready.is_empty() {
-            [self.unit_due, self.shared.room.retry_at, self.lean_due]
+            [self.unit_due, self.shared.room.retry_at, self.lean_due, self.talk_due]
                 .into_iter()
                 .flatten()
                 .min()

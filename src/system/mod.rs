@@ -21,6 +21,7 @@ mod launch;
 mod ledger;
 mod linux;
 mod memory;
+pub mod messages;
 mod notify;
 mod paths;
 pub(crate) mod places;
@@ -29,6 +30,7 @@ mod program;
 mod raw;
 pub mod run_mark;
 mod seal;
+mod sink;
 mod sockets;
 mod spawn;
 mod stacks;
@@ -48,6 +50,7 @@ pub use linux::{Linux, Options};
 pub use memory::{LET_GO_AFTER, become_lean, give_back_memory, keep_memory_small};
 pub use notify::{NotifyMessage, Ping, parse_notify};
 pub use process::{Stat, first_process_began, parse_stat};
+pub use sink::{Sink, Write as Written};
 pub use store::{Loaded, Store, decode as decode_saved, encode as encode_saved};
 pub use sys::{
     be_in_background, become_subreaper, bytes_queued, close_on_exec_from, detach, exec_again,

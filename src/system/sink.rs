@@ -1,12 +1,12 @@
-//! Descriptor 1, without ever waiting for it and without changing it for others.
+//! Standard output and error, without ever waiting for them and without changing them for others.
 //!
-//! `O_NONBLOCK` belongs to the open file description, which is shared with the supervisor and
-//! with whoever started it, so it is never set there. Where a description of our own can be had,
-//! through `/proc/self/fd/1`, that one is non-blocking. Else each write is preceded by poll(2).
+//! `O_NONBLOCK` belongs to the open file description, which is shared with the units' processes and
+//! with whoever started opm, so it is never set there. Where a description of our own can be had,
+//! through `/proc/self/fd`, that one is non-blocking. Else each write is preceded by poll(2).
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, Write as _};
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
 use mio::unix::SourceFd;
@@ -15,11 +15,11 @@ use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::clock::now_ms;
+use super::sys::monotonic_now;
 
-/// Standard output, by what it is.
+/// Where something is written, by what it is.
 #[derive(Debug)]
-pub(super) enum Sink {
+pub enum Sink {
     /// Not there, or not there any more.
     Off,
     /// A regular file or the like, for which there is no readiness: written at once.
@@ -32,7 +32,7 @@ pub(super) enum Sink {
 
 /// What became of a write.
 #[derive(Debug)]
-pub(super) enum Write {
+pub enum Write {
     /// So many bytes were written.
     Done(usize),
     /// Not now.
@@ -44,32 +44,29 @@ pub(super) enum Write {
 }
 
 impl Sink {
-    /// Finds out what descriptor 1 is, and registers it for when it can be written.
-    pub(super) fn open(registry: &Registry, token: Token) -> Self {
-        let file = match io::stdout().as_fd().try_clone_to_owned() {
-            Ok(fd) => File::from(fd),
-            Err(error) => {
-                log::warn!("cannot use standard output: {error}");
-                return Self::Off;
-            }
-        };
+    /// Finds out what a descriptor is.
+    pub fn of(fd: BorrowedFd<'_>) -> io::Result<Self> {
+        let file = File::from(fd.try_clone_to_owned()?);
         if file.metadata().is_ok_and(|metadata| metadata.is_file()) {
-            return Self::Direct(file);
+            return Ok(Self::Direct(file));
         }
         let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
         let own = OpenOptions::new()
             .write(true)
             .custom_flags(flags.bits())
             .open(format!("/proc/self/fd/{}", file.as_raw_fd()));
-        let sink = own.map_or_else(|_| Self::Shared(file), Self::Own);
-        match sink.register(registry, token) {
+        Ok(own.map_or_else(|_| Self::Shared(file), Self::Own))
+    }
+
+    /// Registers it for when it can be written, where there is such a time.
+    pub fn watched(self, registry: &Registry, token: Token) -> io::Result<Self> {
+        if matches!(self, Self::Direct(_)) {
+            return Ok(self);
+        }
+        match self.register(registry, token) {
             // epoll(7) refuses what is always ready, such as /dev/null.
-            Err(error) if error.raw_os_error() == Some(Errno::EPERM as i32) => sink.direct(),
-            Err(error) => {
-                log::warn!("cannot watch standard output: {error}");
-                Self::Off
-            }
-            Ok(()) => sink,
+            Err(error) if error.raw_os_error() == Some(Errno::EPERM as i32) => Ok(self.direct()),
+            registered => registered.map(|()| self),
         }
     }
 
@@ -97,7 +94,7 @@ impl Sink {
     }
 
     /// Writes some of these bytes, of which there are no more than a pipe takes at once.
-    pub(super) fn write(&self, bytes: &[u8]) -> Write {
+    pub fn write(&self, bytes: &[u8]) -> Write {
         let mut file = match self {
             Self::Off => return Write::Lost,
             Self::Direct(file) | Self::Own(file) => file,
@@ -124,16 +121,16 @@ impl Sink {
     }
 
     /// Waits until it can be written, for so many milliseconds at most; how many are left.
-    pub(super) fn wait(&self, left_ms: u16) -> u16 {
+    pub fn wait(&self, left_ms: u16) -> u16 {
         let Some(file) = self.file() else { return 0 };
-        let start = now_ms();
+        let start = monotonic_now();
         let mut fds = [PollFd::new(file.as_fd(), PollFlags::POLLOUT)];
         match poll(&mut fds, PollTimeout::from(left_ms)) {
             Ok(0) => 0,
             // At least one millisecond passes, so that this comes to an end.
             Ok(_) | Err(Errno::EINTR) => {
-                let passed = u16::try_from(now_ms().saturating_sub(start)).unwrap_or(u16::MAX);
-                left_ms.saturating_sub(passed.max(1))
+                let passed = monotonic_now().since(start).as_millis_up();
+                left_ms.saturating_sub(u16::try_from(passed.max(1)).unwrap_or(u16::MAX))
             }
             Err(_) => 0,
         }
