@@ -359,3 +359,20 @@ fn what_is_between_two_programs_or_about_to_end_is_not_lost_sight_of() {
         assert!(left.is_empty(), "{left:?} outlived their units (opm is first: {is_first})");
     }
 }
+
+#[test]
+fn who_is_begun_after_the_signal_of_a_stop_is_told_to_end_too() {
+    let Some(world) = World::new() else { return };
+    // It begins what tidies up, elsewhere, and ends without it.
+    let late = "setsid sh -c 'trap \"echo bye > late.got; exit\" TERM; echo > late.set; \
+                while :; do sleep 0.02; done' & until [ -e late.set ]; do sleep 0.02; done; exit";
+    let script = "trap \"$LATE\" TERM; echo > main.set; while :; do sleep 0.02; done";
+    let late = serde_json::to_string(late).unwrap();
+    world.service("main", script, &format!("env: {{LATE: {late}}}\nstop: {{timeout: 60s}}\n"));
+    world.apply(0);
+    world.until("its handler", || world.path("main.set").exists());
+    let began = now();
+    assert_eq!(world.opm(&["stop", "main"]).code, 0);
+    assert!(began.elapsed() < Duration::from_secs(30), "{}", world.log());
+    assert_eq!(world.read("late.got"), "bye\n");
+}

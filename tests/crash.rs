@@ -280,3 +280,31 @@ fn a_client_that_restarts_in_a_loop_while_the_daemon_is_killed_doubles_nothing()
     world.until("all three to be up", || all_up(&world));
     world.assert_no_doubles();
 }
+
+#[test]
+fn what_proc_hides_at_one_time_and_not_at_another_doubles_nothing() {
+    if !common::is_root() {
+        common::skip("needs root to mount another /proc");
+        return;
+    }
+    let Some(mut world) = World::new() else { return };
+    three(&world);
+    world.run();
+    world.until_phase("c", "up");
+    let pids: Vec<_> = ["a", "b", "c"].iter().map(|name| world.pid(name)).collect();
+    // As under `ProcSubset=pid` of systemd.
+    let mut hide = world.command("mount");
+    hide.args(["-t", "proc", "-o", "subset=pid", "proc", "/proc"]);
+    assert!(hide.status().unwrap().success());
+    for is_hidden in [true, false] {
+        world.crash();
+        if !is_hidden {
+            assert!(world.command("umount").arg("/proc").status().unwrap().success());
+        }
+        world.run();
+        world.until_phase("c", "up");
+        let after: Vec<_> = ["a", "b", "c"].iter().map(|name| world.pid(name)).collect();
+        assert_eq!(pids, after, "hidden: {is_hidden}");
+    }
+    world.assert_no_doubles();
+}

@@ -453,3 +453,24 @@ fn a_name_without_end_holds_nobody_up() {
     let said: Said = world.opm(&["status", &"x".repeat(120_000)]);
     assert_eq!(said.code, 4, "{}", said.err.len());
 }
+
+#[test]
+fn of_several_instances_all_end_well_or_the_first_that_fails_tells_the_code() {
+    for (script, code) in [
+        (
+            "[ ${instance} = 2 ] && { until [ -e 1.done ]; do sleep 0.02; done; sleep 0.3; exit 77; }; echo > ${instance}.done",
+            77,
+        ),
+        (
+            "[ ${instance} = 2 ] && { until [ -e 1.done ]; do sleep 0.02; done; sleep 0.3; }; echo > ${instance}.done",
+            0,
+        ),
+    ] {
+        let Some(mut world) = World::new() else { return };
+        world.task("c", script, "instances: 3\nessential: true\nrestart: never\n");
+        world.run();
+        assert_eq!(world.wait_run(), code, "{}", world.log());
+        let is_whole = world.path("2.done").exists();
+        assert_eq!(is_whole, code == 0, "it was cut short\n{}", world.log());
+    }
+}

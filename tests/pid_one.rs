@@ -368,3 +368,19 @@ fn who_does_not_read_the_messages_holds_up_nothing() {
     }
     assert!(!reader.contains("were lost"), "{reader}");
 }
+
+#[test]
+fn a_proc_of_another_namespace_is_refused() {
+    if !has_namespaces() || !is_root() {
+        return;
+    }
+    let world = World::bare();
+    world.staying("a", "");
+    let mut command = world.command("unshare");
+    command.args(["--pid", "--fork", "--kill-child", OPM, "--root"]).arg(world.root());
+    let output = command.args(["run", "units"]).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("cannot use `/proc`: it is of another pid namespace"), "{said}");
+    assert_eq!(world.starts("a"), 0);
+}

@@ -110,9 +110,7 @@ fn settle_in(dirs: &mut Dirs) -> Result<(), BootFailure> {
 /// Everything up to the first turn.
 pub(super) fn build(mut options: Options) -> Result<(Daemon, Option<PassedOver>), BootFailure> {
     let pid_one = std::process::id() == 1;
-    if pid_one {
-        mount_missing()?;
-    }
+    have_proc(pid_one, options.stateless)?;
     system::close_on_exec_from(3);
     if !pid_one {
         system::become_subreaper().map_err(|error| fail("become a subreaper for", &error))?;
@@ -184,6 +182,14 @@ pub(super) fn build(mut options: Options) -> Result<(Daemon, Option<PassedOver>)
     Ok((daemon, passed_over))
 }
 
+/// Makes sure that processes can be looked at.
+fn have_proc(pid_one: bool, stateless: bool) -> Result<(), BootFailure> {
+    if pid_one {
+        mount_missing()?;
+    }
+    if stateless { Ok(()) } else { is_proc_ours() }
+}
+
 /// What PID 1 of a bare root has to bring itself.
 fn mount_missing() -> Result<(), BootFailure> {
     if !Path::new("/proc/self/stat").exists() {
@@ -193,6 +199,23 @@ fn mount_missing() -> Result<(), BootFailure> {
         system::mount_dev().map_err(|error| fail("mount /dev for", &error))?;
     }
     Ok(())
+}
+
+/// Whether `/proc` is that of our own pid namespace. In another one's processes have other numbers: nobody could be
+/// told from anybody.
+fn is_proc_ours() -> Result<(), BootFailure> {
+    let own = std::process::id().to_string();
+    match fs::read_link("/proc/self") {
+        Ok(found) if found != Path::new(&own) => {
+            let reason = format!(
+                "it is of another pid namespace, in which this process is {} and not {own}; \
+                 `unshare --pid --fork --mount-proc` mounts one of its own",
+                found.display()
+            );
+            Err(BootFailure::System(SystemError::new("use", "/proc", reason)))
+        }
+        Ok(_) | Err(_) => Ok(()),
+    }
 }
 
 impl Daemon {

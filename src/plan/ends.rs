@@ -21,9 +21,21 @@ pub fn ends_opm(view: &View<'_>, id: &InstanceId, verdict: &Verdict) -> bool {
                     || *spec.on_failure == EndAction::Shutdown
                     || (*at_limit && spec.restart.at_limit == AtLimit::Shutdown)
             }
-            Verdict::Done => spec.essential || *spec.on_success == EndAction::Shutdown,
+            Verdict::Done => {
+                let ends = spec.essential || *spec.on_success == EndAction::Shutdown;
+                ends && are_others_done(view, unit, id)
+            }
             Verdict::Down | Verdict::Backoff { .. } | Verdict::Skipped { .. } => false,
         }
+}
+
+/// Whether all other instances of a unit have ended well: only then has the unit.
+fn are_others_done(view: &View<'_>, unit: &Unit, id: &InstanceId) -> bool {
+    let is_done = |other: &InstanceId| {
+        view.observed.get(other).is_some_and(|instance| instance.phase == Phase::Done)
+    };
+    let all = unit.spec.instance_ids();
+    all.iter().all(|other| other == id || !view.wants(other) || is_done(other))
 }
 
 /// The exit code with which opm has to shut down because of how this instance ended for good; where it

@@ -24,6 +24,12 @@ const LEDGER_BYTES_MAX: u64 = 256 * 1024 * 1024;
 
 /// Where the kernel tells the id of this boot, `random(4)`.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+/// How names of ledgers begin and end.
+const PREFIX: &str = "ledger-";
+const SUFFIX: &str = ".jsonl";
+/// What stands in them for what `/proc` hides.
+const HIDDEN_BOOT: &str = "unknown";
+const HIDDEN_NUMBER: &str = "0";
 
 /// Most lines that are told one by one when they cannot be read; others are counted. More is a file
 /// that something else wrote over.
@@ -127,11 +133,12 @@ pub struct Ledger<D: Disk = Files> {
 }
 
 impl<D: Disk> Ledger<D> {
-    /// Opens the ledger of this name, making it where there is none, and reads it. Ledgers of other
-    /// names are removed: those of other lives are of no use to anybody.
+    /// Opens the ledger of this name, making it where there is none, and reads it. One that may be of this
+    /// life is given the name. Those of other lives are of no use to anybody, and are removed.
     pub fn open(disk: D, dir: &Path, name: &str) -> Result<(Self, Replay), SystemError> {
         let path = dir.join(name);
         let fail = |error: std::io::Error| SystemError::new("open ledger", path.display(), error);
+        take_over(&disk, dir, name).map_err(fail)?;
         remove_others(&disk, dir, name);
         let is_first = !disk.exists(&path);
         let file = disk.append(&path).map_err(fail)?;
@@ -322,9 +329,36 @@ fn length(bytes: &[u8]) -> u64 {
     u64::try_from(bytes.len()).unwrap_or(u64::MAX)
 }
 
+/// Gives a ledger that may be of this life its name, where there is none of the name: what `/proc` shows of a life
+/// can be hidden at one time and not at another.
+fn take_over<D: Disk>(disk: &D, dir: &Path, own: &str) -> std::io::Result<()> {
+    if disk.exists(&dir.join(own)) {
+        return Ok(());
+    }
+    let names = disk.names(dir).unwrap_or_default();
+    let mut names = names.iter().filter_map(|name| name.to_str());
+    if let Some(other) = names.find(|name| may_be_of_one_life(name, own)) {
+        log::warn!("/proc shows something else than before; ledger `{other}` is of this life");
+        disk.rename(&dir.join(other), &dir.join(own))?;
+    }
+    Ok(())
+}
+
+/// Whether two ledgers differ in their names by nothing but what could not be read for one of them.
+pub(super) fn may_be_of_one_life(one: &str, other: &str) -> bool {
+    fn parts(name: &str) -> Option<[&str; 3]> {
+        let life = name.strip_prefix(PREFIX)?.strip_suffix(SUFFIX)?;
+        let mut parts = life.rsplitn(3, '-');
+        Some([parts.next()?, parts.next()?, parts.next()?])
+    }
+    let (Some(one), Some(other)) = (parts(one), parts(other)) else { return false };
+    let is_known = |part: &str| ![HIDDEN_NUMBER, HIDDEN_BOOT].contains(&part);
+    one.iter().zip(other).all(|(one, other)| *one == other || !is_known(one) || !is_known(other))
+}
+
 fn remove_others<D: Disk>(disk: &D, dir: &Path, own: &str) {
     for name in disk.names(dir).unwrap_or_default() {
-        let is_other = name.to_str().is_some_and(|name| name.starts_with("ledger-") && name != own);
+        let is_other = name.to_str().is_some_and(|name| name.starts_with(PREFIX) && name != own);
         if is_other && let Err(error) = disk.remove(&dir.join(&name)) {
             log::warn!("cannot remove old ledger {}: {error}", Path::new(&name).display());
         }
@@ -339,13 +373,13 @@ pub(super) fn name() -> Result<String, SystemError> {
     let namespace = known("/proc/self/ns/pid", fs::metadata("/proc/self/ns/pid"))?;
     let namespace = namespace.map_or(0, |metadata| metadata.ino());
     let first = known("/proc/1/stat", process::try_stat(1))?.map_or(0, |stat| stat.start);
-    Ok(format!("ledger-{}-{namespace}-{first}.jsonl", boot()?))
+    Ok(format!("{PREFIX}{}-{namespace}-{first}{SUFFIX}", boot()?))
 }
 
 /// The id of this boot.
 pub(super) fn boot() -> Result<String, SystemError> {
     let id = known(BOOT_ID, fs::read_to_string(BOOT_ID))?;
-    Ok(id.map_or_else(|| "unknown".to_owned(), |id| id.trim().to_owned()))
+    Ok(id.map_or_else(|| HIDDEN_BOOT.to_owned(), |id| id.trim().to_owned()))
 }
 
 /// What could be read; nothing where it never can be, as in a `/proc` that hides other users' processes.
@@ -401,6 +435,33 @@ mod tests {
             assert!(known("it", error(shortage)).is_err(), "{shortage}");
         }
         assert_eq!(name(), name());
+    }
+
+    #[test]
+    fn what_proc_hides_at_one_time_makes_no_other_life() {
+        let whole = "ledger-5c21-a-7-100.jsonl";
+        for (other, may_be) in [
+            (whole, true),
+            ("ledger-unknown-7-100.jsonl", true),
+            ("ledger-5c21-a-7-0.jsonl", true),
+            ("ledger-unknown-0-0.jsonl", true),
+            ("ledger-5c21-a-7-101.jsonl", false),
+            ("ledger-5c21-b-7-100.jsonl", false),
+            ("ledger-unknown-8-100.jsonl", false),
+            ("ledger-5c21-a-7-100.new", false),
+            ("ledger-.jsonl", false),
+        ] {
+            assert_eq!(may_be_of_one_life(whole, other), may_be, "{other}");
+            assert_eq!(may_be_of_one_life(other, whole), may_be, "{other}");
+            let dir = tempfile::tempdir().unwrap();
+            fs::write(dir.path().join(other), "x").unwrap();
+            let (_, replay) = Ledger::open(Files, dir.path(), whole).unwrap();
+            assert_eq!(
+                (replay.is_first, replay.problems.len()),
+                (!may_be, may_be.into()),
+                "{other}"
+            );
+        }
     }
 
     #[test]

@@ -54,7 +54,7 @@ use births::{owner_of, prepare_error};
 use children::{Child, Children};
 use pid_file::Awaited;
 use said::Said;
-use trees::Look;
+use trees::{Look, Told};
 use watched::Watched;
 
 /// What the supervisor's process was started with.
@@ -128,6 +128,8 @@ struct Kept {
     tokens: Vec<Token>,
     /// Whether its tree is watched.
     tree: Option<Box<RunRef>>,
+    /// The signal that was to end all of it, and who had it.
+    told: Option<Box<Told>>,
     ends: Ends,
     notify: Option<PathBuf>,
     /// What came of its messages, where there were any.
@@ -282,6 +284,7 @@ impl Linux {
                 instance: instance.clone(),
                 tokens: Vec::new(),
                 tree: None,
+                told: None,
                 ends: Ends::since(began),
                 notify: None,
                 said: None,

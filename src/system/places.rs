@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::dirs::{Dirs, is_trusted, make};
+use super::ledger::may_be_of_one_life;
 
 /// Names the directories in use, in the state directory and in the run directory.
 const FILE: &str = "places.json";
@@ -59,11 +60,15 @@ fn write(dir: &Path, text: &[u8]) -> io::Result<()> {
 }
 
 /// The directories of an opm that was asked for the same ones, where it noted them and has left a ledger of this
-/// name: what it let run is known there and nowhere else. Of several it is the ledger that was written last.
+/// life: what it let run is known there and nowhere else. Of several it is the ledger that was written last.
 pub(super) fn left(asked: &Dirs, ledger: &str) -> Option<Dirs> {
     let trusted = noted(asked).filter(|left| is_trusted(&left.state));
     let written = trusted.filter_map(|left| {
-        let ledger = fs::metadata(left.run.join(ledger)).ok()?;
+        let names = fs::read_dir(&left.run).ok()?.flatten().map(|entry| entry.file_name());
+        let mut of_life = names.filter(|name| {
+            name.to_str().is_some_and(|name| name == ledger || may_be_of_one_life(name, ledger))
+        });
+        let ledger = fs::metadata(left.run.join(of_life.next()?)).ok()?;
         Some((ledger.modified().ok()?, left))
     });
     written.max_by_key(|(at, _)| *at).map(|(_, left)| left)

@@ -24,6 +24,16 @@ const KILL_ROUNDS_MAX: usize = 16;
 /// How often the list of our children is read again because somebody in it has ended meanwhile.
 const LISTS_MAX: usize = 16;
 
+/// Signals that ask for an end, by their numbers.
+const ENDING: [i32; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGQUIT];
+
+/// Who of a run had the signal that was to end it, by pid and start time.
+#[derive(Debug)]
+pub(super) struct Told {
+    signal: Signal,
+    all: BTreeSet<(i32, u64)>,
+}
+
 /// What was seen in this turn.
 #[derive(Debug, Default)]
 pub(super) struct Look {
@@ -127,6 +137,11 @@ impl Linux {
         // Whom a signal of a stop does not reach, its kill does.
         let _is_all = self.signal_members(run, &members, signal);
         let reached = u32::try_from(members.len()).unwrap_or(u32::MAX);
+        if ENDING.contains(&signal.number()) {
+            let all = members.iter().map(|member| (member.identity.pid, member.identity.start));
+            let told = Told { signal, all: all.gather() };
+            self.kept(&run.instance, run.run).told = Some(Box::new(told));
+        }
         self.look.signalled = Some((run.run, members));
         reached
     }
@@ -217,6 +232,7 @@ impl Linux {
             let mut leaders = run.leaders.iter();
             !leaders.any(|(_, leader)| (leader.pid, leader.start) == (identity.pid, identity.start))
         });
+        self.tell_newcomers(run, &members);
         let watched: Vec<Token> = self.runs.get(&run.run).map_or_else(Vec::new, |kept| {
             let is_member =
                 |t: &&Token| matches!(self.watched.get(t), Some(Watched::Member { .. }));
@@ -227,6 +243,18 @@ impl Linux {
         }
         self.kept(&run.instance, run.run).tree = Some(Box::new(run.clone()));
         self.watch_members(run.run, &members, is_short)
+    }
+
+    /// Who came after the signal that was to end all of the run gets it too, before it is killed.
+    fn tell_newcomers(&mut self, run: &RunRef, members: &[Member]) {
+        let Some(told) = self.runs.get_mut(&run.run).and_then(|kept| kept.told.as_mut()) else {
+            return;
+        };
+        let is_new = |one: &&Member| told.all.insert((one.identity.pid, one.identity.start));
+        let newcomers: Vec<Member> = members.iter().filter(is_new).copied().collect();
+        let signal = told.signal;
+        // Whom it does not reach, the kill does.
+        let _is_all = self.signal_members(run, &newcomers, signal);
     }
 
     /// Watches for the ends of these processes. Returns how many of them live, and at least one where there may be
