@@ -44,9 +44,11 @@ fn look<'a>(
         if !is_name {
             return Ok((world::of_files(Path::new(first))?, names, false));
         }
-        let found = apply::source(Path::new(first)).ok();
-        if let Some(source) = found.filter(|source| !source.files.is_empty()) {
-            return Ok((world::of_source(&source)?, names, false));
+        match apply::source(Path::new(first)) {
+            Ok(source) if source.files.is_empty() => {}
+            Ok(source) => return Ok((world::of_source(&source)?, names, false)),
+            Err(error) if Path::new(first).is_dir() => return Err(error),
+            Err(_) => {}
         }
     }
     Ok((world::live(global)?, what, true))

@@ -26,8 +26,8 @@ pub(super) fn history(global: &Global, args: &History) -> Outcome {
             vec![
                 format!("{}{mark}", number(record, "generation")),
                 time(record, "at_us"),
-                text(record, "by").to_owned(),
-                what(record),
+                output::plain(text(record, "by")),
+                output::plain(&what(record)),
                 output::plain(text(record, "message")),
             ]
         })
@@ -57,7 +57,7 @@ fn one(global: &Global, client: &mut Client, generation: u64, files: bool) -> Ou
     let sources = list(&reply, "sources");
     if files {
         for file in sources.iter().flat_map(|source| list(source, "files")) {
-            output::line(&format!("# {}", text(file, "path")))?;
+            output::line(&format!("# {}", output::plain(text(file, "path"))))?;
             output::raw(text(file, "text").as_bytes())?;
         }
         return Ok(Exit::Done);
@@ -66,15 +66,15 @@ fn one(global: &Global, client: &mut Client, generation: u64, files: bool) -> Ou
     output::line(&format!(
         "{}, by {}: {}",
         time(&record, "at_us"),
-        text(&record, "by"),
-        what(&record)
+        output::plain(text(&record, "by")),
+        output::plain(&what(&record))
     ))?;
     if !text(&record, "message").is_empty() {
         output::line(&format!("message: {}", output::plain(text(&record, "message"))))?;
     }
     for source in sources {
         let units: Vec<&str> = list(source, "units").iter().filter_map(Value::as_str).collect();
-        let (name, units) = (text(source, "source"), units.join(", "));
+        let (name, units) = (output::plain(text(source, "source")), units.join(", "));
         output::line(&format!("{name} (of {}): {units}", number(source, "generation")))?;
     }
     let before = number(&record, "before");

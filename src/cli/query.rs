@@ -78,7 +78,7 @@ pub(super) fn show(global: &Global, args: &Show) -> Outcome {
             return;
         }
         let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-        text.extend([key, ": ", &output::plain(&value), "\n"]);
+        text.extend([&output::plain(key), ": ", &output::plain(&value), "\n"]);
     };
     for key in ["source", "hold", "epoch"] {
         say(key, unit.get(key).unwrap_or(&Value::Null));

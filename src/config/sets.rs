@@ -1,6 +1,6 @@
 //! `UNIT.KEY=VALUE` of a command line: one value, laid over a unit after everything else.
 //!
-//! What begins with a bracket, a brace or a quote is read as YAML, and `null` as in YAML; whatever
+//! What begins with a bracket, a brace or a quote is read as YAML, and the word `null` as in YAML; whatever
 //! else is the text that was written, so that `#`, `*` or `: ` in it mean nothing.
 
 use std::collections::BTreeMap;
@@ -124,10 +124,7 @@ fn read_value(text: &str, start: usize, sink: &mut Sink<'_>) -> Option<Node> {
         let tree = documents.trees.into_iter().next().filter(|_| documents.complete);
         return tree.map(|tree| tree.root);
     }
-    let value = match text {
-        "~" | "null" | "Null" | "NULL" => Value::Null,
-        _ => Value::Text(text.to_owned()),
-    };
+    let value = if text == "null" { Value::Null } else { Value::Text(text.to_owned()) };
     Some(Node { value, at })
 }
 

@@ -247,7 +247,12 @@ impl Launcher<'_> {
         let own_group = self.process.group.is_none()
             || gid.is_none_or(|gid| gid == nix::unistd::getegid().as_raw());
         if own_user && own_group && self.process.supplementary_groups.is_empty() {
-            return Ok(RunAs { entry, ..RunAs::default() });
+            // Whoever has no account is told so much of it as when root becomes this user.
+            let nobody = || {
+                let (name, home) = (uid?.to_string(), "/".to_owned());
+                Some(accounts::Entry { name, home, shell: String::new() })
+            };
+            return Ok(RunAs { entry: entry.or_else(nobody), ..RunAs::default() });
         }
         let reason = "only root can start a unit as another user or group";
         if let Some(user) = name.filter(|_| !own_user) {
@@ -388,9 +393,9 @@ impl Launcher<'_> {
             (Stage::Exec, libc::ENOEXEC) => {
                 Some("it is no program and no script with a `#!` line".to_owned())
             }
-            (Stage::Limits, libc::EPERM) => {
+            (Stage::Limits, libc::EPERM) => most_descriptors(prepared, which).or_else(|| {
                 Some("a hard limit above the one that opm has needs CAP_SYS_RESOURCE".to_owned())
-            }
+            }),
             _ => None,
         };
         let mut reason = reason.unwrap_or_else(|| errno_words(errno));
@@ -418,6 +423,15 @@ impl Launcher<'_> {
         let own = own.filter(|_| !is_before)?;
         Resource::ALL.iter().find(|(_, resource)| resource == own).map(|(name, _)| *name)
     }
+}
+
+/// Why nobody may have so many descriptors, where that is so: no capability helps, setrlimit(2).
+fn most_descriptors(prepared: &Prepared, which: u8) -> Option<String> {
+    let (resource, soft, hard) = *prepared.limits.get(usize::from(which))?;
+    let most = std::fs::read_to_string("/proc/sys/fs/nr_open").ok()?;
+    let most: u64 = most.trim().parse().ok()?;
+    let is_more = resource == libc::RLIMIT_NOFILE && soft.max(hard) > most;
+    is_more.then(|| format!("the kernel allows {most} at most (fs.nr_open)"))
 }
 
 /// The role's command is gone from the spec: it was changed while the run was under way.
