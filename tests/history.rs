@@ -465,3 +465,30 @@ fn a_way_back_that_is_waited_for_ends_when_those_are_up_who_wait_for_what_has_ch
     assert!(said.code == 1 && said.err.contains("taken back to generation"), "{said:?}");
     assert_eq!(world.phase("app"), "up", "{said:?}");
 }
+
+#[test]
+fn what_is_behind_a_link_that_is_turned_is_the_same_source() {
+    let Some(world) = World::new() else { return };
+    for release in ["rel1", "rel2"] {
+        let units = world.path(release).join("units");
+        fs::create_dir_all(&units).unwrap();
+        let unit =
+            format!("command: [sh, -c, 'echo {release} >> ../../a.starts; exec sleep 1000']\n");
+        fs::write(units.join("a.yaml"), unit).unwrap();
+        let same = "command: [sh, -c, 'echo >> ../../b.starts; exec sleep 1000']\n";
+        fs::write(units.join("b.yaml"), same).unwrap();
+        let link = world.path("next");
+        std::os::unix::fs::symlink(release, &link).unwrap();
+        fs::rename(link, world.path("current")).unwrap();
+        // By whatever way that leads there.
+        for dir in ["current/units", "./units/../current/units/"] {
+            let said = world.opm(&["apply", dir]);
+            assert_eq!(said.code, 0, "{release}, {dir}: {said:?}");
+        }
+        world.until("its start", || {
+            world.lines("a.starts").last().is_some_and(|last| last == release)
+        });
+    }
+    assert_eq!(world.lines("a.starts"), ["rel1", "rel2"]);
+    assert_eq!(world.starts("b"), 1, "nothing of it has changed");
+}

@@ -6,7 +6,7 @@ use std::fs::{self, DirEntry, File, Metadata};
 use std::io::{ErrorKind, Read};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -58,7 +58,7 @@ pub fn read_what_can_be(
     dir: &Path,
     options: &SourceOptions,
 ) -> Result<(Source, Vec<SystemError>), SystemError> {
-    let dir = fs::canonicalize(dir).map_err(|error| fail(dir, &error))?;
+    let dir = full_path(dir).map_err(|error| fail(dir, &error))?;
     let mut walk = Walk { recursive: options.recursive, ..Walk::default() };
     let metadata = fs::metadata(&dir).map_err(|error| fail(&dir, &error))?;
     if metadata.is_file() {
@@ -75,6 +75,26 @@ pub fn read_what_can_be(
     }
     let SourceOptions { profiles, sets, .. } = options.clone();
     Ok((Source { name: source_name(&dir), dir: None, files, profiles, sets }, unread))
+}
+
+/// The path of what is there, from the root on. Links stay in it as they were named: a deployment that turns one is
+/// the same source as before, and what its units name is looked up anew at each start.
+fn full_path(path: &Path) -> std::io::Result<PathBuf> {
+    let metadata = fs::metadata(path)?;
+    let mut full = PathBuf::new();
+    for part in std::path::absolute(path)?.components() {
+        match part {
+            Component::ParentDir => drop(full.pop()),
+            Component::Prefix(_)
+            | Component::RootDir
+            | Component::CurDir
+            | Component::Normal(_) => full.push(part),
+        }
+    }
+    // The parent of what a link leads to is not where the link is.
+    let id = |metadata: &Metadata| (metadata.dev(), metadata.ino());
+    let is_it = fs::metadata(&full).is_ok_and(|found| id(&found) == id(&metadata));
+    if is_it { Ok(full) } else { fs::canonicalize(path) }
 }
 
 fn fail(path: &Path, error: &dyn fmt::Display) -> SystemError {
