@@ -376,3 +376,22 @@ fn who_is_begun_after_the_signal_of_a_stop_is_told_to_end_too() {
     assert!(began.elapsed() < Duration::from_secs(30), "{}", world.log());
     assert_eq!(world.read("late.got"), "bye\n");
 }
+
+#[test]
+fn a_stopped_process_ends_by_whatever_signal_a_stop_sends() {
+    let Some(world) = World::new() else { return };
+    for (name, stop) in
+        [("int", "signal: INT"), ("quit", "signal: QUIT"), ("main", "to: main"), ("all", "to: all")]
+    {
+        let stop = format!("stop: {{{stop}, timeout: 60s}}\nlogs: {{to: null}}\n");
+        world.unit(name, &format!("command: [sleep, '1000']\n{stop}"));
+    }
+    world.apply(0);
+    for name in ["int", "quit", "main", "all"] {
+        world.until_phase(name, "up");
+        world.kill("STOP", world.pid(name).unwrap());
+    }
+    let began = now();
+    assert_eq!(world.opm(&["stop", "int", "quit", "main", "all"]).code, 0);
+    assert!(began.elapsed() < Duration::from_secs(30), "{}", world.log());
+}

@@ -233,14 +233,14 @@ impl<S: System> Supervisor<S> {
         match spec.stop.steps.get(usize::from(n)).map(|step| &step.action)? {
             StopAction::Command(_) => return Some(Role::Stop(n)),
             // Where it is gone, what it leaves behind is told.
-            StopAction::Signal(signal, StopTo::Main) if self.signal_main(id, *signal) => {}
+            // What is stopped (SIGSTOP) could not end: it has to go on.
+            StopAction::Signal(signal, StopTo::Main) if self.signal_main(id, *signal) => {
+                self.signal_main(id, Signal::CONT);
+            }
             StopAction::Signal(signal, StopTo::Main | StopTo::All) => {
                 let tree = self.run_ref(id)?;
                 self.system.signal_tree(&tree, *signal);
-                // What is stopped (SIGSTOP) could not end.
-                if *signal == Signal::TERM {
-                    self.system.signal_tree(&tree, Signal::CONT);
-                }
+                self.system.signal_tree(&tree, Signal::CONT);
             }
         }
         None
