@@ -89,6 +89,9 @@ pub(super) fn nobody(global: &Global, instead: &str) -> Error {
 /// After so long without a word it is looked at whether the daemon can say one.
 const SILENCE: Span = Span::seconds(5);
 
+/// So much later than it should an answer may come.
+const GRACE: Span = Span::seconds(1);
+
 /// What carries the bytes.
 enum Link {
     Socket(UnixStream),
@@ -246,7 +249,7 @@ impl Client {
         brief: bool,
         progress: &mut dyn FnMut(&[Row]),
     ) -> Result<Waited, Error> {
-        self.late = timeout.map(|timeout| monotonic_now().after(timeout));
+        self.late = timeout.map(|timeout| monotonic_now().after(timeout).after(GRACE));
         let timeout = timeout.map(Span::as_millis_up);
         let parameters = json!({
             "units": units, "condition": condition, "timeout_ms": timeout, "brief": brief,
@@ -261,6 +264,7 @@ impl Client {
                 progress(&rows);
                 continue;
             }
+            self.late = None;
             let end = value.get("result").and_then(Value::as_str).unwrap_or_default().to_owned();
             let why = value.get("why").and_then(Value::as_str).unwrap_or_default().to_owned();
             let is_well = value.get("code").and_then(Value::as_u64) == Some(0);

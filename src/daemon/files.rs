@@ -81,8 +81,15 @@ pub fn read_what_can_be(
 /// the same source as before, and what its units name is looked up anew at each start.
 fn full_path(path: &Path) -> std::io::Result<PathBuf> {
     let metadata = fs::metadata(path)?;
+    let id = |metadata: &Metadata| (metadata.dev(), metadata.ino());
     let mut full = PathBuf::new();
-    for part in std::path::absolute(path)?.components() {
+    // The shell knows by which links it came to where we are.
+    let here = std::env::var_os("PWD").map(PathBuf::from).filter(|here| {
+        let is_here = |found| fs::metadata(".").is_ok_and(|own| id(&own) == id(&found));
+        here.is_absolute() && fs::metadata(here).is_ok_and(is_here)
+    });
+    let here = here.map_or_else(std::env::current_dir, Ok)?;
+    for part in here.join(path).components() {
         match part {
             Component::ParentDir => drop(full.pop()),
             Component::Prefix(_)
@@ -92,7 +99,6 @@ fn full_path(path: &Path) -> std::io::Result<PathBuf> {
         }
     }
     // The parent of what a link leads to is not where the link is.
-    let id = |metadata: &Metadata| (metadata.dev(), metadata.ino());
     let is_it = fs::metadata(&full).is_ok_and(|found| id(&found) == id(&metadata));
     if is_it { Ok(full) } else { fs::canonicalize(path) }
 }

@@ -144,10 +144,10 @@ pub fn run(options: Options, ready: Ready<'_>) -> Result<u8, BootFailure> {
 }
 
 fn supervise(options: Options, ready: Ready<'_>) -> Result<u8, BootFailure> {
-    let arguments = options.arguments.clone();
+    let (arguments, limit) = (options.arguments.clone(), crate::system::limit_of_descriptors());
     let built = setup::build(options);
     let (mut daemon, passed_over) =
-        built.map_err(|failure| setup::begin_again(&arguments, failure))?;
+        built.map_err(|failure| setup::begin_again(&arguments, limit, failure))?;
     ready(passed_over);
     loop {
         if let Some(code) = daemon.run() {
@@ -252,7 +252,7 @@ impl Daemon {
         // Without a socket no client wakes us.
         let again = self.unmade.as_ref().map(|_| now.after(MAKE_AGAIN));
         let lean = self.lean.wake_at();
-        let talk = messages::try_again().then(|| now.after(messages::AGAIN));
+        let talk = messages::try_again().map(|again| now.after(again));
         [self.supervisor.wake_at(), waits, looks, again, lean, talk].into_iter().flatten().min()
     }
 

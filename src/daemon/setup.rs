@@ -34,6 +34,9 @@ const SOCKET_FDS: &str = "OPM_SOCKET_FDS";
 /// The same with notify sockets.
 const NOTIFY_FDS: &str = "OPM_NOTIFY_FDS";
 
+/// Variable that says that the program before us was a supervisor that could not begin.
+const BEGINS_AGAIN: &str = "OPM_BEGINS_AGAIN";
+
 /// Why there is no daemon.
 #[derive(Debug)]
 pub enum BootFailure {
@@ -358,28 +361,44 @@ pub(super) fn exec_again(
     error(&reason)
 }
 
-/// What to do where there is no daemon: comes back with the failure, unless it would end PID 1, and with it
-/// processes that run. Whoever was PID 1 before us has left them, and may have had descriptors that we
-/// cannot have just now. So the program runs again after a while, for as often as it takes. What was handed
-/// over to us is lost by then, and it finds what runs as after a crash.
-pub(super) fn begin_again(arguments: &[OsString], failure: BootFailure) -> BootFailure {
-    if std::process::id() != 1 || !system::has_children() {
+/// What to do where there is no daemon: comes back with the failure, unless it would end PID 1 after a reexec, and
+/// with it all that runs. What it needs may be wanting just now, as a descriptor. So the program runs again
+/// after a while, for as often as it takes, or until it is asked to end. What was handed over is lost by
+/// then, and it finds what runs as after a crash. `limit`: that of descriptors as it was.
+pub(super) fn begin_again(
+    arguments: &[OsString],
+    limit: (u64, u64),
+    failure: BootFailure,
+) -> BootFailure {
+    let may_pass = match &failure {
+        BootFailure::System(_) | BootFailure::Lock(LockError::Failed(_)) => true,
+        BootFailure::Lock(LockError::Held { .. }) | BootFailure::BadUnits => false,
+    };
+    let has_begun = is_reexec() || std::env::var_os(BEGINS_AGAIN).is_some();
+    if std::process::id() != 1 || !has_begun || !may_pass || !system::has_children() {
         return failure;
     }
     log::error!("{failure}; trying again, as processes run that nobody else would look after");
+    system::messages::finish();
     let given = std::env::vars_os().filter(|(name, _)| !system::is_handed_over(name));
-    let env = given.map(|(name, value)| [name.as_bytes(), b"=", value.as_bytes()].concat());
+    let env = given.chain([(BEGINS_AGAIN.into(), "1".into())]);
+    let env = env.map(|(name, value)| [name.as_bytes(), b"=", value.as_bytes()].concat());
     let strings = |texts: Vec<Vec<u8>>| texts.into_iter().map(CString::new).collect();
     let args: Result<Vec<CString>, _> =
         strings(arguments.iter().map(|arg| arg.as_bytes().to_vec()).collect());
     let env: Result<Vec<CString>, _> = strings(env.collect());
     let (Ok(args), Ok(env)) = (args, env) else { return failure };
-    loop {
+    while !system::is_asked_to_end() {
         system::pause(MAKE_AGAIN);
-        let error = match program() {
-            Ok(program) => system::exec_again(program.as_os_str(), &args, &env),
-            Err(error) => error,
+        let error = match mount_missing().map(|()| program()) {
+            Ok(Ok(program)) => {
+                system::lower_descriptor_limit(limit);
+                system::exec_again(program.as_os_str(), &args, &env).to_string()
+            }
+            Ok(Err(error)) => error.to_string(),
+            Err(error) => error.to_string(),
         };
         log::error!("cannot begin again: {error}");
     }
+    failure
 }

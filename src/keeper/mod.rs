@@ -216,8 +216,8 @@ impl Keeper {
             self.do_due();
             self.try_again();
             self.shared.console.flush();
-            let again = now_ms().saturating_add(messages::AGAIN.as_millis_up());
-            self.talk_due = messages::try_again().then_some(again);
+            let again = messages::try_again();
+            self.talk_due = again.map(|again| now_ms().saturating_add(again.as_millis_up()));
         }
         self.shared.console.finish();
         self.shared.outlets.finish();

@@ -29,10 +29,11 @@ pub fn ends_opm(view: &View<'_>, id: &InstanceId, verdict: &Verdict) -> bool {
         }
 }
 
-/// Whether all other instances of a unit have ended well: only then has the unit.
+/// Whether all other instances of a unit have ended well, or have nothing to do: only then has the unit.
 fn are_others_done(view: &View<'_>, unit: &Unit, id: &InstanceId) -> bool {
     let is_done = |other: &InstanceId| {
-        view.observed.get(other).is_some_and(|instance| instance.phase == Phase::Done)
+        let phase = view.observed.get(other).map(|instance| &instance.phase);
+        matches!(phase, Some(Phase::Done | Phase::Skipped { .. }))
     };
     let all = unit.spec.instance_ids();
     all.iter().all(|other| other == id || !view.wants(other) || is_done(other))

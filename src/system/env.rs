@@ -8,7 +8,8 @@ use std::rc::Rc;
 use crate::model::Gather;
 
 /// Variables by which the program of `opm reexec` has what the one before it had.
-const HANDED_OVER: [&str; 8] = [
+const HANDED_OVER: [&str; 9] = [
+    "OPM_BEGINS_AGAIN",
     "OPM_LOCK_FD",
     "OPM_RUN_LOCK_FD",
     "OPM_LISTEN_FD",

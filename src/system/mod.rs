@@ -54,9 +54,10 @@ pub use sink::{Sink, Write as Written};
 pub use store::{Loaded, Store, decode as decode_saved, encode as encode_saved};
 pub use sys::{
     be_in_background, become_subreaper, bytes_queued, close_on_exec_from, detach, exec_again,
-    forget_environment, has_children, host_name, inherited_listener, is_file, isatty, limits,
-    lower_descriptor_limit, monotonic_now, mount_dev, mount_proc, own_uid, pause, peer_credentials,
-    raise_descriptor_limit, set_inheritable, survive_large_files, take_usual_umask, wall_now,
+    forget_environment, has_children, host_name, inherited_listener, is_asked_to_end, is_file,
+    isatty, limit_of_descriptors, limits, lower_descriptor_limit, monotonic_now, mount_dev,
+    mount_proc, own_uid, pause, peer_credentials, raise_descriptor_limit, set_inheritable,
+    survive_large_files, take_usual_umask, wall_now,
 };
 
 use jiff::tz::TimeZone;

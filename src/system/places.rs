@@ -65,10 +65,10 @@ pub(super) fn left(asked: &Dirs, ledger: &str) -> Option<Dirs> {
     let trusted = noted(asked).filter(|left| is_trusted(&left.state));
     let written = trusted.filter_map(|left| {
         let names = fs::read_dir(&left.run).ok()?.flatten().map(|entry| entry.file_name());
-        let mut of_life = names.filter(|name| {
-            name.to_str().is_some_and(|name| name == ledger || may_be_of_one_life(name, ledger))
-        });
-        let ledger = fs::metadata(left.run.join(of_life.next()?)).ok()?;
+        let names = names.filter_map(|name| name.into_string().ok());
+        let of_life = names.filter(|name| may_be_of_one_life(name, ledger));
+        let nearest = of_life.max_by_key(|name| name == ledger)?;
+        let ledger = fs::metadata(left.run.join(nearest)).ok()?;
         Some((ledger.modified().ok()?, left))
     });
     written.max_by_key(|(at, _)| *at).map(|(_, left)| left)

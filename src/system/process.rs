@@ -107,6 +107,17 @@ pub(super) fn environment_bytes(stat: &str) -> Option<u64> {
     is_there.then(|| end.saturating_sub(begin))
 }
 
+/// Whether a process ends, by the text of its `stat`; and whether that takes long, as where a file system does
+/// not answer.
+pub(super) fn is_ending(stat: &str) -> (bool, bool) {
+    let rest = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
+    let mut fields = rest.split_ascii_whitespace();
+    let state = fields.next().unwrap_or_default();
+    let flags = fields.nth(5).and_then(|flags| flags.parse::<u32>().ok()).unwrap_or(0);
+    let is_ending = flags & PF_EXITING != 0;
+    (is_ending, is_ending && state == "D")
+}
+
 /// How long the machine is up, on the clock of start times.
 fn up() -> Option<Duration> {
     clock_gettime(ClockId::CLOCK_BOOTTIME).map(Duration::from).ok()

@@ -159,12 +159,24 @@ pub(super) fn outcome_of(status: i32) -> Outcome {
 
 /// Whether this process has children, ended ones among them.
 pub fn has_children() -> bool {
+    let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
     // SAFETY: nothing is written where there is no place for it, waitid(2).
-    let result = unsafe {
-        let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
-        libc::waitid(libc::P_ALL, 0, std::ptr::null_mut(), flags)
-    };
+    let result = unsafe { libc::waitid(libc::P_ALL, 0, std::ptr::null_mut(), flags) };
     result == 0 || io::Error::last_os_error().raw_os_error() != Some(libc::ECHILD)
+}
+
+/// Whether one of the signals that end opm came while they are blocked.
+pub fn is_asked_to_end() -> bool {
+    let mut pending = std::mem::MaybeUninit::<libc::sigset_t>::zeroed();
+    // SAFETY: `pending` is a place for one set.
+    if unsafe { libc::sigpending(pending.as_mut_ptr()) } < 0 {
+        return false;
+    }
+    // SAFETY: it was all zeros, which is a set, and sigpending(2) has written over it.
+    let pending = unsafe { pending.assume_init() };
+    // SAFETY: looks at a set.
+    let has = |signal| unsafe { libc::sigismember(&raw const pending, signal) } == 1;
+    has(libc::SIGTERM) || has(libc::SIGINT)
 }
 
 /// Waits, where there is no loop yet that could.
@@ -305,12 +317,18 @@ pub fn survive_large_files() {
 
 /// Raises the soft limit of open descriptors to the hard one. Returns what it was before.
 pub fn raise_descriptor_limit() -> (u64, u64) {
-    use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return (1024, 1024) };
+    use nix::sys::resource::{Resource, setrlimit};
+    let (soft, hard) = limit_of_descriptors();
     if soft < hard && setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_err() {
         log::warn!("cannot raise the limit of open descriptors from {soft}");
     }
     (soft, hard)
+}
+
+/// The limit of open descriptors, soft and hard.
+pub fn limit_of_descriptors() -> (u64, u64) {
+    use nix::sys::resource::{Resource, getrlimit};
+    getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((1024, 1024))
 }
 
 /// Puts the limit of open descriptors back to what it was before it was raised.
@@ -323,8 +341,7 @@ pub fn lower_descriptor_limit((soft, hard): (u64, u64)) {
 
 /// The limit of open descriptors that is in force, and how many numbers there are for processes.
 pub fn limits() -> (u64, u64) {
-    use nix::sys::resource::{Resource, getrlimit};
-    let descriptors = getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(soft, _)| soft);
+    let (descriptors, _) = limit_of_descriptors();
     let numbers = std::fs::read_to_string("/proc/sys/kernel/pid_max");
     let numbers = numbers.ok().and_then(|text| text.trim().parse().ok());
     (descriptors, numbers.unwrap_or(u64::MAX))

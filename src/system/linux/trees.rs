@@ -40,8 +40,8 @@ pub(super) struct Look {
     strays: Strays,
     /// All processes, where those of an earlier supervisor's runs were looked for.
     everybody: Option<Rc<Everybody>>,
-    /// The tree that was signalled last.
-    signalled: Option<(RunId, Vec<Member>)>,
+    /// The tree that was signalled last, and how.
+    signalled: Option<(RunId, Signal, Vec<Member>)>,
 }
 
 /// Our children without a role.
@@ -129,20 +129,18 @@ impl Linux {
     /// Sends a signal to every process of a run. Returns to how many.
     pub(super) fn signal_tree_of(&mut self, run: &RunRef, signal: Signal) -> u32 {
         // To go on is for those that had the signal before.
-        let before = self.look.signalled.take().filter(|(of, _)| *of == run.run);
+        let before = self.look.signalled.take().filter(|(of, ..)| *of == run.run);
         let members = match before.filter(|_| signal == Signal::CONT) {
-            Some((_, members)) => members,
+            Some((_, signal, members)) => {
+                self.note_told(run, signal, &members);
+                members
+            }
             None => self.alone(run).map_or_else(|| self.members(run).living, |member| vec![member]),
         };
         // Whom a signal of a stop does not reach, its kill does.
         let _is_all = self.signal_members(run, &members, signal);
         let reached = u32::try_from(members.len()).unwrap_or(u32::MAX);
-        if ENDING.contains(&signal.number()) {
-            let all = members.iter().map(|member| (member.identity.pid, member.identity.start));
-            let told = Told { signal, all: all.gather() };
-            self.kept(&run.instance, run.run).told = Some(Box::new(told));
-        }
-        self.look.signalled = Some((run.run, members));
+        self.look.signalled = Some((run.run, signal, members));
         reached
     }
 
@@ -245,6 +243,15 @@ impl Linux {
         self.watch_members(run.run, &members, is_short)
     }
 
+    /// A signal that a stop sends is followed by CONT, others are not.
+    fn note_told(&mut self, run: &RunRef, signal: Signal, members: &[Member]) {
+        if ENDING.contains(&signal.number()) {
+            let all = members.iter().map(|member| (member.identity.pid, member.identity.start));
+            let told = Told { signal, all: all.gather() };
+            self.kept(&run.instance, run.run).told = Some(Box::new(told));
+        }
+    }
+
     /// Who came after the signal that was to end all of the run gets it too, before it is killed.
     fn tell_newcomers(&mut self, run: &RunRef, members: &[Member]) {
         let Some(told) = self.runs.get_mut(&run.run).and_then(|kept| kept.told.as_mut()) else {
@@ -253,8 +260,10 @@ impl Linux {
         let is_new = |one: &&Member| told.all.insert((one.identity.pid, one.identity.start));
         let newcomers: Vec<Member> = members.iter().filter(is_new).copied().collect();
         let signal = told.signal;
-        // Whom it does not reach, the kill does.
-        let _is_all = self.signal_members(run, &newcomers, signal);
+        if !newcomers.is_empty() {
+            // Whom it does not reach, the kill does.
+            let _is_all = self.signal_members(run, &newcomers, signal);
+        }
     }
 
     /// Watches for the ends of these processes. Returns how many of them live, and at least one where there may be
