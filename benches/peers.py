@@ -176,7 +176,8 @@ class Run:
         until, before = time.monotonic() + SETTLE_SECONDS, None
         while time.monotonic() < until and before != (now := self.looks()):
             before = now
-            time.sleep(1)
+            # opm looks once more a second after the last start.
+            time.sleep(2)
 
     def looks(self):
         """How often each of its processes was switched to or from; nothing where one ended meanwhile."""
