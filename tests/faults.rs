@@ -6,6 +6,7 @@
 mod common;
 
 use std::fs::File;
+use std::process::Stdio;
 use std::time::Duration;
 
 use common::{OPM, World, in_shell, is_root, skip, watch_for, witness};
@@ -429,4 +430,41 @@ fn steps_of_the_wall_clock_move_no_deadline() {
     world.assert_no_doubles();
     assert_eq!(world.opm(&["stop", "flaps", "talks"]).code, 0);
     assert_idle(&world, world.daemon_pid().unwrap(), "the supervisor");
+}
+
+#[test]
+fn who_does_not_read_the_messages_holds_up_nothing() {
+    let Some(world) = World::new() else { return };
+    world.staying("a", "");
+    let noisy = "restart: {policy: always, delay: 1ms, factor: 1}\n";
+    world.service("noisy", "echo >> noisy.starts; exit 1", noisy);
+    let mut command = world.command(OPM);
+    command.arg("--root").arg(world.root()).args(["run", "units"]);
+    command.stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut opm = command.spawn().unwrap();
+    let mut unread = opm.stderr.take().unwrap();
+    // So little room that few messages fill it.
+    let room = nix::fcntl::fcntl(&unread, nix::fcntl::FcntlArg::F_SETPIPE_SZ(4096)).unwrap();
+    world.until("more messages than there is room for", || {
+        world.starts("noisy") > usize::try_from(room).unwrap() / 40 + 50
+    });
+    world.until_phase("a", "up");
+    let main = world.pid("a").unwrap();
+    world.kill("KILL", main);
+    world.until("the next one", || world.pid("a").is_some_and(|pid| pid != main));
+    // Who reads them later has them all.
+    let reader = std::thread::scope(|scope| {
+        let reader = scope.spawn(|| {
+            let mut text = String::new();
+            std::io::Read::read_to_string(&mut unread, &mut text).unwrap();
+            text
+        });
+        assert_eq!(world.opm(&["shutdown"]).code, 0);
+        reader.join().unwrap()
+    });
+    assert!(opm.wait().unwrap().success());
+    for said in ["a: up", "noisy: command exited 1", "shutting down", "a: down"] {
+        assert!(reader.contains(said), "{said}: {reader}");
+    }
+    assert!(!reader.contains("were lost"), "{reader}");
 }

@@ -11,7 +11,7 @@ mod common;
 
 use std::fs;
 
-use common::{World, witness};
+use common::{OPM, World, witness};
 use serde_json::Value;
 
 const SLEEP: &str = "command: [sleep, '1000']\nlogs: {to: null}\n";
@@ -489,6 +489,10 @@ fn what_is_behind_a_link_that_is_turned_is_the_same_source() {
             world.lines("a.starts").last().is_some_and(|last| last == release)
         });
     }
+    // A path from the root on needs no directory to begin in.
+    let [root, dir] = [world.root(), world.path("current/units")].map(|p| p.display().to_string());
+    let apply = format!("mkdir gone; cd gone; rmdir ../gone; exec {OPM} --root {root} apply {dir}");
+    assert!(world.command("sh").args(["-c", &apply]).status().unwrap().success());
     assert_eq!(world.lines("a.starts"), ["rel1", "rel2"]);
     assert_eq!(world.starts("b"), 1, "nothing of it has changed");
 }

@@ -81,15 +81,9 @@ pub fn read_what_can_be(
 /// the same source as before, and what its units name is looked up anew at each start.
 fn full_path(path: &Path) -> std::io::Result<PathBuf> {
     let metadata = fs::metadata(path)?;
-    let id = |metadata: &Metadata| (metadata.dev(), metadata.ino());
+    let whole = if path.is_absolute() { path.to_owned() } else { here()?.join(path) };
     let mut full = PathBuf::new();
-    // The shell knows by which links it came to where we are.
-    let here = std::env::var_os("PWD").map(PathBuf::from).filter(|here| {
-        let is_here = |found| fs::metadata(".").is_ok_and(|own| id(&own) == id(&found));
-        here.is_absolute() && fs::metadata(here).is_ok_and(is_here)
-    });
-    let here = here.map_or_else(std::env::current_dir, Ok)?;
-    for part in here.join(path).components() {
+    for part in whole.components() {
         match part {
             Component::ParentDir => drop(full.pop()),
             Component::Prefix(_)
@@ -99,8 +93,21 @@ fn full_path(path: &Path) -> std::io::Result<PathBuf> {
         }
     }
     // The parent of what a link leads to is not where the link is.
-    let is_it = fs::metadata(&full).is_ok_and(|found| id(&found) == id(&metadata));
+    let is_it = fs::metadata(&full).is_ok_and(|found| is_same(&found, &metadata));
     if is_it { Ok(full) } else { fs::canonicalize(path) }
+}
+
+/// The working directory, by the links by which the shell came there.
+fn here() -> std::io::Result<PathBuf> {
+    let own = fs::metadata(".")?;
+    let told = std::env::var_os("PWD").map(PathBuf::from).filter(|told| {
+        told.is_absolute() && fs::metadata(told).is_ok_and(|found| is_same(&found, &own))
+    });
+    told.map_or_else(std::env::current_dir, Ok)
+}
+
+fn is_same(one: &Metadata, other: &Metadata) -> bool {
+    (one.dev(), one.ino()) == (other.dev(), other.ino())
 }
 
 fn fail(path: &Path, error: &dyn fmt::Display) -> SystemError {

@@ -46,7 +46,7 @@ impl Lean {
 
     /// Whether to let go of them right before that wait, which needs few of them: they are due, and
     /// are not any more from now on.
-    pub(super) fn is_over(&mut self, now: Monotonic) -> bool {
+    pub(super) fn take_due(&mut self, now: Monotonic) -> bool {
         self.due.take_if(|due| *due <= now).is_some()
     }
 }
@@ -68,16 +68,16 @@ mod tests {
         lean.look(at(900), 1, true);
         lean.look(at(1500), 1, true);
         lean.look(at(2400), 1, false);
-        assert!(!lean.is_over(at(2499)));
+        assert!(!lean.take_due(at(2499)));
         assert_eq!(lean.wake_at(), Some(at(2500)));
-        assert!(lean.is_over(at(2500)));
+        assert!(lean.take_due(at(2500)));
         assert_eq!(lean.wake_at(), None);
-        assert!(!lean.is_over(at(2501)));
+        assert!(!lean.take_due(at(2501)));
         // A restart is no word; an idle opm wakes no more.
         lean.look(at(9000), 1, true);
         assert_eq!(lean.wake_at(), None);
         lean.heard(at(9000));
-        assert!(lean.is_over(at(10_000)));
+        assert!(lean.take_due(at(10_000)));
         // Nor does a change by no client go unseen, such as a schedule that was kept.
         lean.look(at(20_000), 2, true);
         assert_eq!(lean.wake_at(), Some(at(21_000)));

@@ -202,10 +202,11 @@ impl Daemon {
         // A signal that interrupts the wait has made its descriptor readable, or means nothing.
         loop {
             let now = self.supervisor.system().now();
-            let lets_go = self.lean.is_over(now);
-            let timeout = self
-                .wake_at()
-                .map(|at| std::time::Duration::from_millis(at.since(now).as_millis_up()));
+            let lets_go = self.lean.take_due(now);
+            let talk = messages::try_again().map(|again| now.after(again));
+            let timeout = self.wake_at().into_iter().chain(talk).min();
+            let timeout =
+                timeout.map(|at| std::time::Duration::from_millis(at.since(now).as_millis_up()));
             if lets_go {
                 crate::system::become_lean();
             }
@@ -252,8 +253,7 @@ impl Daemon {
         // Without a socket no client wakes us.
         let again = self.unmade.as_ref().map(|_| now.after(MAKE_AGAIN));
         let lean = self.lean.wake_at();
-        let talk = messages::try_again().map(|again| now.after(again));
-        [self.supervisor.wake_at(), waits, looks, again, lean, talk].into_iter().flatten().min()
+        [self.supervisor.wake_at(), waits, looks, again, lean].into_iter().flatten().min()
     }
 
     fn turn(&mut self, events: Vec<crate::model::Event>) {
